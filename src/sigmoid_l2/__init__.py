@@ -1,0 +1,25 @@
+"""f(W, x) = ||sigmoid(W x)||^2 and both gradients for large batches of pairs, in one fused pass."""
+
+from sigmoid_l2.api import Grad, ValueAndGrad, grad, value, value_and_grad
+from sigmoid_l2.backends import BackendInfo, BackendUnavailableError, backends, show_config
+from sigmoid_l2.check import ArrayCheck, GradCheck, check_grad
+from sigmoid_l2.tracing import Trace, trace
+from sigmoid_l2.version import __version__
+
+__all__ = [
+    "ArrayCheck",
+    "BackendInfo",
+    "BackendUnavailableError",
+    "Grad",
+    "GradCheck",
+    "Trace",
+    "ValueAndGrad",
+    "__version__",
+    "backends",
+    "check_grad",
+    "grad",
+    "show_config",
+    "trace",
+    "value",
+    "value_and_grad",
+]

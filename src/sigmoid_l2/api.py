@@ -1,0 +1,99 @@
+"""The public calls: one batch in, loss and gradients out."""
+
+from typing import Any, NamedTuple
+
+from sigmoid_l2.backends import choose
+from sigmoid_l2.execute import execute
+from sigmoid_l2.problem import validate, validate_out
+
+
+class ValueAndGrad(NamedTuple):
+    """What ``value_and_grad`` returns."""
+
+    loss: Any  # (...)
+    dW: Any  # the shape of W
+    dx: Any  # the shape of x
+
+
+class Grad(NamedTuple):
+    """What ``grad`` returns."""
+
+    dW: Any  # the shape of W
+    dx: Any  # the shape of x
+
+
+def value_and_grad(W: Any, x: Any, *, out: Any = None, backend: str = "auto", stream: Any = None) -> ValueAndGrad:
+    """Compute f(W, x) = ||sigmoid(W x)||^2 and both of its gradients for every pair of a batch.
+
+    Parameters
+    ----------
+    W : array (..., m, n)
+        NumPy or CuPy array, or array-like. Any strides, either byte order; m, n >= 1.
+    x : array (..., n) or (..., n, 1)
+        The same leading (batch) shape as W, which may be (). In the same place as W.
+    out : tuple of three arrays (loss, dW, dx), optional
+        Where to put the results: of the shapes and dtype below and the inputs' kind, sharing memory with nothing.
+        The same objects are returned, and nothing of batch size is allocated.
+    backend : str
+        "auto": where the arrays are, the fastest there (or what the environment variable SIGMOID_L2_BACKEND says).
+        "cpu", "gpu": a preference; "gpu" falls back to the CPU where there is no GPU.
+        "numpy", "numba", "numba-cuda", "cupy": that one or an error. Host arrays are carried to a GPU and back in
+        bounded pieces.
+    stream : CuPy or numba stream, or integer handle, optional
+        The CUDA stream to run on; by default CuPy's current one. With CUDA arrays the call is asynchronous on it.
+        CPU backends ignore it.
+
+    Returns
+    -------
+    ValueAndGrad
+        ``loss`` (...), ``dW`` of W's shape, ``dx`` of x's shape, of the same kind (and on the same device) as the
+        inputs, in their common dtype: float32 or float64 by NumPy's promotion, float64 for integers and bool.
+        float16 is accepted by the backend "numpy". B = 0 pairs give empty results.
+
+    Raises
+    ------
+    TypeError
+        W and x in different places; a dtype, masked array or CUDA array of a kind that is not supported.
+    ValueError
+        Shapes that do not fit, with both shapes; an unusable ``out`` (before anything is written); an unknown backend.
+    BackendUnavailableError
+        The backend asked for cannot run here, with every reason and the fix.
+
+    Notes
+    -----
+    With q = W x, s = sigmoid(q), g = 2 s**2 (1 - s): loss = sum(s**2), dW = g x^T, dx = W^T g. 1 - s is computed
+    without cancellation, so the gradients are right in the tails. NaN in a pair gives NaN in that pair's results alone.
+    A pair's result does not depend, to the last bit, on the batch around it or the number of threads.
+
+    Examples
+    --------
+    >>> import numpy as np, sigmoid_l2 as sl2
+    >>> loss, dW, dx = sl2.value_and_grad(np.zeros((5, 3, 2)), np.ones((5, 2)))
+    >>> loss.shape, dW.shape, dx.shape
+    ((5,), (5, 3, 2), (5, 2))
+    """
+    return ValueAndGrad(*_call(("loss", "dW", "dx"), W, x, out, backend, stream))
+
+
+def value(W: Any, x: Any, *, out: Any = None, backend: str = "auto", stream: Any = None) -> Any:
+    """Compute the loss f(W, x) = ||sigmoid(W x)||^2 alone, (...), for every pair; ``out`` is one array.
+
+    Parameters, dtypes and errors are those of ``value_and_grad``.
+    """
+    return _call(("loss",), W, x, None if out is None else (out,), backend, stream)[0]
+
+
+def grad(W: Any, x: Any, *, out: Any = None, backend: str = "auto", stream: Any = None) -> Grad:
+    """Compute both gradients for every pair, without the loss; ``out`` is (dW, dx).
+
+    Parameters, dtypes and errors are those of ``value_and_grad``.
+    """
+    return Grad(*_call(("dW", "dx"), W, x, out, backend, stream))
+
+
+def _call(names: tuple[str, ...], W: Any, x: Any, out: Any, backend: str, stream: Any) -> tuple[Any, ...]:
+    problem = validate(W, x)
+    if out is not None:
+        validate_out(problem, names, out)
+    chosen = choose(problem, backend)
+    return execute(problem, names, out, chosen, stream)

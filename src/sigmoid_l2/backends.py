@@ -1,0 +1,198 @@
+"""The ordered table of backends, why each is or is not available here, and which one a call gets."""
+
+import difflib
+import importlib
+import importlib.util
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from sigmoid_l2.problem import Device, Problem
+from sigmoid_l2.threads import num_threads
+from sigmoid_l2.version import __version__
+
+ENVIRONMENT_VARIABLE = "SIGMOID_L2_BACKEND"
+PREFERENCES = ("auto", "cpu", "gpu")
+_INSTALL_GPU = "pip install 'sigmoid-l2[cuda13]' (or [cuda12], to match the driver)"
+
+
+class BackendUnavailableError(RuntimeError):
+    """No backend that was asked for can run here; the message has every reason and the fix."""
+
+
+@dataclass(frozen=True)
+class BackendInfo:
+    """What ``backends()`` tells about one backend; ``reasons`` is empty where it is available."""
+
+    name: str
+    device: Device
+    available: bool
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One way to compute a batch: the module of its kernel, where it runs, what it accepts and how to ask for it."""
+
+    name: str
+    device: Device
+    module: str
+    dtypes: tuple[str, ...]
+    probe: Callable[[], None]  # raises _NotAvailableError where the backend cannot run
+
+    def kernel(self) -> Any:
+        """The module whose ``fused`` keeps the contract of ``sigmoid_l2.kernels``."""
+        return importlib.import_module(self.module)
+
+    def reasons(self, dtype: np.dtype[Any] | None = None) -> tuple[str, ...]:
+        """Why the backend cannot compute (in ``dtype``, where given) here; empty where it can."""
+        error = _probe(self)
+        reasons = [str(error)] if error else []
+        if dtype is not None and dtype.name not in self.dtypes:
+            reasons.append(
+                f"it computes in {' and '.join(self.dtypes)}, not in {dtype.name}: "
+                "convert W and x, or use backend='numpy'"
+            )
+        return tuple(reasons)
+
+
+class _NotAvailableError(Exception):
+    """One sentence: why a backend cannot run here, and the fix."""
+
+
+def _import(module: str, package: str, fix: str) -> Any:
+    if importlib.util.find_spec(package) is None:
+        raise _NotAvailableError(f"{package} is not installed: {fix}")
+    try:
+        return importlib.import_module(module)
+    except Exception as error:  # a broken installation raises anything: it must not take the other backends along
+        raise _NotAvailableError(
+            f"importing {module} failed with {type(error).__name__}: {error}; reinstall it: {fix}"
+        ) from error
+
+
+def _require_device(library: str, is_available: Callable[[], bool]) -> None:
+    fix = "check that nvidia-smi lists a GPU and that its driver is recent enough"
+    try:
+        found = is_available()
+    except Exception as error:  # a driver too old for the library, for one
+        raise _NotAvailableError(f"{library} cannot use the CUDA driver ({error}): {fix}") from error
+    if not found:
+        raise _NotAvailableError(f"{library} finds no CUDA device: {fix}")
+
+
+def _probe_numpy() -> None:
+    pass
+
+
+def _probe_numba() -> None:
+    _import("numba", "numba", "pip install numba")
+
+
+def _probe_numba_cuda() -> None:
+    _import("numba", "numba", "pip install numba")
+    cuda = _import("numba.cuda", "numba_cuda", _INSTALL_GPU)
+    _require_device("numba-cuda", cuda.is_available)
+
+
+def _probe_cupy() -> None:
+    cupy = _import("cupy", "cupy", _INSTALL_GPU)
+    _require_device("CuPy", cupy.cuda.is_available)
+
+
+# In the order of preference among those that live where the arrays do.
+BACKENDS = (
+    Backend("numba", "cpu", "sigmoid_l2.kernels.cpu_numba", ("float32", "float64"), _probe_numba),
+    Backend("numpy", "cpu", "sigmoid_l2.kernels.reference", ("float16", "float32", "float64"), _probe_numpy),
+    Backend("cupy", "cuda", "sigmoid_l2.kernels.cuda_cupy", ("float32", "float64"), _probe_cupy),
+    Backend("numba-cuda", "cuda", "sigmoid_l2.kernels.cuda_numba", ("float32", "float64"), _probe_numba_cuda),
+)
+NAMES = tuple(backend.name for backend in BACKENDS)
+
+
+@cache
+def _probe(backend: Backend) -> _NotAvailableError | None:
+    try:
+        backend.probe()
+    except _NotAvailableError as error:
+        return error
+    return None
+
+
+def backends() -> tuple[BackendInfo, ...]:
+    """Every backend: where it runs, whether it can run here, and if not, the reasons with the fix for each.
+
+    Asking imports numba and cupy where they are installed.
+    """
+    return tuple(BackendInfo(b.name, b.device, not b.reasons(), b.reasons()) for b in BACKENDS)
+
+
+def choose(problem: Problem, backend: str) -> Backend:
+    """The backend that computes ``problem`` when the user asks for ``backend``.
+
+    Raises ValueError for an unknown name, TypeError for CUDA arrays and a CPU backend, BackendUnavailableError where
+    nothing that was asked for can run.
+    """
+    name = _resolve(backend)
+    if problem.device == "cuda":
+        candidates = [b for b in BACKENDS if b.device == "cuda" and name in (*PREFERENCES, b.name)]
+        if not candidates or name == "cpu":
+            raise TypeError(
+                f"backend {name!r} computes in host memory, but W and x are on a CUDA device; "
+                "pass cupy.asnumpy(W) and cupy.asnumpy(x), or use backend='auto'"
+            )
+    else:
+        order = {"auto": ("cpu",), "cpu": ("cpu",), "gpu": ("cuda", "cpu")}
+        if name in order:
+            candidates = [b for device in order[name] for b in BACKENDS if b.device == device]
+        else:
+            candidates = [b for b in BACKENDS if b.name == name]
+    for candidate in candidates:
+        if not candidate.reasons(problem.dtype):
+            return candidate
+    raise BackendUnavailableError(_why_none(problem, name, candidates)) from _probe(candidates[0])
+
+
+def _resolve(backend: str) -> str:
+    """The name to go by: the caller's, or for "auto" that of the environment variable where it is set."""
+    source = "backend"
+    if backend == "auto" and os.environ.get(ENVIRONMENT_VARIABLE):
+        backend, source = os.environ[ENVIRONMENT_VARIABLE], f"the environment variable {ENVIRONMENT_VARIABLE}"
+    known = (*PREFERENCES, *NAMES)
+    if backend not in known:
+        close = difflib.get_close_matches(str(backend), known, n=1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        raise ValueError(f"{source} must be one of {', '.join(map(repr, known))}, not {backend!r}{hint}")
+    return backend
+
+
+def _why_none(problem: Problem, name: str, candidates: Iterable[Backend]) -> str:
+    where = {"cpu": "in host memory", "cuda": "on a CUDA device"}[problem.device]
+    lines = [
+        f"backend {name!r} cannot compute W {tuple(problem.W.shape)} and x {problem.shape('dx')}, "
+        f"{problem.dtype.name}, {where}:"
+    ]
+    lines += [f"  {b.name}: {reason}" for b in candidates for reason in b.reasons(problem.dtype)]
+    return "\n".join(lines)
+
+
+def show_config() -> None:
+    """Print the versions in use and every backend with its state; the same as ``backends()``, for people."""
+    print(f"sigmoid-l2 {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")
+    infos = backends()  # imports what is installed
+    versions = {name: getattr(sys.modules.get(name), "__version__", None) for name in ("numpy", "numba", "cupy")}
+    print(", ".join(f"{name} {version or '-'}" for name, version in versions.items()))
+    print(f"CPU threads: {num_threads()}")
+    default = os.environ.get(ENVIRONMENT_VARIABLE)
+    print(f"default backend: {f'{default} (from {ENVIRONMENT_VARIABLE})' if default else 'auto'}\n")
+    print(f"{'backend':<12}{'device':<8}state")
+    for info in infos:
+        print(f"{info.name:<12}{info.device:<8}{'available' if info.available else 'not available'}")
+        for reason in info.reasons:
+            print(f"{'':20}{reason}")

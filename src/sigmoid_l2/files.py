@@ -1,0 +1,179 @@
+"""Reading W and x from files, and writing results so that nobody ever finds a half-written one."""
+
+import errno
+import json
+import os
+import secrets
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+class InputError(Exception):
+    """A file does not hold what is asked of it. The message is one line: which file, and what is wrong with it."""
+
+
+def read_pair(paths: Sequence[str | Path]) -> tuple[Array, Array]:
+    """Read W and x, of whatever shapes and numeric dtypes the files hold.
+
+    ``paths`` is one .npz file with the arrays W and x, one .json file with the keys W and x (nested lists of
+    numbers), or two .npy files, W first. The content decides which it is, not the name. The arrays of .npy files are
+    read-only memory maps. Whether W and x fit together is not checked here.
+
+    Raises InputError for every way in which a file can be bad; pickled objects are never loaded.
+    """
+    arrays = read_arrays(paths)
+    return arrays["W"], arrays["x"]
+
+
+def read_arrays(paths: Sequence[str | Path], optional: Sequence[str] = ()) -> dict[str, Array]:
+    """Read W and x as ``read_pair`` does, and those of the arrays named in ``optional`` that an .npz or .json holds."""
+    files = [Path(path) for path in paths]
+    formats = [_format(file) for file in files]
+    match formats:
+        case ["npz"]:
+            return _read_npz(files[0], optional)
+        case ["json"]:
+            return _read_json(files[0], optional)
+        case ["npy", "npy"]:
+            return {"W": _read_npy(files[0]), "x": _read_npy(files[1])}
+        case ["npy"]:
+            raise InputError(f"{files[0]}: an .npy file holds one array; give two of them, W first, then x")
+    given = ", ".join(f"{file} (.{kind})" for file, kind in zip(files, formats, strict=True))
+    raise InputError(f"give one .npz or .json file, or two .npy files (W first, then x); got {given or 'none'}")
+
+
+def check_output(path: str | Path) -> None:
+    """Raise OSError if ``write_npz(path, ...)`` could not even begin, so that no long computation is lost to it."""
+    path = Path(path)
+    with _errors_name(path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "is a directory; the name of a file is needed")
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EINVAL, "is not a regular file")
+        if not path.parent.is_dir():
+            raise FileNotFoundError(errno.ENOENT, f"there is no directory {path.parent}")
+        # Permission bits do not tell about read-only file systems and quotas: only creating a file does.
+        temporary = _temporary_beside(path)
+        temporary.open("xb").close()
+        temporary.unlink()
+
+
+def write_npz(path: str | Path, arrays: Mapping[str, Any]) -> None:
+    """Write ``arrays`` (any shapes and dtypes) as an .npz file whose name is exactly ``path``: all of it, or nothing.
+
+    The file appears under its name only when every byte is on the disk; until then a file that was there before
+    stays as it was. Raises OSError, with ``path`` as its file name.
+    """
+    path = Path(path)
+    temporary = _temporary_beside(path)
+    try:
+        with _errors_name(path):
+            # Not tempfile: its files have mode 0600, where the user's umask should decide.
+            with temporary.open("xb") as file:
+                np.savez(file, **arrays)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(os.path.realpath(path))
+    finally:  # whatever happened, Ctrl-C included; after a success there is nothing left to remove
+        temporary.unlink(missing_ok=True)
+
+
+def _temporary_beside(path: Path) -> Path:
+    """A new name in the directory of the file that ``path`` leads to: replacing works within one file system only."""
+    return Path(os.path.realpath(path)).parent / f".sigmoid-l2-{secrets.token_hex(8)}.tmp"
+
+
+@contextmanager
+def _errors_name(path: Path) -> Iterator[None]:
+    """Make every OSError name the file that the user asked for, which errors of a write or a temporary file do not."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, f"cannot be written: {error.strerror or error}", str(path)) from error
+
+
+@contextmanager
+def _reading(path: Path, problem: str) -> Iterator[None]:
+    """Turn whatever a reader raises into an InputError that names the file.
+
+    Whatever, because damaged bytes make NumPy and zipfile raise nearly anything: BadZipFile, zlib.error, EOFError,
+    NotImplementedError, SyntaxError, OverflowError, MemoryError for a shape that no memory can hold...
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        detail = error.strerror if isinstance(error, OSError) else None  # without "[Errno 2]" and the path again
+        detail = detail or " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{path}: {problem}: {detail}") from error
+
+
+def _format(path: Path) -> str:
+    """Return "npz", "npy" or "json"; InputError for everything else."""
+    with _reading(path, "cannot be read"):
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise InputError(f"{path}: is a directory, not a file")
+        if not stat.S_ISREG(mode):
+            raise InputError(f"{path}: is not a regular file")
+        with path.open("rb") as file:
+            start = file.read(16)
+    if not start:
+        raise InputError(f"{path}: the file is empty")
+    if start.startswith((b"PK\x03\x04", b"PK\x05\x06")):  # a zip archive, the latter of no members
+        return "npz"
+    if start.startswith(np.lib.format.MAGIC_PREFIX):
+        return "npy"
+    if path.suffix.lower() == ".json" or start.lstrip().startswith(b"{"):
+        return "json"
+    named = f"named {path.suffix}" if path.suffix else "without a suffix"
+    raise InputError(f"{path}: not an .npz, .npy or .json file, but a file {named} that begins with {start!r}")
+
+
+def _read_npy(path: Path) -> Array:
+    with _reading(path, "damaged or unsupported .npy file"):
+        array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
+        return array
+
+
+def _read_npz(path: Path, optional: Sequence[str]) -> dict[str, Array]:
+    arrays = {}
+    # NumPy leaves a file that it opened itself open where the archive turns out to be damaged.
+    with _reading(path, "damaged .npz file"), path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        for name in _wanted(path, archive.files, optional):
+            with _reading(path, f"damaged or unsupported array {name}"):
+                arrays[name] = archive[name]
+            if not isinstance(arrays[name], np.ndarray):  # NumPy gives a member that is no .npy as bytes
+                raise InputError(f"{path}: {name} is not an array")
+    return arrays
+
+
+def _read_json(path: Path, optional: Sequence[str]) -> dict[str, Array]:
+    with _reading(path, "invalid JSON"):
+        content = json.loads(path.read_bytes())
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: must hold an object with the keys W and x, not a {type(content).__name__}")
+    arrays = {}
+    for name in _wanted(path, list(content), optional):
+        with _reading(path, f"{name} is not a rectangular array"):
+            arrays[name] = np.asarray(content[name])
+        if arrays[name].dtype.kind not in "biuf":
+            raise InputError(f"{path}: {name} holds something that is not a number, or one that no dtype can hold")
+    return arrays
+
+
+def _wanted(path: Path, present: Sequence[str], optional: Sequence[str]) -> list[str]:
+    for name in ("W", "x"):
+        if name not in present:
+            there = ", ".join(present[:10]) + (", ..." if len(present) > 10 else "")
+            raise InputError(f"{path}: has no {name}; the names in it are: {there or '(none)'}")
+    return ["W", "x", *(name for name in optional if name in present)]
