@@ -46,8 +46,8 @@ def validate(W: Any, x: Any) -> Problem:
     Raises TypeError for a wrong kind of array or dtype and for W and x in different places, ValueError for
     shapes that do not fit. Nothing is copied except an array-like (a nested list), which becomes an array.
     """
-    device_W, W = _as_array("W", W)
-    device_x, x = _as_array("x", x)
+    device_W, W = as_array("W", W)
+    device_x, x = as_array("x", x)
     if device_W != device_x:
         where = {"cpu": "in host memory", "cuda": "on a CUDA device"}
         raise TypeError(
@@ -82,7 +82,7 @@ def validate_out(problem: Problem, names: Sequence[str], out: Any) -> None:
         checked.append((name, array))
 
 
-def _as_array(name: str, a: Any) -> tuple[Device, Any]:
+def as_array(name: str, a: Any) -> tuple[Device, Any]:
     if isinstance(a, np.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array, whose mask has no meaning here; pass {name}.filled(value)")
     cupy = sys.modules.get("cupy")  # an array of CuPy's exists only where cupy is imported already
@@ -156,10 +156,10 @@ def _check_output(problem: Problem, name: str, array: Any) -> None:
 
 def _overlaps_itself(a: Any) -> bool:
     """Whether two elements of ``a`` may share memory. Sufficient for every view that slicing and transposing make."""
+    if a.size == 0:
+        return False
     extent = a.itemsize
     for size, stride in sorted(zip(a.shape, a.strides, strict=True), key=lambda axis: abs(axis[1])):
-        if size == 0:
-            return False
         if size > 1:
             if abs(stride) < extent:
                 return True
