@@ -1,0 +1,40 @@
+"""One line: how fast this machine computes a million 3x3 pairs, beside a plain copy of the same bytes."""
+
+import argparse
+
+from measure import Case, Workload, interleaved
+
+import sigmoid_l2 as sl2
+
+
+def best_backend() -> str:
+    """A GPU backend where one is available, else the fastest on the CPU; both in the library's order of preference."""
+    available = [info for info in sl2.backends() if info.available]
+    return min(available, key=lambda info: info.device != "cuda").name
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--batch", type=int, default=1_000_000, metavar="B", help="pairs (default 1000000)")
+    parser.add_argument("--shape", type=int, nargs=2, default=(3, 3), metavar=("M", "N"), help="of W (default 3 3)")
+    parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
+    parser.add_argument("--backend", default=None, help="default: the best one available here")
+    parser.add_argument("--repeats", type=int, default=21)
+    args = parser.parse_args()
+
+    case = Case(args.backend or best_backend(), args.dtype, *args.shape, args.batch)
+    work = Workload(case)
+    work.check()
+    median = interleaved({"call": work.call, "copy": work.copy}, args.repeats)
+    rate = case.traffic / median["call"] / 1e9
+    print(
+        f"{case.B:,} random {case.m}x{case.n} {case.dtype} pairs, loss, dW and dx on backend {case.backend!r}:\n"
+        f"{median['call'] * 1e3:.2f} ms, {case.B / median['call'] / 1e6:,.0f} million pairs/s, {rate:.1f} GB/s, "
+        f"{median['copy'] / median['call']:.2f} of the speed of a plain copy of the same {case.traffic / 1e6:.0f} MB "
+        f"({case.traffic / median['copy'] / 1e9:.1f} GB/s)"
+    )
+
+
+if __name__ == "__main__":
+    main()
