@@ -67,14 +67,14 @@ class _NotAvailableError(Exception):
 
 
 def _import(module: str, package: str, fix: str) -> Any:
-    if importlib.util.find_spec(package) is None:
-        raise _NotAvailableError(f"{package} is not installed: {fix}")
     try:
-        return importlib.import_module(module)
+        if importlib.util.find_spec(package) is not None:
+            return importlib.import_module(module)
     except Exception as error:  # a broken installation raises anything: it must not take the other backends along
         raise _NotAvailableError(
             f"importing {module} failed with {type(error).__name__}: {error}; reinstall it: {fix}"
         ) from error
+    raise _NotAvailableError(f"{package} is not installed: {fix}")
 
 
 def _require_device(library: str, is_available: Callable[[], bool]) -> None:

@@ -1,20 +1,16 @@
-"""``check_grad``: is a gradient written by hand right, and if not, which mistakes made it?
+"""``check_grad``: is a gradient written by hand right, and if not, how is it wrong?"""
 
-A recipe is the right computation with some mistakes in it. Every recipe is computed, and the one with the fewest
-mistakes that gives the given values explains them.
-"""
-
-import itertools
 import math
+import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from sigmoid_l2.kernels.reference import sigmoid_and_complement
+from sigmoid_l2.mistakes import Pairs, name_mistakes, same_values, true_gradient
 from sigmoid_l2.problem import as_array, validate
 
 Array = npt.NDArray[Any]
@@ -50,18 +46,26 @@ class ArrayCheck:
             return
         yield f"{self.name}: WRONG"
         if self.wrong:
-            yield (
-                f"  {self.wrong} of {self.true.size} values; the worst at {self.index}: given {self.given_value:.6g}, "
-                f"true {self.true_value:.6g}, relative error {self.max_relative_error:.2g}"
+            yield _wrap(
+                "  ",
+                f"{self.wrong} of {self.true.size} values; the worst at {self.index}: given {self.given_value:.6g}, "
+                f"true {self.true_value:.6g}, relative error {self.max_relative_error:.2g}",
             )
         for mistake in self.mistakes:
-            yield textwrap.fill(mistake, _WIDTH, initial_indent="  - ", subsequent_indent="    ")
+            yield _wrap("  - ", mistake)
         if not self.mistakes:
-            yield "  No known mistake explains it. Check values that are not rounded, and compare each of your"
-            yield "  steps with print(trace(W, x))."
+            yield _wrap(
+                "  ",
+                "No known mistake explains it. Check values that are not rounded, and compare each of your steps with "
+                "print(trace(W, x)).",
+            )
         if self.true.size <= _SMALL:
             yield f"  the true {self.name}:"
             yield textwrap.indent(np.array2string(self.true, precision=6, max_line_width=_WIDTH - 6), "      ")
+
+
+def _wrap(indent: str, text: str) -> str:
+    return textwrap.fill(text, _WIDTH, initial_indent=indent, subsequent_indent=" " * len(indent))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -117,7 +121,7 @@ def check_grad(W: Any, x: Any, *, dW: Any = None, dx: Any = None, rtol: float = 
     W = _host(problem.device, problem.W).reshape(-1, problem.m, problem.n)
     x = _host(problem.device, problem.x).reshape(-1, problem.n)
     with np.errstate(all="ignore"):
-        pairs = _Pairs.of(W.astype(np.float64), x.astype(np.float64))
+        pairs = Pairs.of(W.astype(np.float64), x.astype(np.float64))
         return GradCheck(
             None if dW is None else _check("dW", dW, problem.shape("dW"), pairs, rtol),
             None if dx is None else _check("dx", dx, problem.shape("dx"), pairs, rtol),
@@ -125,22 +129,17 @@ def check_grad(W: Any, x: Any, *, dW: Any = None, dx: Any = None, rtol: float = 
 
 
 def _host(device: str, a: Any) -> Array:
-    return np.asarray(a.get() if device == "cuda" else a)
+    return np.asarray(sys.modules["cupy"].asnumpy(a) if device == "cuda" else a)
 
 
-def _same(a: Array, b: Array) -> npt.NDArray[np.bool_]:
-    return np.asarray((a == b) | (np.isnan(a) & np.isnan(b)))
-
-
-def _check(name: str, a: Any, shape: tuple[int, ...], pairs: "_Pairs", rtol: float) -> ArrayCheck:
+def _check(name: str, a: Any, shape: tuple[int, ...], pairs: Pairs, rtol: float) -> ArrayCheck:
     given = _host(*as_array(name, a))
     dtype = given.dtype if given.dtype.kind == "f" else np.dtype(np.float64)
     given = given.astype(np.float64)
-    right = _Recipe((), _FORMS[name][0][1], _CHAINS[0])
-    values, allowed = (v.reshape(shape) for v in right.exact(pairs, rtol, dtype))
+    values, allowed = (v.reshape(shape) for v in true_gradient(name, pairs, rtol, dtype))
     ok, wrong, error, index = False, None, None, None
     if given.shape == shape:
-        same = _same(given, values)
+        same = same_values(given, values)
         difference = np.where(same, 0, np.abs(given - values))
         beyond = np.where(same, 0, np.nan_to_num(difference / allowed, nan=np.inf, posinf=np.inf))
         wrong = int((beyond > 1).sum())
@@ -159,258 +158,6 @@ def _check(name: str, a: Any, shape: tuple[int, ...], pairs: "_Pairs", rtol: flo
         index=index,
         given_value=None if index is None else float(given[index]),
         true_value=None if index is None else float(values[index]),
-        mistakes=() if ok else _mistakes(name, given, values, pairs, rtol, dtype),
+        mistakes=() if ok else name_mistakes(name, given, values, pairs, rtol, dtype),
         true=values,
     )
-
-
-def _mistakes(
-    name: str, given: Array, true: Array, pairs: "_Pairs", rtol: float, dtype: np.dtype[Any]
-) -> tuple[str, ...]:
-    broken = np.argwhere(~np.isfinite(given) & np.isfinite(true)) if given.shape == true.shape else np.array([])
-    if broken.size:
-        return (
-            f"{len(broken)} of {given.size} values are NaN or infinite, the first at {tuple(broken[0].tolist())}: look "
-            "for a division by zero, an overflow of exp, or a value never computed",
-        )
-    found = _explain(name, given, true, pairs, rtol, dtype)
-    if given.shape == true.shape:
-        return found or ((_ZERO,) if not given.any() else ())
-    shape = f"wrong shape {given.shape} instead of {true.shape}: "
-    if found == ():
-        return (f"{shape}the values are right; give them the right shape with .reshape{true.shape}",)
-    return (f"{shape}a gradient has exactly the shape of its input, here of {name[1]}", *(found or ()))
-
-
-# An explanation is believed where fewer wrong gradients than this would fit it, or one of those tried before it, by
-# chance. Measured on 3x3 gradients rounded to 3 digits: 5 of 6 combinations of mistakes are found; of gradients that
-# are wrong in other ways, none gets a false name where they are random, 1 in 40 where they are the true one times a
-# random constant. One or two digits rarely hold enough to name anything.
-_CHANCE = 1e-2
-
-_EXTRA_2 = "an extra factor 2: the only 2 is the one in df/ds = 2s; take the other out"
-_MISSING_2 = "the factor 2 is missing: f is the sum of s², so df/ds = 2s; put it in"
-_TWICE = "df/ds = 2s is applied twice: the chain has each factor once, g = df/ds · ds/dq = 2s · s(1 - s)"
-_NO_DS = "df/ds = 2s is left out: the chain has each factor once, g = df/ds · ds/dq = 2s · s(1 - s)"
-_NO_DQ = "ds/dq = s(1 - s) is left out: the chain has each factor once, g = df/ds · ds/dq = 2s · s(1 - s)"
-_NO_COMPLEMENT = "(1 - s) is missing: the derivative of the sigmoid is ds/dq = s(1 - s); put it in"
-_SIGN = "the opposite sign: the gradient points to where f grows; take the minus out"
-_TRANSPOSED = "dW is transposed, x gᵀ instead of g xᵀ: row i belongs to g_i; use np.outer(g, x)"
-_NO_OUTER = "elementwise product of g and x instead of the outer product g xᵀ; use np.outer(g, x)"
-_ELEMENTWISE = "elementwise product with Wᵀ instead of the matrix product Wᵀ g, which sums over i; use W.T @ g"
-_NO_TRANSPOSE = "W instead of Wᵀ: dx_j is the sum over i of W_ij g_i, along a column of W; use W.T @ g"
-_CANCELS = "1 - s is computed by subtraction, which cancels where q is large; use 1 / (1 + exp(q)) for it"
-_ZERO = "every value is 0: not computed, or rounded away"
-
-
-class _Pairs(NamedTuple):
-    """The right intermediates of a batch, in float64."""
-
-    W: Array  # (B, m, n)
-    x: Array  # (B, n)
-    q: Array  # (B, m)
-    s: Array  # (B, m)
-    c: Array  # (B, m)     1 - s
-    q_size: Array  # (B, m)     sum over j of |W_ij x_j|
-
-    @classmethod
-    def of(cls, W: Array, x: Array) -> "_Pairs":
-        q = (W @ x[:, :, None])[:, :, 0]
-        return cls(W, x, q, *sigmoid_and_complement(q), (np.abs(W) @ np.abs(x)[:, :, None])[:, :, 0])
-
-    def first(self, count: int | None) -> "_Pairs":
-        return _Pairs(*(a[:count] for a in self))
-
-
-class _Chain(NamedTuple):
-    """One way to compute g, factor · (2s)^ds · s^a · (1 - s)^c, and the mistakes in it."""
-
-    mistakes: tuple[str, ...]
-    factor: float
-    ds: int
-    a: int
-    c: int
-
-    def g(self, s: Array, c: Array) -> Array:
-        return np.asarray(self.factor * (2 * s) ** self.ds * s**self.a * c**self.c)
-
-    def spread(self, s: Array, c: Array) -> Array:
-        """How far g may be off, in units of u, where every intermediate is rounded and so off by up to u.
-
-        To first order, and for every order of the multiplications: q and s act through dg/ds, then come ds/dq, the
-        product of two factors where there are three, and g itself.
-        """
-        factor, power = abs(self.factor), self.ds + self.a
-        slope = power * s ** max(power - 1, 0) * c**self.c - self.c * s**power
-        by_s = factor * 2**self.ds * np.abs(slope) * (1 + s * c)
-        by_ds_dq = factor * (2 * s) ** self.ds * self.a
-        by_product = factor * 2 * s * (self.ds == 2)
-        return np.asarray(by_s + by_ds_dq + by_product + max(factor, 1))
-
-
-# The first is right. The last, combined with the others, would be what they are together, and could not be told apart.
-_CHAINS = (
-    *(
-        _Chain(two + twice + complement + sign, factor * plus, ds, 1, c)
-        for (factor, two), (ds, twice), (c, complement), (plus, sign) in itertools.product(
-            ((1.0, ()), (2.0, (_EXTRA_2,)), (0.5, (_MISSING_2,))),
-            ((1, ()), (2, (_TWICE,)), (0, (_NO_DS,))),
-            ((1, ()), (0, (_NO_COMPLEMENT,))),
-            ((1, ()), (-1, (_SIGN,))),
-        )
-    ),
-    _Chain((_NO_DQ,), 1.0, 1, 0, 0),
-)
-
-# How a gradient is made of W (B, m, n), x (B, n) and g (B, m); linear in each. The first is right; another raises
-# ValueError where its shapes do not broadcast, as the user's program would.
-_Form = Callable[[Array, Array, Array], Array]
-_FORMS: dict[str, tuple[tuple[tuple[str, ...], _Form], ...]] = {
-    "dW": (
-        ((), lambda W, x, g: g[:, :, None] * x[:, None, :]),
-        ((_TRANSPOSED,), lambda W, x, g: x[:, :, None] * g[:, None, :]),
-        ((_NO_OUTER,), lambda W, x, g: g * x),
-    ),
-    "dx": (
-        ((), lambda W, x, g: (W.swapaxes(1, 2) @ g[:, :, None])[:, :, 0]),
-        ((_NO_TRANSPOSE,), lambda W, x, g: (W @ g[:, :, None])[:, :, 0]),
-        ((_ELEMENTWISE,), lambda W, x, g: W.swapaxes(1, 2) * g[:, None, :]),  # g as a row
-        ((_ELEMENTWISE,), lambda W, x, g: W.swapaxes(1, 2) * g[:, :, None]),  # g as a column
-        ((_ELEMENTWISE, _NO_TRANSPOSE), lambda W, x, g: W * g[:, :, None]),
-        ((_ELEMENTWISE, _NO_TRANSPOSE), lambda W, x, g: W * g[:, None, :]),
-    ),
-}
-
-
-class _Recipe(NamedTuple):
-    """A form and a chain, and how precisely they were computed."""
-
-    mistakes: tuple[str, ...]  # of form, chain and precision
-    form: _Form
-    chain: _Chain
-    cancels: bool = False  # 1 - s was subtracted
-    digits: int = 0  # every intermediate was rounded to so many digits, if any
-
-    def exact(self, pairs: _Pairs, rtol: float, dtype: np.dtype[Any]) -> tuple[Array, Array]:
-        """The recipe's values without rounding, and how far values computed in ``dtype`` may be from them.
-
-        Beyond rtol, that is the accuracy contract of this library: 2 dq_i is what rounding q_i, a sum of n terms, does
-        to g_i, relative to g_i; the few eps after it stand for the rest of the chain, and m for the sum over i. Each
-        term of that sum brings its own error, so that of dx is relative to the sum of the |W_ij g_i|, because dx
-        itself may cancel to nothing. What is below the smallest normal number does not count.
-        """
-        c = pairs.c
-        if self.cancels:
-            c = (1 - 1 / (1 + np.exp(-pairs.q.astype(dtype)))).astype(np.float64)
-        g = self.chain.g(pairs.s, c)
-        values = self.form(pairs.W, pairs.x, g)
-        m, n = pairs.W.shape[1:]
-        eps = _eps(dtype)
-        dq = n * (eps / 2) * pairs.q_size
-        error = np.abs(g) * np.minimum(2 * dq + (m + 8) * eps, 1)  # beyond 1, no digit is promised
-        if self.cancels:
-            # Where anything is left of c, it is off by one step of the numbers just below 1, or none.
-            error += np.abs(self.chain._replace(c=0).g(pairs.s, c)) * np.where(pairs.c > eps / 8, eps, 0)
-        return values, rtol * np.abs(values) + self._spread(pairs, error) + np.finfo(dtype).smallest_normal
-
-    def rounded(self, pairs: _Pairs) -> Array:
-        """How much further values may be off where every intermediate is rounded to ``digits``."""
-        if not self.digits:
-            return np.zeros(())
-        # 1.1 for what is not of first order, which at one digit is that much.
-        return np.asarray(1.1 * 0.5 * 10**-self.digits * (self._spread(pairs, self.chain.spread(pairs.s, pairs.c)) + 1))
-
-    def _spread(self, pairs: _Pairs, error: Array) -> Array:
-        """The error of the gradient where g_i is off by up to error_i."""
-        return np.nan_to_num(self.form(np.abs(pairs.W), np.abs(pairs.x), error))
-
-
-def _eps(dtype: np.dtype[Any]) -> float:
-    return float(np.finfo(dtype).eps) + float(np.finfo(np.float64).eps)  # the user's rounding, and the truth's own
-
-
-def _explain(
-    name: str, given: Array, true: Array, pairs: _Pairs, rtol: float, dtype: np.dtype[Any]
-) -> tuple[str, ...] | None:
-    """The fewest mistakes that give the values of ``given``, in whatever shape; None where nothing known does."""
-    B = len(pairs.q)
-    if given.size == 0 or given.size % B:
-        return None
-    # Where much is right, little can be told; and an explanation need not be better than single precision.
-    rtol = min(max(rtol, 1e-5), 1e-3)
-    digits = _digits(given, true, 4 * _eps(dtype))
-    precisions: list[tuple[tuple[str, ...], bool, int]] = [((), False, 0)]
-    if np.any(pairs.c < _eps(dtype) / rtol):
-        precisions.append(((_CANCELS,), True, 0))
-    if digits:
-        keep = "keep every intermediate in full precision and round only what you print"
-        precisions.append(((f"rounded to {digits} digit{'s' * (digits > 1)}: {keep}",), False, digits))
-    recipes = [
-        _Recipe(by_form + chain.mistakes + by_precision, form, chain, cancels, k)
-        for (by_form, form), chain, (by_precision, cancels, k) in itertools.product(_FORMS[name], _CHAINS, precisions)
-    ]
-    given = given.reshape(B, -1)
-    for count, group in itertools.groupby(sorted(recipes, key=lambda r: len(r.mistakes)), lambda r: len(r.mistakes)):
-        tried = sum(len(r.mistakes) <= count for r in recipes) / len(precisions)
-        fits = [
-            fit
-            for recipe in group
-            # On a few pairs first: most recipes end there.
-            if _fit(recipe, given[:64], pairs.first(64), rtol, dtype, math.inf)
-            and (fit := _fit(recipe, given, pairs, rtol, dtype, _CHANCE / tried))
-        ]
-        if fits:
-            best = min(fits, key=lambda fit: fit.deviation)
-            twins = {fit.mistakes for fit in fits if np.all(np.abs(fit.values - best.values) <= fit.near)}
-            return _either(sorted(twins, key=lambda t: t != best.mistakes))
-    return None
-
-
-class _Fit(NamedTuple):
-    mistakes: tuple[str, ...]
-    deviation: float  # sum over all values
-    values: Array  # (B, values of a pair)
-    near: Array  # values this close cannot be told apart
-
-
-def _fit(recipe: _Recipe, given: Array, pairs: _Pairs, rtol: float, dtype: np.dtype[Any], chance: float) -> _Fit | None:
-    """Compare given (B, values of a pair) with a recipe; None where it does not fit, or too much would."""
-    try:
-        values, near = recipe.exact(pairs, rtol, dtype)
-    except ValueError:
-        return None
-    if values.size != given.size:
-        return None
-    tolerance = (near + recipe.rounded(pairs)).reshape(given.shape)
-    values, near = values.reshape(given.shape), near.reshape(given.shape)
-    deviation = np.where(_same(given, values), 0, np.abs(given - values))
-    if not np.all((deviation <= tolerance) | (deviation == 0)):
-        return None
-    fit = _Fit(recipe.mistakes, float(deviation.sum()), values, near + 0.5 * 10**-recipe.digits * bool(recipe.digits))
-    if len(recipe.mistakes) == recipe.cancels + bool(recipe.digits):
-        return fit  # precision alone: true of the values whatever else they are
-    # A random value of this size fits with the probability tolerance / size. All values follow from a few numbers: the
-    # g_i, for a dx of fewer values those values.
-    size = np.maximum(np.abs(given), np.abs(values))
-    odds = np.log(np.minimum(tolerance[size > 0] / size[size > 0], 1))
-    numbers = len(given) * min(pairs.W.shape[1], given.shape[1])
-    return fit if odds.size and odds.mean() * numbers <= math.log(chance) else None
-
-
-def _either(explanations: list[tuple[str, ...]]) -> tuple[str, ...]:
-    """One explanation; of several that are as good, what they agree on, and one sentence with the rest."""
-    first = explanations[0]
-    if len(explanations) == 1:
-        return first
-    common = [mistake for mistake in first if all(mistake in other for other in explanations)]
-    rest = ["; and ".join(m for m in explanation if m not in common) for explanation in explanations]
-    return (*common, f"one of these, which this W and x cannot tell apart: {' | '.join(rest)}")
-
-
-def _digits(given: Array, true: Array, tolerance: float) -> int:
-    """The fewest decimals (1 to 6) to which all given values are rounded, but not the true ones; 0 where none are."""
-
-    def rounded(a: Array, digits: int) -> bool:
-        return bool(np.all(np.abs(a - np.round(a, digits)) <= tolerance * np.abs(a)))
-
-    return next((k for k in range(1, 7) if given.any() and rounded(given, k) and not rounded(true, k)), 0)

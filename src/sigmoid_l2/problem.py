@@ -83,10 +83,11 @@ def validate_out(problem: Problem, names: Sequence[str], out: Any) -> None:
 
 
 def as_array(name: str, a: Any) -> tuple[Device, Any]:
+    """Where ``a`` lives, and ``a`` as an array; TypeError for a kind or dtype that is not supported."""
     if isinstance(a, np.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array, whose mask has no meaning here; pass {name}.filled(value)")
-    cupy = sys.modules.get("cupy")  # an array of CuPy's exists only where cupy is imported already
-    if cupy is not None and isinstance(a, cupy.ndarray):
+    # An array of CuPy's exists only where cupy is imported; while another thread imports it, it has no ndarray yet.
+    if isinstance(a, getattr(sys.modules.get("cupy"), "ndarray", ())):
         return "cuda", _check_dtype(name, a)
     if not isinstance(a, np.ndarray) and hasattr(a, "__cuda_array_interface__"):
         raise TypeError(
@@ -144,7 +145,7 @@ def _check_output(problem: Problem, name: str, array: Any) -> None:
     shape = problem.shape(name)
     if array.shape != shape:
         raise ValueError(f"out: {name} must have shape {shape}, not {array.shape}")
-    if array.dtype.newbyteorder("=") != problem.dtype:
+    if array.dtype.type is not problem.dtype.type:  # in either byte order
         raise ValueError(f"out: {name} must have dtype {problem.dtype}, not {array.dtype}")
     if problem.device == "cpu" and not array.flags.writeable:
         raise ValueError(f"out: {name} is read-only")

@@ -1,5 +1,6 @@
 """``trace``: every step from W and x to the gradients, by name, with formula, shape and values."""
 
+import sys
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ class Trace:
     dloss_ds: Array  # (..., m)     2 s
     ds_dq: Array  # (..., m)     s (1 - s)
     dloss_dq: Array  # (..., m)     g = dloss_ds * ds_dq
-    dW: Array
+    dW: Array  # (..., m, n)     g x^T
     dx: Array  # (..., n)     W^T g
 
     def __str__(self) -> str:
@@ -77,7 +78,7 @@ class Trace:
             if meaning:
                 yield f"      {meaning}"
             # A batch of matrices gets long: fewer of each.
-            edge = 3 if array.ndim < 3 else 2
+            edge = max(1, min(3, 5 - array.ndim))
             values = np.array2string(
                 array, precision=6, suppress_small=False, max_line_width=_WIDTH - 6, threshold=100, edgeitems=edge
             )
@@ -117,7 +118,7 @@ def trace(W: Any, x: Any) -> Trace:
         Shapes that do not fit, with both shapes.
     """
     problem = validate(W, x)
-    on_host = (a.get() if problem.device == "cuda" else a for a in (problem.W, problem.x))
+    on_host = (sys.modules["cupy"].asnumpy(a) if problem.device == "cuda" else a for a in (problem.W, problem.x))
     # Copies: a trace must not change when the caller goes on working with W and x.
     W, x = (np.array(a, problem.dtype, order="C") for a in on_host)  # (..., m, n), (..., n)
     with np.errstate(all="ignore"):
