@@ -23,9 +23,9 @@ def staged_kernel(m: int, n: int, pairs: int, wanted: tuple[bool, bool, bool]) -
 
 
 @cache
-def block_kernel(threads: int, wanted: tuple[bool, bool, bool]) -> Any:
-    """The ElementwiseKernel around fused_block for one block size and choice of outputs."""
-    return _kernel("block", ("T", threads, cuda_launch.COLUMNS, *wanted), "m, n")
+def block_kernel(threads: int, columns: int, wanted: tuple[bool, bool, bool]) -> Any:
+    """The ElementwiseKernel around fused_block for one block size, room for dx and choice of outputs."""
+    return _kernel("block", ("T", threads, columns, *wanted), "m, n")
 
 
 def _kernel(name: str, template: tuple[Any, ...], sizes: str) -> Any:
@@ -49,12 +49,12 @@ def fused(W: Any, x: Any, loss: Any, dW: Any, dx: Any, *, stream: int | None = N
     wanted = (loss is not None, dW is not None, dx is not None)
     # An output that is not wanted is never touched; W stands in for it, because a kernel's argument must be an array.
     outputs = [W if a is None else a for a in (loss, dW, dx)]
-    launch_stream = cupy.cuda.ExternalStream(stream) if stream else None
+    launch_stream = None if stream is None else cupy.cuda.ExternalStream(stream)
     pairs = cuda_launch.tile_pairs(m, n, W.dtype.itemsize)
     if pairs:
         size = -(-B // pairs) * pairs
         staged_kernel(m, n, pairs, wanted)(W, x, B, *outputs, size=size, block_size=pairs, stream=launch_stream)
     else:
         threads = cuda_launch.block_threads(n)
-        size = B * threads
-        block_kernel(threads, wanted)(W, x, m, n, *outputs, size=size, block_size=threads, stream=launch_stream)
+        kernel = block_kernel(threads, cuda_launch.COLUMNS, wanted)
+        kernel(W, x, m, n, *outputs, size=B * threads, block_size=threads, stream=launch_stream)

@@ -78,17 +78,20 @@ def staged_source(m: int, n: int, dtype: np.dtype[Any], pairs: int, wanted: tupl
     return sigmoid_l2_staged
 
 
-def block_source(dtype: np.dtype[Any], threads: int, dx_is_shared: bool, wanted: tuple[bool, bool, bool]) -> Any:
-    """The Python function of the block kernel for one dtype, block size, place of dx and choice of outputs."""
+def block_source(dtype: np.dtype[Any], threads: int, columns: int, wanted: tuple[bool, bool, bool]) -> Any:
+    """The Python function of the block kernel for one dtype, block size, room for dx and choice of outputs.
+
+    ``columns`` of dx are kept in shared memory; with 0, dx is summed in global memory.
+    """
     real = {"f4": float32, "f8": float64}[dtype.str[1:]]
     type_ = dtype.type
     zero, one, two = type_(0), type_(1), type_(2)
-    columns = cuda_launch.COLUMNS if dx_is_shared else 1
+    dx_is_shared, room = columns > 0, max(1, columns)  # an array of no elements does not compile
     want_loss, want_dW, want_dx = wanted
 
     def sigmoid_l2_block(W: Any, x: Any, loss: Any, dW: Any, dx: Any, m: Any, n: Any) -> None:
         partial = cuda.shared.array(threads, real)
-        dx_shared = cuda.shared.array(columns, real)
+        dx_shared = cuda.shared.array(room, real)
         t = cuda.threadIdx.x
         b = np.int64(cuda.blockIdx.x)
         total = zero
@@ -138,8 +141,8 @@ def _staged(m: int, n: int, dtype: np.dtype[Any], pairs: int, wanted: tuple[bool
 
 
 @cache
-def _block(dtype: np.dtype[Any], threads: int, dx_is_shared: bool, wanted: tuple[bool, bool, bool]) -> Any:
-    return cuda.jit(block_source(dtype, threads, dx_is_shared, wanted))
+def _block(dtype: np.dtype[Any], threads: int, columns: int, wanted: tuple[bool, bool, bool]) -> Any:
+    return cuda.jit(block_source(dtype, threads, columns, wanted))
 
 
 def fused(W: Any, x: Any, loss: Any, dW: Any, dx: Any, *, stream: int | None = None) -> None:
@@ -158,7 +161,8 @@ def fused(W: Any, x: Any, loss: Any, dW: Any, dx: Any, *, stream: int | None = N
         _staged(m, n, dtype, pairs, wanted)[-(-B // pairs), pairs, launch_stream](*arrays, B)
     else:
         threads = cuda_launch.block_threads(n)
-        _block(dtype, threads, n <= cuda_launch.COLUMNS, wanted)[B, threads, launch_stream](*arrays, m, n)
+        columns = cuda_launch.COLUMNS if n <= cuda_launch.COLUMNS else 0
+        _block(dtype, threads, columns, wanted)[B, threads, launch_stream](*arrays, m, n)
 
 
 def _flat(a: Any) -> Any:

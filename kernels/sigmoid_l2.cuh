@@ -10,8 +10,8 @@
 // fused_block:  a block owns a pair and goes through its rows, its threads along n.
 //
 // Device functions to be called by every thread of a one-dimensional block exactly once. The file includes nothing and
-// uses of CUDA only threadIdx.x, blockIdx.x, __shared__, __syncthreads and exp, so a host compiler with a stand-in for
-// those four can run it.
+// uses of CUDA only threadIdx.x, blockIdx.x, __shared__, __syncthreads, exp and __fmaf_ieee_rn, so a host compiler with a
+// stand-in for those can run it.
 
 #ifndef SIGMOID_L2_CUH
 #define SIGMOID_L2_CUH
@@ -19,6 +19,21 @@
 namespace sigmoid_l2 {
 
 typedef long long index_t;
+
+// a * b + c in one rounding. CuPy compiles everything with -ftz=true, which would read a subnormal W, x or g as 0 and so
+// lose results that are normal numbers (1e-39 * 1e9); this instruction ignores the flag and costs the same.
+template <typename T>
+__device__ inline T multiply_add(T a, T b, T c) {
+    return a * b + c;
+}
+template <>
+__device__ inline float multiply_add<float>(float a, float b, float c) {
+    return __fmaf_ieee_rn(a, b, c);
+}
+template <typename T>
+__device__ inline T multiply(T a, T b) {
+    return multiply_add(a, b, T(-0.0));  // -0.0: a * b = -0.0 stays what it is
+}
 
 // s = sigmoid(q) and c = 1 - s, both to a few ulp: one exp whose argument is never positive, nothing subtracted.
 template <typename T>
@@ -60,13 +75,13 @@ __device__ inline void fused_staged(const T* W,    // (B, M, N)
         for (int j = 0; j < N; ++j) dx_pair[j] = T(0);
         for (int i = 0; i < M; ++i) {
             T q = T(0), s, c;
-            for (int j = 0; j < N; ++j) q += W_pair[i * N + j] * x_pair[j];
+            for (int j = 0; j < N; ++j) q = multiply_add(W_pair[i * N + j], x_pair[j], q);
             sigmoid_and_complement(q, s, c);
-            total += s * s;
-            const T g = T(2) * s * (s * c);
+            total = multiply_add(s, s, total);
+            const T g = multiply(T(2) * s, multiply(s, c));
             for (int j = 0; j < N; ++j) {
-                dx_pair[j] += g * W_pair[i * N + j];
-                W_pair[i * N + j] = g * x_pair[j];
+                dx_pair[j] = multiply_add(g, W_pair[i * N + j], dx_pair[j]);
+                W_pair[i * N + j] = multiply(g, x_pair[j]);
             }
         }
         if (WANT_LOSS) loss[first + t] = total;
@@ -101,7 +116,7 @@ __device__ inline void fused_block(const T* W,    // (B, m, n)
         const T* const W_row = W + (b * m + i) * n;
         T* const dW_row = dW + (b * m + i) * n;
         T q = T(0), s, c;
-        for (index_t j = t; j < n; j += THREADS) q += W_row[j] * x_pair[j];
+        for (index_t j = t; j < n; j += THREADS) q = multiply_add(W_row[j], x_pair[j], q);
         partial[t] = q;
         __syncthreads();
         for (int half = THREADS / 2; half > 0; half /= 2) {
@@ -110,11 +125,11 @@ __device__ inline void fused_block(const T* W,    // (B, m, n)
         }
         sigmoid_and_complement(partial[0], s, c);
         __syncthreads();  // all have read q_i before the next row overwrites it
-        total += s * s;
-        const T g = T(2) * s * (s * c);
+        total = multiply_add(s, s, total);
+        const T g = multiply(T(2) * s, multiply(s, c));
         for (index_t j = t; j < n; j += THREADS) {
-            if (WANT_DX) dx_sums[j] += g * W_row[j];
-            if (WANT_DW) dW_row[j] = g * x_pair[j];
+            if (WANT_DX) dx_sums[j] = multiply_add(g, W_row[j], dx_sums[j]);
+            if (WANT_DW) dW_row[j] = multiply(g, x_pair[j]);
         }
     }
     if (WANT_LOSS && t == 0) loss[b] = total;
