@@ -1,0 +1,70 @@
+"""What all test files share: the backend under test, the dtype it computes in, and how hard hypothesis tries.
+
+Two environment variables, for a child process under numba's CUDA simulator: SIGMOID_L2_TEST_BACKENDS limits the
+backends (comma separated), and NUMBA_ENABLE_CUDASIM=1 (numba's own) makes the GPU kernels' blocks small, because the
+simulator runs one OS thread a CUDA thread.
+"""
+
+import importlib
+import os
+
+import hypothesis
+import numpy as np
+import pytest
+
+from sigmoid_l2.kernels import cuda_launch
+from sigmoid_l2.problem import DTYPES
+
+backends = importlib.import_module("sigmoid_l2.backends")  # the attribute sigmoid_l2.backends is the function
+SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
+
+os.environ.pop(backends.ENVIRONMENT_VARIABLE, None)  # tests that want a default backend set it
+
+if SIMULATED:
+    # 5x3 is staged, in tiles of 8 pairs; 8x8 is not, and 13x17 has rows longer than COLUMNS.
+    cuda_launch.TILES, cuda_launch.SHARED_BYTES, cuda_launch.COLUMNS = (8,), 2048, 8
+    cuda_launch.block_threads = lambda n: 4
+
+# Derandomized: a run of the suite means the same everywhere. SIGMOID_L2_TEST_RANDOM=1 looks further.
+hypothesis.settings.register_profile(
+    "sigmoid-l2",
+    derandomize=os.environ.get("SIGMOID_L2_TEST_RANDOM") != "1",
+    database=None,
+    deadline=None,  # the first call of a compiled backend takes seconds
+    max_examples=8 if SIMULATED else 60,
+)
+hypothesis.settings.load_profile("sigmoid-l2")
+
+
+def _parameters() -> list:
+    names = os.environ.get("SIGMOID_L2_TEST_BACKENDS", ",".join(backends.NAMES)).split(",")
+    unknown = set(names) - set(backends.NAMES)
+    assert not unknown, f"SIGMOID_L2_TEST_BACKENDS has unknown names: {unknown}"
+    return [
+        pytest.param(b, id=b.name, marks=[pytest.mark.gpu] * (b.device == "cuda"))
+        for b in backends.BACKENDS
+        if b.name in names
+    ]
+
+
+@pytest.fixture(scope="session", params=_parameters())
+def entry(request):
+    """Each backend's entry in the dispatcher's table, in turn; skipped with its own reasons where it cannot run."""
+    if request.param.reasons():
+        pytest.skip(f"{request.param.name}: {'; '.join(request.param.reasons())}")
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def backend(entry):
+    """Each backend's name, in turn."""
+    return entry.name
+
+
+@pytest.fixture(scope="session", params=DTYPES)
+def dtype(request, entry):
+    """Each dtype in turn; skipped with the backend's own reason where it does not compute in it."""
+    dtype = np.dtype(request.param)
+    if entry.reasons(dtype):
+        pytest.skip(f"{entry.name}: {'; '.join(entry.reasons(dtype))}")
+    return dtype

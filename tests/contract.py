@@ -1,0 +1,82 @@
+"""The accuracy contract as the one table of tolerances, checked against the oracle at the inputs' exact values.
+
+With eps and tiny (the smallest normal number) of the compute dtype and |.| the true values:
+
+    output  error allowed                                   because
+    loss    |loss| (2 max_i dq_i + (m + 8) eps)             d log(s^2)/dq = 2 (1 - s) <= 2; m terms are summed
+    dW_ij   |dW_ij| (2 dq_i + 8 eps)                        d log(g)/dq = 2 - 3s, from -1 to 2; exp, 1/(1 + t) and the
+                                                            products of g and dW round less than 8 times
+    dx_j    sum_i |g_i W_ij| (2 dq_i + (m + 8) eps)         as dW_ij, and m terms are summed
+
+dq_i = n eps/2 sum_j |W_ij x_j| bounds the rounding of q_i in any order of summation: n - 1 sums and a product round
+by eps/2 each. A 1x1 pair with x = 1 has q = W exactly: dq = 0.
+
+Errors below tiny do not count. So g may be off by `tiny`, hence dW_ij by tiny max(1, |x_j|) and dx_j by
+tiny max(1, sum_i |W_ij|), and loss by tiny. CuPy always compiles float32 with -ftz=true: exp(-|q|) is flushed to 0
+while g = 2 exp(-|q|) is still normal, so there g may be off by 2 tiny, and each of the m terms of the loss by tiny.
+"""
+
+import importlib
+from typing import Any, NamedTuple
+
+import mpmath
+import numpy as np
+import oracle
+
+_DEVICE = {b.name: b.device for b in importlib.import_module("sigmoid_l2.backends").BACKENDS}
+
+
+class Results(NamedTuple):
+    """Something for each output of one pair."""
+
+    loss: Any  # ()
+    dW: Any  # (m, n)
+    dx: Any  # (n,)
+
+
+def allowed(W: Any, x: Any, truth: oracle.Truth, *, flushes: bool = False, g_eps: Any = 8) -> Results:
+    """The errors allowed for one pair, float64; ``g_eps`` is the 8 of the table, or one number for each row."""
+    info = np.finfo(W.dtype)
+    eps, tiny = float(info.eps), float(info.tiny)
+    (m, n), W, x = W.shape, np.abs(W.astype(float)), np.abs(x.astype(float))
+    loss, g, dW = float(truth.loss), np.array(truth.g, float), np.abs(np.array(truth.dW, float))
+    dq = 0.0 if n == 1 and x[0] == 1 else n * eps / 2 * (W @ x)
+    row = 2 * dq + g_eps * eps  # the relative error of g_i, (m,) or ()
+    g_tiny = 2 * tiny if flushes else tiny
+    return Results(
+        loss=loss * (np.max(row) + m * eps) + (m * tiny if flushes else tiny),
+        dW=dW * np.reshape(row, (-1, 1)) + g_tiny * np.maximum(1, x),
+        dx=((row + m * eps) * g) @ W + g_tiny * np.maximum(1, W.sum(axis=0)),
+    )
+
+
+def worst(W: Any, x: Any, results: Results, limits: Results, truth: oracle.Truth) -> dict[str, tuple[float, str]]:
+    """For each output the largest error / allowed error, inf for NaN, and a line that says where it is."""
+    found = {}
+    for name, got, limit in zip(Results._fields, results, limits, strict=True):
+        true = np.array(getattr(truth, name), object)
+        assert got.shape == true.shape, f"{name} has shape {got.shape}, not {true.shape}"
+        assert got.dtype == W.dtype, f"{name} has dtype {got.dtype}, not {W.dtype}"
+        with mpmath.workdps(60):
+            error = np.array([abs(mpmath.mpf(float(a)) - t) for a, t in zip(got.flat, true.flat, strict=True)], float)
+        ratio = np.where(np.isfinite(error), error / np.ravel(limit), np.inf)
+        k = int(ratio.argmax())
+        at = tuple(int(i) for i in np.unravel_index(k, got.shape))
+        line = (
+            f"{name}{list(at) or ''} = {got[at]!r}, true {mpmath.nstr(true[at], 20)}: error {error[k]:.3g} is "
+            f"{ratio[k]:.3g} of the allowed {np.ravel(limit)[k]:.3g}; W {W.shape} {W.dtype}, x = {x[:4]}"
+        )
+        found[name] = float(ratio[k]), line
+    return found
+
+
+def assert_contract(W: Any, x: Any, loss: Any, dW: Any, dx: Any, *, backend: str) -> None:
+    """Assert the contract for one pair or a batch: loss, dW and dx each on its own, with the worst element named."""
+    if W.ndim > 2:
+        for b in np.ndindex(W.shape[:-2]):
+            assert_contract(W[b], x[b], loss[b], dW[b], dx[b], backend=backend)
+        return
+    truth = oracle.pair(W, x)
+    limits = allowed(W, x, truth, flushes=_DEVICE[backend] == "cuda" and W.dtype == np.float32)
+    for name, (ratio, line) in worst(W, x, Results(loss, dW, dx), limits, truth).items():
+        assert ratio <= 1, f"{backend} breaks the contract for {name}: {line}"

@@ -1,0 +1,127 @@
+"""The table of backends: what it says about each, what a call gets, and how a backend that cannot run refuses."""
+
+import importlib
+import importlib.machinery
+import sys
+import types
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import sigmoid_l2 as sl2
+from sigmoid_l2.device import stream_handle
+from sigmoid_l2.problem import validate
+
+backends = importlib.import_module("sigmoid_l2.backends")
+W, X = np.linspace(-1, 1, 60).reshape(5, 3, 4), np.linspace(-2, 1, 20).reshape(5, 4)
+
+
+def test_backends_and_their_reasons():
+    infos = sl2.backends()
+    assert isinstance(infos, tuple)
+    assert {(info.name, info.device) for info in infos} == {
+        ("numpy", "cpu"),
+        ("numba", "cpu"),
+        ("cupy", "cuda"),
+        ("numba-cuda", "cuda"),
+    }
+    assert all(info.available == (info.reasons == ()) for info in infos)
+    assert {info.name: info.available for info in infos}["numpy"]
+
+
+def library(name, **attributes):
+    module = types.ModuleType(name)
+    module.__spec__ = importlib.machinery.ModuleSpec(name, None)
+    module.__dict__.update(attributes)
+    return module
+
+
+def old_driver():
+    raise RuntimeError("cudaErrorInsufficientDriver")
+
+
+NO_DEVICE, OLD_DRIVER = SimpleNamespace(is_available=lambda: False), SimpleNamespace(is_available=old_driver)
+BROKEN = "raise OSError('libnvrtc.so.13: cannot open shared object file')"
+INSTALL, DRIVER = r"pip install 'sigmoid-l2\[cuda13\]'", "check that nvidia-smi lists a GPU"
+UNAVAILABLE = [
+    ("cupy", {"cupy": None}, "cupy is not installed: " + INSTALL, []),
+    ("cupy", {"cupy": BROKEN}, "importing cupy failed with OSError: libnvrtc.*reinstall it: " + INSTALL, [OSError]),
+    ("cupy", {"cupy": library("cupy", cuda=NO_DEVICE)}, "CuPy finds no CUDA device: " + DRIVER, []),
+    ("cupy", {"cupy": library("cupy", cuda=OLD_DRIVER)}, r"driver \(cudaErrorInsu.*\): " + DRIVER, [RuntimeError]),
+    ("numba", {"numba": None}, "numba is not installed: pip install numba", []),
+    ("numba-cuda", {"numba": None}, "numba is not installed: pip install numba", []),
+    ("numba-cuda", {"numba_cuda": None}, "numba_cuda is not installed: " + INSTALL, []),
+    ("numba-cuda", {"numba.cuda": NO_DEVICE}, "numba-cuda finds no CUDA device: " + DRIVER, []),
+    ("numba-cuda", {"numba.cuda": OLD_DRIVER}, r"driver \(cudaErrorInsu.*\): " + DRIVER, [RuntimeError]),
+]
+
+
+@pytest.mark.parametrize(("name", "modules", "words", "cause"), UNAVAILABLE)
+def test_each_reason_is_told_and_nothing_is_substituted(name, modules, words, cause, monkeypatch, tmp_path):
+    for module, content in modules.items():
+        if isinstance(content, str):
+            (tmp_path / f"{module}.py").write_text(content, encoding="utf-8")
+            monkeypatch.syspath_prepend(tmp_path)
+            monkeypatch.delitem(sys.modules, module, raising=False)
+        else:
+            monkeypatch.setitem(sys.modules, module, content)
+    backends._probe.cache_clear()
+    try:
+        with pytest.raises(sl2.BackendUnavailableError, match=f"(?s)  {name}: .*{words}") as error:
+            sl2.value_and_grad(W, X, backend=name)
+        assert f"backend {name!r} cannot compute W (5, 3, 4) and x (5, 4), float64, in host memory" in str(error.value)
+        root = error.value.__cause__.__cause__
+        assert ([] if root is None else [type(root)]) == cause
+        (info,) = (info for info in sl2.backends() if info.name == name)
+        assert not info.available
+        assert str(error.value).endswith(f"{name}: {info.reasons[0]}")
+        with pytest.raises(sl2.BackendUnavailableError):
+            sl2.value_and_grad(W[:0], X[:0], backend=name)  # an empty batch does not hide it
+        for preference in ("auto", "cpu", "gpu"):
+            assert backends.choose(validate(W, X), preference).name != name
+    finally:
+        monkeypatch.undo()
+        backends._probe.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("nunba", "'numba'"), ("numba_cuda", "'numba-cuda'"), ("NumPy", "'numpy'"), ("xyz", None)]
+)
+def test_unknown_backend(name, hint, monkeypatch):
+    words = rf"must be one of 'auto', 'cpu', 'gpu', .*'cupy'.*, not '{name}'" + (rf".*{hint}\?\)$" if hint else "$")
+    with pytest.raises(ValueError, match="^backend " + words):
+        sl2.value_and_grad(W, X, backend=name)
+    monkeypatch.setenv("SIGMOID_L2_BACKEND", name)
+    with pytest.raises(ValueError, match="^the environment variable SIGMOID_L2_BACKEND " + words):
+        sl2.value_and_grad(W, X)
+    sl2.value_and_grad(W, X, backend="numpy")
+
+
+def test_default_backend_of_the_environment(monkeypatch):
+    fastest = backends.choose(validate(W, X), "auto").name
+    for name, expected in (("numpy", "numpy"), ("cpu", fastest), ("auto", fastest), ("", fastest)):
+        monkeypatch.setenv("SIGMOID_L2_BACKEND", name)
+        assert backends.choose(validate(W, X), "auto").name == expected
+    for explicit in (None, 3, ["numpy"]):
+        with pytest.raises(ValueError, match="backend must be one of"):
+            sl2.value(W, X, backend=explicit)
+
+
+HANDLES = [
+    (0, 0),
+    (5, 5),
+    (SimpleNamespace(ptr=0), 0),  # CuPy's
+    (SimpleNamespace(ptr=6), 6),
+    (SimpleNamespace(handle=SimpleNamespace(value=7)), 7),  # numba's
+    (SimpleNamespace(handle=SimpleNamespace(value=None)), 0),
+    (SimpleNamespace(handle=8), 8),
+]
+
+
+def test_stream_handles():
+    for stream, handle in HANDLES:
+        assert stream_handle(stream) == handle
+    for wrong in (-1, True, 1.5, "stream", None, object()):
+        with pytest.raises(TypeError, match="stream must be a CuPy or numba stream or an integer handle, not "):
+            stream_handle(wrong)

@@ -1,0 +1,110 @@
+"""What importing and calling costs: modules, noise and memory."""
+
+import inspect
+import subprocess
+import sys
+import tracemalloc
+
+import numpy as np
+import pytest
+
+import sigmoid_l2 as sl2
+
+
+def run(code):
+    """The output of ``code`` in a fresh interpreter that turns warnings into errors; stderr must stay empty."""
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def test_import_is_silent_and_imports_no_compiler():
+    code = "import sys, sigmoid_l2; print(sorted({'numba', 'llvmlite', 'cupy', 'numba_cuda'} & set(sys.modules)))"
+    assert run(code) == "[]\n"
+
+
+def test_a_call_with_warnings_as_errors_is_silent():
+    assert run("import sigmoid_l2 as s; print(s.value_and_grad([[0.0]], [0.0]).loss)") == "0.25\n"
+
+
+BLOCKED_BY = {
+    "None in sys.modules": "sys.modules.update(dict.fromkeys(BLOCKED))",
+    "a finder that raises": """
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in BLOCKED:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Finder())
+""",
+}
+
+ON_NUMPY_ALONE = """
+import numpy as np, sigmoid_l2 as sl2
+W, x = np.ones((5, 3, 2), "f4"), np.ones((5, 2), "f4")
+for name in ("auto", "cpu", "gpu", "numpy"):
+    loss, dW, dx = sl2.value_and_grad(W, x, backend=name)
+    assert sl2.value(W, x, backend=name).tobytes() == loss.tobytes()
+    assert sl2.grad(W, x, backend=name).dx.tobytes() == dx.tobytes()
+assert "loss" in str(sl2.trace(W[0], x[0]))
+assert sl2.check_grad(W, x, dW=dW, dx=dx)
+sl2.show_config()
+for info in sl2.backends():
+    print("info", info.name, info.available, *info.reasons)
+"""
+
+
+@pytest.mark.parametrize("how", BLOCKED_BY)
+def test_everything_works_on_numpy_alone(how):
+    out = run("import sys\nBLOCKED = ['numba', 'llvmlite', 'numba_cuda', 'cupy']\n" + BLOCKED_BY[how] + ON_NUMPY_ALONE)
+    infos = {name: rest for _, name, *rest in (line.split() for line in out.splitlines() if line.startswith("info "))}
+    assert infos.pop("numpy") == ["True"]
+    assert sorted(infos) == ["cupy", "numba", "numba-cuda"]
+    for name, (available, *reason) in infos.items():
+        assert available == "False"
+        assert "pip install" in " ".join(reason), name
+        assert " ".join(reason) in out.replace("info", ""), "show_config() says so too"
+
+
+def test_public_names():
+    assert sorted(sl2.__all__) == sl2.__all__
+    for name in sl2.__all__:
+        assert getattr(sl2, name) is not None
+        if name != "__version__":
+            doc = inspect.getdoc(getattr(sl2, name)) or ""
+            assert doc, f"{name} has no docstring"
+            assert not doc.startswith(f"{name}("), f"{name} has only the docstring that Python writes"
+    assert all(p.kind is p.KEYWORD_ONLY for p in list(inspect.signature(sl2.value_and_grad).parameters.values())[2:])
+
+
+def halves(a):
+    """The same values as every other element along the last axis of a larger array."""
+    return np.repeat(a, 2, axis=-1)[..., ::2]
+
+
+LAYOUTS = {
+    "contiguous": (lambda a: a, lambda a: a),
+    "strided": (halves, halves),
+    "byte-swapped": (lambda a: a.astype(">f4"), lambda a: a.astype(">f4")),
+    "to be promoted": (lambda a: a.astype("f2"), lambda a: a),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("batch", [(1_000_000,), (1000, 1000), (500_000, 2)])
+def test_nothing_of_batch_size_is_allocated_when_out_is_given(entry, layout, batch):
+    if entry.device == "cuda":
+        pytest.skip("host arrays go to a GPU in pieces of 32 MB, as much as this batch")
+    view_in, view_out = LAYOUTS[layout]
+    W, x = view_in(np.ones((*batch, 3, 3), "f4")), np.ones((*batch, 3), "f4")  # W is 36 MB, dW too
+    out = tuple(view_out(np.zeros(shape, "f4")) for shape in (batch, W.shape, x.shape))
+    few = (slice(2),) * len(batch)
+    sl2.value_and_grad(W[few], x[few], out=tuple(a[few] for a in out), backend=entry.name)  # compiled outside
+    sl2.value_and_grad(W, x, out=out, backend=entry.name)
+    tracemalloc.start()
+    try:
+        sl2.value_and_grad(W, x, out=out, backend=entry.name)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < (2 << 20 if layout == "contiguous" else 5 << 20)
+    assert all((a == a.flat[0]).all() and a.flat[0] > 0 for a in out)
