@@ -259,7 +259,7 @@ BAD_FILES = {
     "flipped byte in zip": (lambda: make("a.npz", damaged(good_npz(), at=200)), ["a.npz: damaged", "W", "CRC"]),
     "npy magic alone": (lambda: npy_then_x(b"\x93NUMPY"), ["W.npy: damaged"]),
     "npy of version 9": (lambda: npy_then_x(damaged(good_npy(), at=6)), ["W.npy: damaged", "version"]),
-    "npy header": (lambda: npy_then_x(good_npy().replace(b"{'descr'", b"{'descr")), ["W.npy: damaged", "header"]),
+    "npy header": (lambda: npy_then_x(good_npy().replace(b"{'descr'", b"{'descr")), ["W.npy: damaged"]),
     "npy header cut": (lambda: npy_then_x(damaged(good_npy(), cut=50)), ["W.npy: damaged", "header"]),
     "npy data cut": (lambda: npy_then_x(damaged(good_npy(), cut=-8)), ["W.npy: damaged", "file size"]),
     "npy shape of 10^30": (
@@ -444,7 +444,8 @@ def test_ctrl_c_leaves_nothing(place):
     make("in.npz", {"W": W, "x": X})
     make("out.npz", b"the result of yesterday")
     code = f"""
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 from sigmoid_l2 import cli, files
 def slow(file, *_, **__):
     if hasattr(file, "write"):
