@@ -1,51 +1,327 @@
-"""The CPU kernel: one pass over W, compiled by numba, on all cores.
+"""The CPU kernel: one pass over W, in vectors, on all cores. The derivation is in ``sigmoid_l2.kernels.reference``.
 
-The derivation is in ``sigmoid_l2.kernels.reference``. A thread owns a range of pairs and goes through each pair row by
-row: row i of W gives q_i, hence g_i, hence row i of dW and row i's part of dx, while the row is in cache. Sums run in
-index order in the arrays' dtype, so a pair's bits depend on nothing but the pair.
+Two kernels, chosen by the size of a pair:
+
+* *tiny*, for pairs of at most TINY elements: as many pairs as a vector has lanes are one block. W, x and the results of
+  a block are whole vectors, read and written as they lie in memory; shuffles in between bring x_j and g_i to the
+  elements that they multiply and the terms of a sum into one lane. Compiled for each (m, n).
+* *rows*, for all others: the lanes run along a row. The rows of a pair are taken in batches that stay in cache between
+  their q and their dW; their sigmoids are computed together.
+
+Threads own ranges of pairs. Sums run in an order that depends on (m, n), the dtype and the width of the vectors alone,
+so a pair's bits depend on nothing but the pair.
 """
 
-import math
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numba import njit
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
+from sigmoid_l2.kernels.simd import INDEX, Lanes, vector_bytes
 from sigmoid_l2.threads import for_ranges
 
+# Elements of W up to which a pair is tiny: the shuffles of a block grow as (m + n) m n, and from there on rows win.
+TINY = 64
+# Rows of one batch of the rows kernel at most, a multiple of every vector's lanes; and the bytes of W that it may have,
+# half of a common level 1 cache, because dW passes through it as well.
+ROWS, ROWS_BYTES = 64, 16 << 10
+# Rows that the rows kernel takes at a time: they load x and dx once, and their sums do not wait for each other.
+GROUP = 4
+# The outputs that are wanted, as bits of a number: one compiled function does for all of them.
+LOSS, DW, DX = 1, 2, 4
 
-@njit(nogil=True, error_model="numpy")
-def _pairs(W: Any, x: Any, loss: Any, dW: Any, dx: Any, first: int, last: int) -> None:
-    """Pairs first..last of W (B, m, n), x (B, n), loss (B,), dW (B, m, n), dx (B, n); an output may be None."""
-    m, n = W.shape[1:]
-    real = W.dtype.type  # constants of the arrays' dtype: a plain 1.0 would make numba compute in float64
-    one, two = real(1), real(2)
-    row_sums = np.empty(n, W.dtype)
-    for b in range(first, last):
-        row_sums[:] = 0
-        total = real(0)
-        for i in range(m):
-            q = real(0)
+
+def _width(dtype: np.dtype[Any]) -> int:
+    return vector_bytes() // dtype.itemsize
+
+
+class _Code:
+    """What the code of an intrinsic starts from: the lanes, and the arguments.
+
+    Of an array that is its pointer, of a number the program's 64-bit one, of the last ``constants`` arguments Python's.
+    """
+
+    def __init__(self, context: Any, builder: Any, signature: Any, arguments: Any, constants: int = 0) -> None:
+        dtype = np.dtype(str(next(a.dtype for a in signature.args if isinstance(a, types.Array))))
+        self.lanes = Lanes(builder, dtype, _width(dtype))
+        variables = len(arguments) - constants
+        self.arguments = [
+            *(self._variable(context, builder, *a) for a in zip(signature.args, arguments[:variables], strict=False)),
+            *(type_.literal_value for type_ in signature.args[variables:]),
+        ]
+
+    def if_wanted(self, wanted: Any, output: int) -> Any:
+        """A context in which code is built that runs where ``output`` is among those wanted."""
+        builder = self.lanes.builder
+        return builder.if_then(builder.icmp_signed("!=", builder.and_(wanted, INDEX(output)), INDEX(0)))
+
+    @staticmethod
+    def _variable(context: Any, builder: Any, type_: Any, value: Any) -> Any:
+        if isinstance(type_, types.Array):
+            return context.make_array(type_)(context, builder, value).data
+        return context.cast(builder, value, type_, types.int64)
+
+
+@intrinsic(prefer_literal=True)
+def _tiny_block(
+    context: Any, W: Any, x: Any, loss: Any, dW: Any, dx: Any, wanted: Any, first: Any, m: Any, n: Any
+) -> Any:
+    """The pairs from ``first`` on, as many as a vector has lanes, of W (B, m, n), x (B, n); m and n are constants."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        code = _Code(context, builder, signature, arguments, constants=2)
+        v, b = code.lanes, builder
+        W, x, loss, dW, dx, wanted, first, m, n = code.arguments
+        mn, width = m * n, v.width
+
+        def at(size: int, k: int) -> Any:  # the element where vector k of the block begins; a pair has `size` of them
+            return b.add(b.mul(first, INDEX(size)), INDEX(k * width))
+
+        def elements(k: int) -> range:  # of the block, in vector k
+            return range(k * width, (k + 1) * width)
+
+        W_block = [v.load(W, at(mn, k)) for k in range(mn)]  # element e is of pair e // mn, column e % n, row e // n
+        x_block = [v.load(x, at(n, k)) for k in range(n)]
+        x_of_W = [v.gather(x_block, [e // mn * n + e % n for e in elements(k)]) for k in range(mn)]
+        terms = [b.fmul(w, y) for w, y in zip(W_block, x_of_W, strict=True)]
+        squares, g_rows = [], []
+        for k in range(m):  # row r of the block is of pair r // m
+            q = v.gather(terms, [r * n for r in elements(k)])
+            for j in range(1, n):
+                q = b.fadd(q, v.gather(terms, [r * n + j for r in elements(k)]))
+            s, c = v.sigmoid_and_complement(q)
+            squares.append(b.fmul(s, s))
+            g_rows.append(v.g(s, c))
+        with code.if_wanted(wanted, LOSS):
+            total = v.gather(squares, [p * m for p in range(width)])
+            for i in range(1, m):
+                total = b.fadd(total, v.gather(squares, [p * m + i for p in range(width)]))
+            v.store(total, loss, first)
+        g_of_W = [v.gather(g_rows, [e // n for e in elements(k)]) for k in range(mn)]
+        with code.if_wanted(wanted, DW):
+            for k in range(mn):
+                v.store(b.fmul(g_of_W[k], x_of_W[k]), dW, at(mn, k))
+        with code.if_wanted(wanted, DX):
+            terms = [b.fmul(g, w) for g, w in zip(g_of_W, W_block, strict=True)]
+            for k in range(n):
+                top = [e // n * mn + e % n for e in elements(k)]  # the term of row 0
+                total = v.gather(terms, top)
+                for i in range(1, m):
+                    total = b.fadd(total, v.gather(terms, [e + i * n for e in top]))
+                v.store(total, dx, at(n, k))
+        return context.get_dummy_value()
+
+    return types.void(W, x, loss, dW, dx, wanted, first, m, n), generate
+
+
+def _columns(code: _Code, n: Any, step: Any) -> None:
+    """Build ``step(j, mask)`` for the vectors of a row of n: the whole ones without a mask, then the rest with one."""
+    b = code.lanes.builder
+    whole = b.and_(n, INDEX(-code.lanes.width))
+    with cgutils.for_range_slice(b, INDEX(0), whole, INDEX(code.lanes.width), intp=INDEX) as (j, _):
+        step(j, None)
+    rest = b.sub(n, whole)
+    with b.if_then(b.icmp_signed(">", rest, INDEX(0))):
+        step(whole, code.lanes.first(rest))
+
+
+@intrinsic(prefer_literal=True)
+def _dots(context: Any, W: Any, row: Any, x: Any, x_at: Any, n: Any, q: Any, q_at: Any, rows: Any) -> Any:
+    """q[q_at + r] = the product of x, from ``x_at`` on, and row r of those from element ``row`` of W on."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        code = _Code(context, builder, signature, arguments, constants=1)
+        v, b = code.lanes, builder
+        W, row, x, x_at, n, q, q_at, rows = code.arguments
+        sums = [cgutils.alloca_once(b, v.vector) for _ in range(rows)]
+        for total in sums:
+            b.store(v.constant(0), total)
+
+        def step(j: Any, mask: Any) -> None:
+            x_j = v.load(x, b.add(x_at, j), mask)
+            for r, total in enumerate(sums):
+                W_j = v.load(W, b.add(b.add(row, b.mul(INDEX(r), n)), j), mask)
+                b.store(v.multiply_add(W_j, x_j, b.load(total)), total)
+
+        _columns(code, n, step)
+        if rows == v.width:
+            v.store(v.sums([b.load(total) for total in sums]), q, q_at)
+        else:
+            for r, total in enumerate(sums):
+                b.store(v.sum(b.load(total)), b.gep(q, [b.add(q_at, INDEX(r))]))
+        return context.get_dummy_value()
+
+    return types.void(W, row, x, x_at, n, q, q_at, rows), generate
+
+
+@intrinsic(prefer_literal=True)
+def _gradients(
+    context: Any,
+    W: Any,
+    row: Any,
+    x: Any,
+    x_at: Any,
+    n: Any,
+    g: Any,
+    g_at: Any,
+    dW: Any,
+    dx: Any,
+    wanted: Any,
+    rows: Any,
+) -> Any:
+    """Write ``rows`` rows of dW from element ``row`` on, where it is wanted, and add the same rows' part to dx (n,)."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        code = _Code(context, builder, signature, arguments, constants=1)
+        v, b = code.lanes, builder
+        W, row, x, x_at, n, g, g_at, dW, dx, wanted, rows = code.arguments
+        g_rows = [v.splat(b.load(b.gep(g, [b.add(g_at, INDEX(r))]))) for r in range(rows)]
+
+        def step(j: Any, mask: Any) -> None:
+            x_j = v.load(x, b.add(x_at, j), mask)
+            dx_j = v.load(dx, j, mask)
+            for r, g_r in enumerate(g_rows):
+                at = b.add(b.add(row, b.mul(INDEX(r), n)), j)
+                dx_j = v.multiply_add(g_r, v.load(W, at, mask), dx_j)
+                with code.if_wanted(wanted, DW):
+                    v.store(b.fmul(g_r, x_j), dW, at, mask)
+            v.store(dx_j, dx, j, mask)
+
+        _columns(code, n, step)
+        return context.get_dummy_value()
+
+    return types.void(W, row, x, x_at, n, g, g_at, dW, dx, wanted, rows), generate
+
+
+@intrinsic
+def _sigmoids(context: Any, q: Any, g: Any, at: Any) -> Any:
+    """Replace a vector of q, from ``at`` on, by g in the array g; the sum of s^2 over its lanes."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        code = _Code(context, builder, signature, arguments)
+        q, g, at = code.arguments
+        s, c = code.lanes.sigmoid_and_complement(code.lanes.load(q, at))
+        code.lanes.store(code.lanes.g(s, c), g, at)
+        return code.lanes.sum(builder.fmul(s, s))
+
+    return q.dtype(q, g, at), generate
+
+
+# numba's disk cache knows of a function's own file its time and size, and of a closure its variables. This one makes it
+# know the text of both files.
+SOURCE = "".join(Path(path).read_text(encoding="utf-8") for path in (__file__, Path(__file__).with_name("simd.py")))
+
+
+@cache
+def _tiny(m: int, n: int, dtype: np.dtype[Any]) -> Any:
+    width, source = _width(dtype), SOURCE
+
+    def tiny(W: Any, x: Any, loss: Any, dW: Any, dx: Any, wanted: int, first: int, last: int) -> None:
+        """The pairs first..last of W (B, m, n), x (B, n), loss (B,), dW (B, m, n), dx (B, n), those that are wanted."""
+        len(source)
+        whole = first + (last - first) // width * width
+        for pair in range(first, whole, width):
+            _tiny_block(W, x, loss, dW, dx, wanted, pair, m, n)
+        if whole == last:
+            return
+        # The rest is a block of its own, filled up with zeros: the same instructions, hence the same bits.
+        W_block, x_block = np.zeros((width, m, n), W.dtype), np.zeros((width, n), W.dtype)
+        loss_block, dW_block, dx_block = np.empty(width, W.dtype), np.empty_like(W_block), np.empty_like(x_block)
+        for pair in range(whole, last):  # plain loops: numba takes seconds to compile assignments of slices
             for j in range(n):
-                q += W[b, i, j] * x[b, j]
-            t = math.exp(-abs(q))
-            r = one / (one + t)
-            s, c = (t * r, r) if q < 0 else (r, t * r)
-            total += s * s
-            g = two * s * (s * c)
-            if dW is not None:
-                for j in range(n):
-                    dW[b, i, j] = g * x[b, j]
-            if dx is not None:
-                for j in range(n):
-                    row_sums[j] += g * W[b, i, j]
-        if loss is not None:
-            loss[b] = total
-        if dx is not None:
+                x_block[pair - whole, j] = x[pair, j]
+                for i in range(m):
+                    W_block[pair - whole, i, j] = W[pair, i, j]
+        _tiny_block(W_block, x_block, loss_block, dW_block, dx_block, wanted, 0, m, n)
+        for pair in range(whole, last):
+            if wanted & LOSS:
+                loss[pair] = loss_block[pair - whole]
             for j in range(n):
-                dx[b, j] = row_sums[j]
+                if wanted & DX:
+                    dx[pair, j] = dx_block[pair - whole, j]
+                if wanted & DW:
+                    for i in range(m):
+                        dW[pair, i, j] = dW_block[pair - whole, i, j]
+
+    return _compile(tiny)
+
+
+@cache
+def _rows(dtype: np.dtype[Any]) -> Any:
+    width, itemsize, source = _width(dtype), dtype.itemsize, SOURCE
+
+    def rows(W: Any, x: Any, loss: Any, dW: Any, dx: Any, wanted: int, first: int, last: int) -> None:
+        """The pairs first..last of W (B, m, n), x (B, n), loss (B,), dW (B, m, n), dx (B, n), those that are wanted."""
+        len(source)
+        m, n = W.shape[1:]
+        size = min(ROWS, max(width, ROWS_BYTES // itemsize // n // width * width))
+        q, g, sums = np.empty(ROWS, W.dtype), np.empty(ROWS, W.dtype), np.empty(n, W.dtype)
+        for b in range(first, last):
+            for j in range(n):
+                sums[j] = 0
+            total = W.dtype.type(0)
+            for i in range(0, m, size):
+                here = min(size, m - i)
+                top = (b * m + i) * n
+                r = 0
+                while r + width <= here:
+                    _dots(W, top + r * n, x, b * n, n, q, r, width)
+                    r += width
+                while r + GROUP <= here:
+                    _dots(W, top + r * n, x, b * n, n, q, r, GROUP)
+                    r += GROUP
+                while r < here:
+                    _dots(W, top + r * n, x, b * n, n, q, r, 1)
+                    r += 1
+                while r % width:
+                    q[r] = -np.inf  # adds 0 to the loss
+                    r += 1
+                for k in range(0, r, width):
+                    total += _sigmoids(q, g, k)
+                if wanted == LOSS:
+                    continue
+                r = 0
+                while r + GROUP <= here:
+                    _gradients(W, top + r * n, x, b * n, n, g, r, dW, sums, wanted, GROUP)
+                    r += GROUP
+                while r < here:
+                    _gradients(W, top + r * n, x, b * n, n, g, r, dW, sums, wanted, 1)
+                    r += 1
+            if wanted & LOSS:
+                loss[b] = total
+            if wanted & DX:
+                for j in range(n):
+                    dx[b, j] = sums[j]
+
+    return _compile(rows)
+
+
+def _compile(function: Any) -> Any:
+    options = {"nogil": True, "error_model": "numpy"}
+    try:
+        return njit(**options, cache=True)(function)
+    except RuntimeError:  # numba finds no directory that it may write its cache to
+        return njit(**options)(function)
 
 
 def fused(W: Any, x: Any, loss: Any, dW: Any, dx: Any, *, stream: int | None = None) -> None:
     """Compute loss, dW and dx for a batch on all cores; the contract is in ``sigmoid_l2.kernels``."""
-    for_ranges(len(W), W.size, lambda first, last: _pairs(W, x, loss, dW, dx, first, last))
+    B, m, n = W.shape
+    run = _tiny(m, n, W.dtype) if m * n <= TINY else _rows(W.dtype)
+    wanted = (loss is not None) * LOSS + (dW is not None) * DW + (dx is not None) * DX
+    W, x = _writeable(W), _writeable(x)
+    # An output that is not wanted is never touched; something of its type stands in for it.
+    loss, dW, dx = x[0] if loss is None else loss, W if dW is None else dW, x if dx is None else dx
+    for_ranges(B, W.size, lambda first, last: run(W, x, loss, dW, dx, wanted, first, last))
+
+
+def _writeable(a: Any) -> Any:
+    """``a`` itself, or the same memory not marked as read-only, which to numba is another type to compile for."""
+    if a.flags.writeable:
+        return a
+    real = np.ctypeslib.as_ctypes_type(a.dtype)
+    return np.ctypeslib.as_array((real * a.size).from_address(a.ctypes.data)).reshape(a.shape)

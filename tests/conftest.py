@@ -31,7 +31,7 @@ hypothesis.settings.register_profile(
     derandomize=os.environ.get("SIGMOID_L2_TEST_RANDOM") != "1",
     database=None,
     deadline=None,  # the first call of a compiled backend takes seconds
-    max_examples=8 if SIMULATED else 60,
+    max_examples=8 if SIMULATED else 150,
 )
 hypothesis.settings.load_profile("sigmoid-l2")
 

@@ -132,12 +132,14 @@ def test_chunks(backend, dtype, batch, pairs, monkeypatch):
 def test_number_of_threads(backend, dtype, number, monkeypatch):
     W, x = normal((7 if SIMULATED else 1001,), 3, 3, dtype)
     expected = sl2.value_and_grad(W, x, backend=backend)
-    monkeypatch.setattr(threads, "num_threads", lambda: number)
-    monkeypatch.setattr(threads, "SERIAL_WORK", 0)
+    monkeypatch.setattr(threads, "get_num_threads", lambda: number)
+    monkeypatch.setattr(threads, "THREAD_WORK", 1)
     threads._pool.cache_clear()  # the pool has the old number
     try:
-        for B in (1, 2, 3, 7, 16, 17, 1001):
-            assert bits(sl2.value_and_grad(W[:B], x[:B], backend=backend)) == bits(expected, slice(B))
+        for B in (1, 2, 3, 7) if SIMULATED else (1, 2, 3, 7, 16, 17, 99, 100, 1001):
+            out = tuple(np.full_like(a[:B], np.nan) for a in expected)
+            sl2.value_and_grad(W[:B], x[:B], out=out, backend=backend)
+            assert bits(out) == bits(expected, slice(B))
     finally:
         threads._pool.cache_clear()
 
@@ -166,7 +168,7 @@ import sigmoid_l2 as sl2
 from sigmoid_l2 import threads
 
 how = sys.argv[1]
-threads.num_threads = lambda: 4  # the pool is used on every machine
+threads.get_num_threads = lambda: 4  # the pool is used on every machine
 
 def results(_=None):
     if how != "threads":
@@ -211,3 +213,32 @@ def test_processes(how, tmp_path):
     names = [b.name for b in backends.BACKENDS if b.device == "cpu" and not b.reasons()]
     done = subprocess.run([sys.executable, str(script), how, *names], capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout) == (0, "same\n"), done.stderr
+
+
+AT_EXIT = """
+import atexit, sys, threading
+import numpy as np
+import sigmoid_l2 as sl2
+from sigmoid_l2 import threads
+
+threads.get_num_threads = lambda: 4
+
+def loss():
+    return sl2.value(np.ones((10000, 3, 3)), np.ones((10000, 3)), backend=sys.argv[1]).tobytes()
+
+def late():
+    threading.main_thread().join()  # until the main program has ended
+    print(loss() == before)
+
+before = loss()
+threading.Thread(target=late).start()
+atexit.register(lambda: print(loss() == before))
+"""
+
+
+@pytest.mark.skipif(SIMULATED, reason="about the CPU backends")
+@pytest.mark.parametrize("name", [b.name for b in backends.BACKENDS if b.device == "cpu"])
+def test_threads_that_outlive_the_main_program(name):
+    command = [sys.executable, "-c", AT_EXIT, name]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True\nTrue\n", "")

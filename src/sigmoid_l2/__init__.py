@@ -1,8 +1,9 @@
 """f(W, x) = ||sigmoid(W x)||^2 and both gradients for large batches of pairs, in one fused pass."""
 
-from sigmoid_l2.api import Grad, ValueAndGrad, grad, value, value_and_grad
+from sigmoid_l2.api import Grad, ValueAndGrad, grad, value, value_and_grad, warmup
 from sigmoid_l2.backends import BackendInfo, BackendUnavailableError, backends, show_config
 from sigmoid_l2.check import ArrayCheck, GradCheck, check_grad
+from sigmoid_l2.threads import get_num_threads, set_num_threads
 from sigmoid_l2.tracing import Trace, trace
 from sigmoid_l2.version import __version__
 
@@ -17,9 +18,12 @@ __all__ = [
     "__version__",
     "backends",
     "check_grad",
+    "get_num_threads",
     "grad",
+    "set_num_threads",
     "show_config",
     "trace",
     "value",
     "value_and_grad",
+    "warmup",
 ]

@@ -2,6 +2,8 @@
 
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from sigmoid_l2.backends import choose
 from sigmoid_l2.execute import execute
 from sigmoid_l2.problem import validate, validate_out
@@ -89,6 +91,16 @@ def grad(W: Any, x: Any, *, out: Any = None, backend: str = "auto", stream: Any 
     Parameters, dtypes and errors are those of ``value_and_grad``.
     """
     return Grad(*_call(("dW", "dx"), W, x, out, backend, stream))
+
+
+def warmup(shape: tuple[int, int], dtype: Any = "float32", backend: str = "auto") -> None:
+    """Compile ahead of time what calls with W (..., m, n) need, so that the first of them does not wait for it.
+
+    ``shape`` is (m, n), ``dtype`` that of the arrays, ``backend`` as for ``value_and_grad`` of host arrays. Raises what
+    ``value_and_grad`` raises for such arrays.
+    """
+    W = np.zeros((1, *shape), dtype)
+    value_and_grad(W, W[:, 0], backend=backend)
 
 
 def _call(names: tuple[str, ...], W: Any, x: Any, out: Any, backend: str, stream: Any) -> tuple[Any, ...]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from sigmoid_l2.problem import Device, Problem
-from sigmoid_l2.threads import num_threads
+from sigmoid_l2.threads import get_num_threads
 from sigmoid_l2.version import __version__
 
 ENVIRONMENT_VARIABLE = "SIGMOID_L2_BACKEND"
@@ -36,7 +36,7 @@ class BackendInfo:
     reasons: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # compared and hashed by identity, which is quick
 class Backend:
     """One way to compute a batch: the module of its kernel, where it runs, what it accepts and how to ask for it."""
 
@@ -114,6 +114,7 @@ BACKENDS = (
     Backend("numba-cuda", "cuda", "sigmoid_l2.kernels.cuda_numba", ("float32", "float64"), _probe_numba_cuda),
 )
 NAMES = tuple(backend.name for backend in BACKENDS)
+_KNOWN = (*PREFERENCES, *NAMES)
 
 
 @cache
@@ -140,35 +141,44 @@ def choose(problem: Problem, backend: str) -> Backend:
     nothing that was asked for can run.
     """
     name = _resolve(backend)
-    if problem.device == "cuda":
-        candidates = [b for b in BACKENDS if b.device == "cuda" and name in (*PREFERENCES, b.name)]
-        if not candidates or name == "cpu":
-            raise TypeError(
-                f"backend {name!r} computes in host memory, but W and x are on a CUDA device; "
-                "pass cupy.asnumpy(W) and cupy.asnumpy(x), or use backend='auto'"
-            )
-    else:
-        order = {"auto": ("cpu",), "cpu": ("cpu",), "gpu": ("cuda", "cpu")}
-        if name in order:
-            candidates = [b for device in order[name] for b in BACKENDS if b.device == device]
-        else:
-            candidates = [b for b in BACKENDS if b.name == name]
-    for candidate in candidates:
-        if not candidate.reasons(problem.dtype):
-            return candidate
+    chosen = _first_available(name, problem.device, problem.dtype, BACKENDS)
+    if chosen is not None:
+        return chosen
+    candidates = _candidates(name, problem.device, BACKENDS)
+    if not candidates:
+        raise TypeError(
+            f"backend {name!r} computes in host memory, but W and x are on a CUDA device; "
+            "pass cupy.asnumpy(W) and cupy.asnumpy(x), or use backend='auto'"
+        )
     raise BackendUnavailableError(_why_none(problem, name, candidates)) from _probe(candidates[0])
+
+
+@cache
+def _first_available(name: str, device: Device, dtype: np.dtype[Any], table: tuple[Backend, ...]) -> Backend | None:
+    return next((b for b in _candidates(name, device, table) if not b.reasons(dtype)), None)
+
+
+def _candidates(name: str, device: Device, table: tuple[Backend, ...]) -> list[Backend]:
+    """The backends that ``name`` allows for arrays on ``device``, the preferred one first."""
+    if name not in PREFERENCES:
+        devices: tuple[Device, ...] = ("cpu", "cuda") if device == "cpu" else ("cuda",)
+        return [b for b in table if b.name == name and b.device in devices]
+    if device == "cuda":  # nothing is moved to the host
+        devices = () if name == "cpu" else ("cuda",)
+    else:
+        devices = ("cuda", "cpu") if name == "gpu" else ("cpu",)
+    return [b for d in devices for b in table if b.device == d]
 
 
 def _resolve(backend: str) -> str:
     """The name to go by: the caller's, or for "auto" that of the environment variable where it is set."""
     source = "backend"
-    if backend == "auto" and os.environ.get(ENVIRONMENT_VARIABLE):
-        backend, source = os.environ[ENVIRONMENT_VARIABLE], f"the environment variable {ENVIRONMENT_VARIABLE}"
-    known = (*PREFERENCES, *NAMES)
-    if backend not in known:
-        close = difflib.get_close_matches(str(backend), known, n=1)
+    if backend == "auto" and (default := os.environ.get(ENVIRONMENT_VARIABLE)):
+        backend, source = default, f"the environment variable {ENVIRONMENT_VARIABLE}"
+    if backend not in _KNOWN:
+        close = difflib.get_close_matches(str(backend), _KNOWN, n=1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
-        raise ValueError(f"{source} must be one of {', '.join(map(repr, known))}, not {backend!r}{hint}")
+        raise ValueError(f"{source} must be one of {', '.join(map(repr, _KNOWN))}, not {backend!r}{hint}")
     return backend
 
 
@@ -188,7 +198,7 @@ def show_config() -> None:
     infos = backends()  # imports what is installed
     versions = {name: getattr(sys.modules.get(name), "__version__", None) for name in ("numpy", "numba", "cupy")}
     print(", ".join(f"{name} {version or '-'}" for name, version in versions.items()))
-    print(f"CPU threads: {num_threads()}")
+    print(f"CPU threads: {get_num_threads()}")
     default = os.environ.get(ENVIRONMENT_VARIABLE)
     print(f"default backend: {f'{default} (from {ENVIRONMENT_VARIABLE})' if default else 'auto'}\n")
     print(f"{'backend':<12}{'device':<8}state")

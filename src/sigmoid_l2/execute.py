@@ -3,7 +3,6 @@
 import math
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -18,78 +17,85 @@ PIECE_BYTES = 1 << 20
 # Host arrays are carried to a GPU in larger pieces: a copy over PCIe costs about 10 us before its first byte.
 CARRIED_PIECE_BYTES = 32 << 20
 
-_INPUTS, _OUTPUTS = ("W", "x"), ("loss", "dW", "dx")
+# The order of a kernel's arguments.
+_ORDER = {"W": 0, "x": 1, "loss": 2, "dW": 3, "dx": 4}
+_INPUTS = (0, 1)
 
 
 def execute(problem: Problem, names: Sequence[str], out: Any, backend: Backend, stream: Any) -> tuple[Any, ...]:
     """Compute the outputs ``names`` of ``problem`` with ``backend``, into ``out`` or, where it is None, new arrays."""
-    on_cpu = problem.device == "cpu"
-    xp = np if on_cpu else sys.modules["cupy"]
-    with nullcontext() if on_cpu else device.on(problem.W, stream):
-        if out is None:
-            out = [xp.empty(problem.shape(name), problem.dtype) for name in names]
-        if problem.B:
-            _run(problem, xp, dict(zip(names, out, strict=True)), backend, stream)
+    if problem.device == "cpu":
+        return _execute(problem, names, out, backend, stream, np)
+    with device.on(problem.W, stream):
+        return _execute(problem, names, out, backend, stream, sys.modules["cupy"])
+
+
+def _execute(
+    problem: Problem, names: Sequence[str], out: Any, backend: Backend, stream: Any, xp: Any
+) -> tuple[Any, ...]:
+    if out is None:
+        out = [xp.empty(problem.shape(name), problem.dtype) for name in names]
+    arrays: list[Any] = [problem.W, problem.x, None, None, None]
+    for name, result in zip(names, out, strict=True):
+        arrays[_ORDER[name]] = _plain(result, problem.column and name == "dx")
+    carried = problem.device == "cpu" and backend.device == "cuda"
+    if not problem.B:
+        pass
+    elif not carried and all(a is None or _fits(a, problem.dtype) for a in arrays):
+        device.in_place(backend, problem)(*map(_flat, arrays, _pair_shapes(problem)))
+    else:
+        compute = device.carried(backend, stream) if carried else device.in_place(backend, problem)
+        _in_pieces(problem, arrays, compute, CARRIED_PIECE_BYTES if carried else PIECE_BYTES, xp)
     return tuple(out)
 
 
-def _run(problem: Problem, xp: Any, results: dict[str, Any], backend: Backend, stream: Any) -> None:
-    carried = problem.device == "cpu" and backend.device == "cuda"
-    compute = device.carried(backend, stream) if carried else device.in_place(backend, problem)
-    pairs = max(
-        1, (CARRIED_PIECE_BYTES if carried else PIECE_BYTES) // (problem.m * problem.n * problem.dtype.itemsize)
-    )
-    operands = {
-        name: _Operand(xp, a, problem, min(pairs, problem.B))
-        for name, a in {"W": problem.W, "x": problem.x, **_without_column_axis(problem, results)}.items()
-    }
-    whole = not carried and all(operand.in_place for operand in operands.values())
-    for index in [...] if whole else _pieces(problem.batch, pairs):
-        flat = {name: operand.flat(index) for name, operand in operands.items()}
-        for name in _INPUTS:
-            operands[name].load(flat[name], index)
-        compute(*(flat.get(name) for name in (*_INPUTS, *_OUTPUTS)))
-        for name in results:
-            operands[name].store(flat[name], index)
+def _plain(result: Any, column: bool) -> Any:
+    """A view of a result without its column axis; of NumPy's own class, because another may not index as it does."""
+    if isinstance(result, np.ndarray) and type(result) is not np.ndarray:
+        result = np.asarray(result)
+    return result[..., 0] if column else result
 
 
-def _without_column_axis(problem: Problem, results: dict[str, Any]) -> dict[str, Any]:
-    plain = {name: np.asarray(a) if isinstance(a, np.ndarray) else a for name, a in results.items()}
-    if problem.column and "dx" in plain:
-        plain["dx"] = plain["dx"][..., 0]
-    return plain
+def _pair_shapes(problem: Problem) -> tuple[tuple[int, ...], ...]:
+    m, n = problem.m, problem.n
+    return (m, n), (n,), (), (m, n), (n,)
 
 
-class _Operand:
-    """One array (*batch, *pair) as a kernel needs it, (pairs, *pair) and contiguous: in place or through a buffer."""
+def _fits(a: Any, dtype: np.dtype[Any]) -> bool:
+    """Whether a kernel can use ``a`` in place."""
+    return a.dtype == dtype and a.flags.c_contiguous and (not isinstance(a, np.ndarray) or a.flags.aligned)
 
-    def __init__(self, xp: Any, array: Any, problem: Problem, pairs: int) -> None:
-        self.xp = xp
-        self.array = array
-        self.pair = array.shape[len(problem.batch) :]
-        self.in_place = (
-            array.dtype == problem.dtype and array.flags.c_contiguous and getattr(array.flags, "aligned", True)
-        )
-        self.buffer = None if self.in_place else xp.empty((pairs, *self.pair), problem.dtype)
 
-    def flat(self, index: Any) -> Any:
-        """The contiguous memory for the pairs at ``index`` of the batch axes."""
-        piece = self.array[index]
-        if self.buffer is None:
-            return piece.reshape(-1, *self.pair)
-        return self.buffer[: piece.size // math.prod(self.pair)]
+def _flat(a: Any, pair_shape: tuple[int, ...]) -> Any:
+    """``a`` with its batch axes made one: a view, because ``a`` is contiguous."""
+    if a is None or a.ndim == len(pair_shape) + 1:
+        return a
+    return a.reshape(-1, *pair_shape)
 
-    def load(self, flat: Any, index: Any) -> None:
-        """Bring the pairs at ``index`` into ``flat``."""
-        if self.buffer is not None:
-            piece = self.array[index]
-            self.xp.copyto(flat.reshape(piece.shape), piece)
 
-    def store(self, flat: Any, index: Any) -> None:
-        """Take the pairs at ``index`` out of ``flat``."""
-        if self.buffer is not None:
-            piece = self.array[index]
-            self.xp.copyto(piece, flat.reshape(piece.shape))
+def _in_pieces(problem: Problem, arrays: Sequence[Any], compute: device.Compute, piece_bytes: int, xp: Any) -> None:
+    """Compute piece by piece, through a buffer for every array that a kernel cannot use in place."""
+    pair_shapes = _pair_shapes(problem)
+    pairs = min(problem.B, max(1, piece_bytes // (problem.m * problem.n * problem.dtype.itemsize)))
+    buffers: list[Any] = [
+        None if a is None or _fits(a, problem.dtype) else xp.empty((pairs, *shape), problem.dtype)
+        for a, shape in zip(arrays, pair_shapes, strict=True)
+    ]
+    for index in _pieces(problem.batch, pairs):
+        pieces: list[Any] = [None if a is None else a[index] for a in arrays]
+        size = math.prod(pieces[0].shape[:-2])
+        flat = [
+            _flat(piece, shape) if buffer is None else buffer[:size]
+            for piece, shape, buffer in zip(pieces, pair_shapes, buffers, strict=True)
+        ]
+        buffered = [i for i, buffer in enumerate(buffers) if buffer is not None]
+        for i in buffered:
+            if i in _INPUTS:
+                xp.copyto(flat[i].reshape(pieces[i].shape), pieces[i])
+        compute(*flat)
+        for i in buffered:
+            if i not in _INPUTS:
+                xp.copyto(pieces[i], flat[i].reshape(pieces[i].shape))
 
 
 def _pieces(batch: tuple[int, ...], pairs: int) -> Iterator[tuple[Any, ...]]:

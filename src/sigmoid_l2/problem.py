@@ -3,8 +3,7 @@
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -13,8 +12,7 @@ Device = Literal["cpu", "cuda"]
 DTYPES = ("float16", "float32", "float64")
 
 
-@dataclass(frozen=True)
-class Problem:
+class Problem(NamedTuple):
     """A validated batch. Arrays are views of the caller's, still in their own layout, byte order and dtype."""
 
     W: Any  # (*batch, m, n)
@@ -57,16 +55,8 @@ def validate(W: Any, x: Any) -> Problem:
     if device_W == "cuda" and W.device != x.device:
         raise ValueError(f"W and x must be on the same CUDA device, but W is on {W.device} and x is on {x.device}")
     column = _check_shapes(W.shape, x.shape)
-    return Problem(
-        W=W,
-        x=x[..., 0] if column else x,
-        batch=tuple(W.shape[:-2]),
-        m=W.shape[-2],
-        n=W.shape[-1],
-        dtype=_result_dtype(W.dtype, x.dtype),
-        device=device_W,
-        column=column,
-    )
+    *batch, m, n = W.shape
+    return Problem(W, x[..., 0] if column else x, tuple(batch), m, n, _result_dtype(W.dtype, x.dtype), device_W, column)
 
 
 def validate_out(problem: Problem, names: Sequence[str], out: Any) -> None:
@@ -84,6 +74,8 @@ def validate_out(problem: Problem, names: Sequence[str], out: Any) -> None:
 
 def as_array(name: str, a: Any) -> tuple[Device, Any]:
     """Where ``a`` lives, and ``a`` as an array; TypeError for a kind or dtype that is not supported."""
+    if type(a) is np.ndarray:  # the common case first: a small call lasts a few microseconds
+        return "cpu", _check_dtype(name, a)
     if isinstance(a, np.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array, whose mask has no meaning here; pass {name}.filled(value)")
     # An array of CuPy's exists only where cupy is imported; while another thread imports it, it has no ndarray yet.
@@ -111,24 +103,28 @@ def _check_dtype(name: str, a: Any) -> Any:
 
 def _check_shapes(W: tuple[int, ...], x: tuple[int, ...]) -> bool:
     """Return whether x is given as columns; ValueError where W and x do not fit together."""
-    shapes = f"got W {W} and x {x}"
+    if len(W) >= 2 and W[-1] and W[-2]:
+        n = W[-1]
+        if x == (*W[:-2], n):
+            return False
+        if x == (*W[:-2], n, 1) and n != 1:
+            return True
+    raise ValueError(f"{_why_shapes_do_not_fit(W)}; got W {W} and x {x}")
+
+
+def _why_shapes_do_not_fit(W: tuple[int, ...]) -> str:
     if len(W) < 2:
-        raise ValueError(f"W must have at least 2 dimensions, (..., m, n); {shapes}")
+        return "W must have at least 2 dimensions, (..., m, n)"
     *batch, m, n = W
     if m == 0 or n == 0:
-        raise ValueError(f"m and n must be at least 1 in W (..., m, n); {shapes}")
-    if x == (*batch, n):
-        return False
-    if x == (*batch, n, 1) and n != 1:
-        return True
-    raise ValueError(
-        f"for this W, x must have shape {(*batch, n)}"
-        + (f" or, as columns, {(*batch, n, 1)}" if n != 1 else "")
-        + f"; {shapes}"
-    )
+        return "m and n must be at least 1 in W (..., m, n)"
+    columns = f" or, as columns, {(*batch, n, 1)}" if n != 1 else ""
+    return f"for this W, x must have shape {(*batch, n)}{columns}"
 
 
 def _result_dtype(W: np.dtype[Any], x: np.dtype[Any]) -> np.dtype[Any]:
+    if W is x and W.kind == "f":  # NumPy has one object for each native dtype
+        return W.newbyteorder("=") if not W.isnative else W
     dtype = np.result_type(W, x)
     return dtype if dtype.kind == "f" else np.dtype(np.float64)
 
