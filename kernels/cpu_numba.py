@@ -312,10 +312,15 @@ def fused(W: Any, x: Any, loss: Any, dW: Any, dx: Any, *, stream: int | None = N
     """Compute loss, dW and dx for a batch on all cores; the contract is in ``sigmoid_l2.kernels``."""
     B, m, n = W.shape
     run = _tiny(m, n, W.dtype) if m * n <= TINY else _rows(W.dtype)
-    wanted = (loss is not None) * LOSS + (dW is not None) * DW + (dx is not None) * DX
     W, x = _writeable(W), _writeable(x)
+    wanted = LOSS | DW | DX
     # An output that is not wanted is never touched; something of its type stands in for it.
-    loss, dW, dx = x[0] if loss is None else loss, W if dW is None else dW, x if dx is None else dx
+    if loss is None:
+        wanted, loss = wanted & ~LOSS, x[0]
+    if dW is None:
+        wanted, dW = wanted & ~DW, W
+    if dx is None:
+        wanted, dx = wanted & ~DX, x
     for_ranges(B, W.size, lambda first, last: run(W, x, loss, dW, dx, wanted, first, last))
 
 

@@ -45,6 +45,7 @@ def cupy(monkeypatch):
     kernels = {b.name: RecordingKernel() for b in CUDA_BACKENDS}
 
     class Simulated(backends.Backend):
+        @property
         def kernel(self):
             return kernels[self.name]
 

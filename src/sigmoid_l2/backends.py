@@ -8,7 +8,7 @@ import platform
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,7 @@ class Backend:
     dtypes: tuple[str, ...]
     probe: Callable[[], None]  # raises _NotAvailableError where the backend cannot run
 
+    @cached_property
     def kernel(self) -> Any:
         """The module whose ``fused`` keeps the contract of ``sigmoid_l2.kernels``."""
         return importlib.import_module(self.module)

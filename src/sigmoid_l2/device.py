@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from sigmoid_l2.backends import Backend
 from sigmoid_l2.problem import Problem
 
@@ -14,8 +16,8 @@ Compute = Callable[[Any, Any, Any, Any, Any], None]  # W, x, loss, dW, dx as a k
 
 def stream_handle(stream: Any) -> int:
     """The integer handle of a CUDA stream of CuPy's or numba's, or of an integer; TypeError for anything else."""
-    if isinstance(stream, int) and not isinstance(stream, bool) and stream >= 0:
-        return stream
+    if isinstance(stream, int | np.integer) and not isinstance(stream, bool) and stream >= 0:
+        return int(stream)
     for attribute in ("ptr", "handle"):  # of CuPy's and of numba's streams
         value = getattr(stream, attribute, None)
         if value is not None:
@@ -40,7 +42,7 @@ def on(array: Any, stream: Any) -> Iterator[None]:
 
 def in_place(backend: Backend, problem: Problem) -> Compute:
     """The backend's kernel on arrays that are where it runs; on a GPU, on CuPy's current device and stream."""
-    kernel = backend.kernel()
+    kernel = backend.kernel
     if problem.device == "cpu":
         return kernel.fused  # type: ignore[no-any-return]
     launch = partial(kernel.fused, stream=sys.modules["cupy"].cuda.get_current_stream().ptr)
@@ -57,7 +59,7 @@ def in_place(backend: Backend, problem: Problem) -> Compute:
 def carried(backend: Backend, stream: Any) -> Compute:
     """The backend's kernel on host arrays: inputs copied to the GPU, results copied back, done when it returns."""
     handle = None if stream is None else stream_handle(stream)
-    kernel = backend.kernel()
+    kernel = backend.kernel
     return partial(_carry_cupy if backend.name == "cupy" else _carry_numba, kernel, handle)
 
 

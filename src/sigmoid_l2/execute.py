@@ -33,24 +33,34 @@ def execute(problem: Problem, names: Sequence[str], out: Any, backend: Backend, 
 def _execute(
     problem: Problem, names: Sequence[str], out: Any, backend: Backend, stream: Any, xp: Any
 ) -> tuple[Any, ...]:
-    if out is None:
-        out = [xp.empty(problem.shape(name), problem.dtype) for name in names]
+    dtype, new = problem.dtype, out is None
+    if new:
+        out = [xp.empty(problem.shape(name), dtype) for name in names]
     arrays: list[Any] = [problem.W, problem.x, None, None, None]
     for name, result in zip(names, out, strict=True):
-        arrays[_ORDER[name]] = _plain(result, problem.column and name == "dx")
+        arrays[_ORDER[name]] = result
+    if problem.column or not new:
+        arrays[2:] = [_plain(a, problem.column and i == _ORDER["dx"]) for i, a in enumerate(arrays[2:], 2)]
     carried = problem.device == "cpu" and backend.device == "cuda"
-    if not problem.B:
-        pass
-    elif not carried and all(a is None or _fits(a, problem.dtype) for a in arrays):
-        device.in_place(backend, problem)(*map(_flat, arrays, _pair_shapes(problem)))
-    else:
-        compute = device.carried(backend, stream) if carried else device.in_place(backend, problem)
-        _in_pieces(problem, arrays, compute, CARRIED_PIECE_BYTES if carried else PIECE_BYTES, xp)
+    if 0 in problem.batch:
+        return tuple(out)
+    inputs_fit = _fits(problem.W, dtype) and _fits(problem.x, dtype)
+    if not carried and inputs_fit and (new or all(a is None or _fits(a, dtype) for a in arrays)):
+        if not problem.batch:
+            arrays = [None if a is None else a[None] for a in arrays]
+        elif len(problem.batch) > 1:
+            arrays = [*map(_flat, arrays, _pair_shapes(problem))]
+        device.in_place(backend, problem)(*arrays)
+        return tuple(out)
+    compute = device.carried(backend, stream) if carried else device.in_place(backend, problem)
+    _in_pieces(problem, arrays, compute, CARRIED_PIECE_BYTES if carried else PIECE_BYTES, xp)
     return tuple(out)
 
 
 def _plain(result: Any, column: bool) -> Any:
     """A view of a result without its column axis; of NumPy's own class, because another may not index as it does."""
+    if result is None:
+        return None
     if isinstance(result, np.ndarray) and type(result) is not np.ndarray:
         result = np.asarray(result)
     return result[..., 0] if column else result
@@ -63,14 +73,13 @@ def _pair_shapes(problem: Problem) -> tuple[tuple[int, ...], ...]:
 
 def _fits(a: Any, dtype: np.dtype[Any]) -> bool:
     """Whether a kernel can use ``a`` in place."""
-    return a.dtype == dtype and a.flags.c_contiguous and (not isinstance(a, np.ndarray) or a.flags.aligned)
+    flags = a.flags
+    return (a.dtype is dtype or a.dtype == dtype) and flags.c_contiguous and getattr(flags, "aligned", True)
 
 
 def _flat(a: Any, pair_shape: tuple[int, ...]) -> Any:
     """``a`` with its batch axes made one: a view, because ``a`` is contiguous."""
-    if a is None or a.ndim == len(pair_shape) + 1:
-        return a
-    return a.reshape(-1, *pair_shape)
+    return None if a is None else a.reshape(-1, *pair_shape)
 
 
 def _in_pieces(problem: Problem, arrays: Sequence[Any], compute: device.Compute, piece_bytes: int, xp: Any) -> None:

@@ -34,8 +34,8 @@ class Problem(NamedTuple):
         if name == "loss":
             return self.batch
         if name == "dW":
-            return (*self.batch, self.m, self.n)
-        return (*self.batch, self.n, 1) if self.column else (*self.batch, self.n)
+            return self.W.shape  # type: ignore[no-any-return]
+        return (*self.x.shape, 1) if self.column else self.x.shape
 
 
 def validate(W: Any, x: Any) -> Problem:
@@ -94,7 +94,7 @@ def as_array(name: str, a: Any) -> tuple[Device, Any]:
 
 
 def _check_dtype(name: str, a: Any) -> Any:
-    if a.dtype.kind not in "biuf" or a.dtype.itemsize > 8:
+    if a.dtype.char not in "?bBhHiIlLqQefd":  # bool, integers, float16, float32, float64
         raise TypeError(
             f"{name} has dtype {a.dtype}; supported are {', '.join(DTYPES)}, integers and bool (computed in float64)"
         )
