@@ -4,7 +4,7 @@ Two kernels, chosen by the size of a pair:
 
 * *tiny*, for pairs of at most TINY elements: as many pairs as a vector has lanes are one block. W, x and the results of
   a block are whole vectors, read and written as they lie in memory; shuffles in between bring x_j and g_i to the
-  elements that they multiply and the terms of a sum into one lane. Compiled for each (m, n).
+  elements that they multiply, and the terms of a sum into one lane. Compiled for each (m, n).
 * *rows*, for all others: the lanes run along a row. The rows of a pair are taken in batches that stay in cache between
   their q and their dW; their sigmoids are computed together.
 
@@ -12,6 +12,8 @@ Threads own ranges of pairs. Sums run in an order that depends on (m, n), the dt
 so a pair's bits depend on nothing but the pair.
 """
 
+import functools
+import itertools
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,13 +26,17 @@ from numba.extending import intrinsic
 from sigmoid_l2.kernels.simd import INDEX, Lanes, vector_bytes
 from sigmoid_l2.threads import for_ranges
 
-# Elements of W up to which a pair is tiny: the shuffles of a block grow as (m + n) m n, and from there on rows win.
-TINY = 64
+# Elements of W up to which a pair is tiny. With AVX-512 and float32, tiny and rows give 12.5 and 9.5 GB/s at 12x12, but
+# 11.5 and 13.9 at 16x16; and the code of a block, with the time to compile it, grows with the elements.
+TINY = 144
 # Rows of one batch of the rows kernel at most, a multiple of every vector's lanes; and the bytes of W that it may have,
 # half of a common level 1 cache, because dW passes through it as well.
 ROWS, ROWS_BYTES = 64, 16 << 10
 # Rows that the rows kernel takes at a time: they load x and dx once, and their sums do not wait for each other.
 GROUP = 4
+# Bytes of a row up to which that pays. Longer rows go one by one, with GROUP sums each, because memory is read fastest
+# in one stream: 256x256 float32 went from 11.6 GB/s to 20.0.
+NARROW_BYTES = 64
 # The outputs that are wanted, as bits of a number: one compiled function does for all of them.
 LOSS, DW, DX = 1, 2, 4
 
@@ -84,49 +90,44 @@ def _tiny_block(
         def elements(k: int) -> range:  # of the block, in vector k
             return range(k * width, (k + 1) * width)
 
-        W_block = [v.load(W, at(mn, k)) for k in range(mn)]  # element e is of pair e // mn, column e % n, row e // n
-        x_block = [v.load(x, at(n, k)) for k in range(n)]
+        W_block = [v.load(W, at(mn, k)) for k in range(mn)]  # (pairs, m, n), one element after another
+        x_block = [v.load(x, at(n, k)) for k in range(n)]  # (pairs, n)
         x_of_W = [v.gather(x_block, [e // mn * n + e % n for e in elements(k)]) for k in range(mn)]
-        terms = [b.fmul(w, y) for w, y in zip(W_block, x_of_W, strict=True)]
-        squares, g_rows = [], []
-        for k in range(m):  # row r of the block is of pair r // m
-            q = v.gather(terms, [r * n for r in elements(k)])
-            for j in range(1, n):
-                q = b.fadd(q, v.gather(terms, [r * n + j for r in elements(k)]))
-            s, c = v.sigmoid_and_complement(q)
-            squares.append(b.fmul(s, s))
-            g_rows.append(v.g(s, c))
+        q_block = v.sum_axis([b.fmul(w, y) for w, y in zip(W_block, x_of_W, strict=True)], n, 1)  # (pairs, m)
+        s_and_c = [v.sigmoid_and_complement(q) for q in q_block]
+        g_block = [v.g(s, c) for s, c in s_and_c]
         with code.if_wanted(wanted, LOSS):
-            total = v.gather(squares, [p * m for p in range(width)])
-            for i in range(1, m):
-                total = b.fadd(total, v.gather(squares, [p * m + i for p in range(width)]))
+            (total,) = v.sum_axis([b.fmul(s, s) for s, _ in s_and_c], m, 1)
             v.store(total, loss, first)
-        g_of_W = [v.gather(g_rows, [e // n for e in elements(k)]) for k in range(mn)]
+        g_of_W = [v.gather(g_block, [e // n for e in elements(k)]) for k in range(mn)]
         with code.if_wanted(wanted, DW):
             for k in range(mn):
                 v.store(b.fmul(g_of_W[k], x_of_W[k]), dW, at(mn, k))
         with code.if_wanted(wanted, DX):
             terms = [b.fmul(g, w) for g, w in zip(g_of_W, W_block, strict=True)]
-            for k in range(n):
-                top = [e // n * mn + e % n for e in elements(k)]  # the term of row 0
-                total = v.gather(terms, top)
-                for i in range(1, m):
-                    total = b.fadd(total, v.gather(terms, [e + i * n for e in top]))
+            for k, total in enumerate(v.sum_axis(terms, m, n)):
                 v.store(total, dx, at(n, k))
         return context.get_dummy_value()
 
     return types.void(W, x, loss, dW, dx, wanted, first, m, n), generate
 
 
-def _columns(code: _Code, n: Any, step: Any) -> None:
-    """Build ``step(j, mask)`` for the vectors of a row of n: the whole ones without a mask, then the rest with one."""
-    b = code.lanes.builder
-    whole = b.and_(n, INDEX(-code.lanes.width))
-    with cgutils.for_range_slice(b, INDEX(0), whole, INDEX(code.lanes.width), intp=INDEX) as (j, _):
-        step(j, None)
-    rest = b.sub(n, whole)
+def _columns(code: _Code, n: Any, step: Any, unroll: int = 1) -> None:
+    """Build ``step(j, mask, u)`` for the vectors of a row of n: the whole ones without a mask, the rest with one.
+
+    ``unroll`` of them are taken at a time, of which u is the number, and what is left one by one with u = 0.
+    """
+    b, width = code.lanes.builder, code.lanes.width
+    begin = INDEX(0)
+    for together in (unroll, 1) if unroll > 1 else (1,):
+        end = b.sub(n, b.urem(n, INDEX(together * width)))
+        with cgutils.for_range_slice(b, begin, end, INDEX(together * width), intp=INDEX) as (j, _):
+            for u in range(together):
+                step(b.add(j, INDEX(u * width)), None, u)
+        begin = end
+    rest = b.sub(n, begin)
     with b.if_then(b.icmp_signed(">", rest, INDEX(0))):
-        step(whole, code.lanes.first(rest))
+        step(begin, code.lanes.first(rest), 0)
 
 
 @intrinsic(prefer_literal=True)
@@ -137,22 +138,25 @@ def _dots(context: Any, W: Any, row: Any, x: Any, x_at: Any, n: Any, q: Any, q_a
         code = _Code(context, builder, signature, arguments, constants=1)
         v, b = code.lanes, builder
         W, row, x, x_at, n, q, q_at, rows = code.arguments
-        sums = [cgutils.alloca_once(b, v.vector) for _ in range(rows)]
-        for total in sums:
+        unroll = GROUP if rows == 1 else 1  # sums that do not wait for each other
+        sums = [[cgutils.alloca_once(b, v.vector) for _ in range(unroll)] for _ in range(rows)]
+        for total in itertools.chain(*sums):
             b.store(v.constant(0), total)
 
-        def step(j: Any, mask: Any) -> None:
+        def step(j: Any, mask: Any, u: int) -> None:
             x_j = v.load(x, b.add(x_at, j), mask)
-            for r, total in enumerate(sums):
+            for r in range(rows):
+                total = sums[r][u]
                 W_j = v.load(W, b.add(b.add(row, b.mul(INDEX(r), n)), j), mask)
                 b.store(v.multiply_add(W_j, x_j, b.load(total)), total)
 
-        _columns(code, n, step)
+        _columns(code, n, step, unroll)
+        totals = [functools.reduce(b.fadd, map(b.load, row_sums)) for row_sums in sums]
         if rows == v.width:
-            v.store(v.sums([b.load(total) for total in sums]), q, q_at)
+            v.store(v.sums(totals), q, q_at)
         else:
-            for r, total in enumerate(sums):
-                b.store(v.sum(b.load(total)), b.gep(q, [b.add(q_at, INDEX(r))]))
+            for r, total in enumerate(totals):
+                b.store(v.sum(total), b.gep(q, [b.add(q_at, INDEX(r))]))
         return context.get_dummy_value()
 
     return types.void(W, row, x, x_at, n, q, q_at, rows), generate
@@ -181,7 +185,7 @@ def _gradients(
         W, row, x, x_at, n, g, g_at, dW, dx, wanted, rows = code.arguments
         g_rows = [v.splat(b.load(b.gep(g, [b.add(g_at, INDEX(r))]))) for r in range(rows)]
 
-        def step(j: Any, mask: Any) -> None:
+        def step(j: Any, mask: Any, _: int) -> None:
             x_j = v.load(x, b.add(x_at, j), mask)
             dx_j = v.load(dx, j, mask)
             for r, g_r in enumerate(g_rows):
@@ -267,11 +271,12 @@ def _rows(dtype: np.dtype[Any]) -> Any:
             for i in range(0, m, size):
                 here = min(size, m - i)
                 top = (b * m + i) * n
+                grouped = here if n * itemsize <= NARROW_BYTES else 0
                 r = 0
-                while r + width <= here:
+                while r + width <= grouped:
                     _dots(W, top + r * n, x, b * n, n, q, r, width)
                     r += width
-                while r + GROUP <= here:
+                while r + GROUP <= grouped:
                     _dots(W, top + r * n, x, b * n, n, q, r, GROUP)
                     r += GROUP
                 while r < here:
@@ -285,7 +290,7 @@ def _rows(dtype: np.dtype[Any]) -> Any:
                 if wanted == LOSS:
                     continue
                 r = 0
-                while r + GROUP <= here:
+                while r + GROUP <= grouped:
                     _gradients(W, top + r * n, x, b * n, n, g, r, dW, sums, wanted, GROUP)
                     r += GROUP
                 while r < here:

@@ -77,6 +77,27 @@ class Lanes:
             done = [done[k] or e // width == source for k, e in enumerate(elements)]
         return result
 
+    def sum_axis(self, vectors: Sequence[Any], size: int, inner: int) -> list[Any]:
+        """Sum over the middle axis of (outer, size, inner), the elements of all ``vectors`` one after another.
+
+        The outcome is (outer, inner) in vectors, whole ones, because outer is a multiple of ``width``. Neighbours are
+        added first: of n terms that takes about 2 n shuffles, where gathering each term takes n^2.
+        """
+        if size == 1:
+            return list(vectors)
+
+        def term(first: int, step: int, count: int) -> list[Any]:  # (outer, count, inner): first, first + step, ...
+            elements = [
+                ((e // (inner * count)) * size + first + e // inner % count * step) * inner + e % inner
+                for e in range(len(vectors) * self.width // size * count)
+            ]
+            return [self.gather(vectors, elements[k : k + self.width]) for k in range(0, len(elements), self.width)]
+
+        half = size // 2
+        pairs = map(self.builder.fadd, term(0, 2, half), term(1, 2, half))
+        sums = self.sum_axis(list(pairs), half, inner)
+        return sums if size % 2 == 0 else list(map(self.builder.fadd, sums, term(size - 1, 1, 1)))
+
     def load(self, array: Any, index: Any, mask: Any = None) -> Any:
         """The ``width`` elements from ``index``; 0 in the lanes that a mask excludes."""
         address, align = self._address(array, index), self.dtype.itemsize
@@ -135,6 +156,9 @@ class Lanes:
 
         y = k ln 2 + r with a whole k and |r| <= ln(2) / 2; exp(r) is its Taylor series, and 2^k two factors made from
         exponent bits, because k reaches below the smallest exponent of a normal number.
+
+        The largest error measured is 0.94 ulp with fused multiply-add and 1.22 ulp without: of all float32 values, and
+        of 5e7 float64 values (tests/test_simd.py). Where the result is subnormal, it is off by one step at most.
         """
         b = self.builder
         mantissa, bias, floor, ln2_high, ln2_low, terms = _FORMATS[self.dtype.itemsize]
@@ -178,8 +202,8 @@ class Lanes:
 
     def _call(self, name: str, result: Any, *arguments: Any, suffix: str = "") -> Any:
         name = f"llvm.{name}.v{self.width}f{8 * self.dtype.itemsize}{suffix}"
+        return self.builder.call(self._declare(name, result, *(a.type for a in arguments)), arguments)
+
+    def _declare(self, name: str, result: Any, *arguments: Any) -> Any:
         module = self.builder.module
-        function = module.globals.get(name)
-        if function is None:
-            function = ir.Function(module, ir.FunctionType(result, [a.type for a in arguments]), name)
-        return self.builder.call(function, arguments)
+        return module.globals.get(name) or ir.Function(module, ir.FunctionType(result, arguments), name)
