@@ -99,8 +99,7 @@ def warmup(shape: tuple[int, int], dtype: Any = "float32", backend: str = "auto"
     ``shape`` is (m, n), ``dtype`` that of the arrays, ``backend`` as for ``value_and_grad`` of host arrays. Raises what
     ``value_and_grad`` raises for such arrays.
     """
-    W = np.zeros((1, *shape), dtype)
-    value_and_grad(W, W[:, 0], backend=backend)
+    value_and_grad(np.zeros((1, *shape), dtype), np.zeros((1, *shape[1:]), dtype), backend=backend)
 
 
 def _call(names: tuple[str, ...], W: Any, x: Any, out: Any, backend: str, stream: Any) -> tuple[Any, ...]:

@@ -68,9 +68,10 @@ def _control_group_limit(path: str = "/sys/fs/cgroup/cpu.max") -> float:
 
 
 @cache
-def _pool() -> ThreadPoolExecutor:
-    # It starts a thread only when none is idle, so the number is no more than a bound.
-    return ThreadPoolExecutor(max_workers=1024, thread_name_prefix="sigmoid-l2")
+def _pool(helpers: int) -> ThreadPoolExecutor:
+    # As many as one call uses, which calls at the same time share. A larger pool would grow from call to call (to 57
+    # threads where 3 were set): it starts one whenever none is idle, and the last call's take a moment to be so again.
+    return ThreadPoolExecutor(max_workers=helpers, thread_name_prefix="sigmoid-l2")
 
 
 if hasattr(os, "register_at_fork"):  # a forked child inherits the pool's object but none of its threads
@@ -83,7 +84,8 @@ def for_ranges(size: int, work: int, run: Callable[[int, int], object]) -> None:
     The calling thread takes ranges too and needs no other to finish. An exception of any range is raised here, after
     all have ended.
     """
-    threads = min(get_num_threads(), work // THREAD_WORK, size) if work > THREAD_WORK else 1
+    most = get_num_threads() if work > THREAD_WORK else 1
+    threads = min(most, work // THREAD_WORK, size)
     if threads <= 1:
         run(0, size)
         return
@@ -105,7 +107,7 @@ def for_ranges(size: int, work: int, run: Callable[[int, int], object]) -> None:
 
     helpers: list[Future[None]] = []
     with contextlib.suppress(RuntimeError):  # raised while the interpreter shuts down: it starts no more threads
-        helpers.extend(_pool().submit(run_some) for _ in range(threads - 1))
+        helpers.extend(_pool(most - 1).submit(run_some) for _ in range(threads - 1))
     try:
         run_some()
     finally:
