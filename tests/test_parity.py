@@ -18,7 +18,7 @@ backends = importlib.import_module("sigmoid_l2.backends")
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
 
 # Between them the shapes meet every path that a size can choose: blocks of pairs, blocks of rows, tiles, rows; m and n
-# around the lanes of a vector; rows longer than dx in a GPU's shared memory (5000); pairs longer than a piece (300x400).
+# around the lanes of a vector; rows longer than dx in a GPU's shared memory (5000); pairs longer than blocks (300x400)
 SMALL = [(1, 1), (1, 7), (7, 1), (2, 5), (3, 3), (5, 3), (8, 8), (13, 17)]
 SMALL += [] if SIMULATED else [(11, 9), (10, 16), (1, 65), (6, 33), (66, 15)]
 LARGE = [] if SIMULATED else [(61, 3), (37, 7), (64, 65), (1000, 1), (1, 5000), (300, 40), (300, 400)]

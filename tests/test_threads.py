@@ -1,0 +1,236 @@
+"""How many threads a call uses, and that ranges are shared out rightly: once each, at most so many at a time."""
+
+import math
+import os
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+import sigmoid_l2 as sl2
+from sigmoid_l2 import threads
+
+
+@pytest.fixture(autouse=True)
+def default_number(monkeypatch):
+    """Every test begins and ends with the default, whatever the environment says."""
+    monkeypatch.delenv(threads.ENVIRONMENT_VARIABLE, raising=False)
+    sl2.set_num_threads(None)
+    yield
+    sl2.set_num_threads(None)
+
+
+@pytest.fixture
+def any_work(monkeypatch):
+    """Threads are worth waking for any work."""
+    monkeypatch.setattr(threads, "THREAD_WORK", 1)
+
+
+class Recorder:
+    """A ``run`` that keeps its ranges and threads and how many ran at once; the first ``together`` wait for each other.
+
+    After that it calls ``then(first)``.
+    """
+
+    def __init__(self, together=1, then=lambda first: None):
+        self.ranges, self.threads, self.running, self.most = [], set(), 0, 0
+        self._barrier, self._together, self._then, self._lock = (
+            threading.Barrier(together),
+            together,
+            then,
+            threading.Lock(),
+        )
+
+    def __call__(self, first, last):
+        with self._lock:
+            self.ranges.append((first, last))
+            self.threads.add(threading.get_ident())
+            self.running += 1
+            self.most = max(self.most, self.running)
+            waits = len(self.ranges) <= self._together
+        try:
+            if waits:
+                self._barrier.wait(timeout=60)
+            self._then(first)
+        finally:
+            with self._lock:
+                self.running -= 1
+
+    def assert_covers(self, size):
+        elements = [e for first, last in self.ranges for e in range(first, last)]
+        assert sorted(elements) == list(range(size)), "each element once"
+
+
+def test_set_num_threads():
+    default = sl2.get_num_threads()
+    assert default >= 1
+    for number in (1, 3, 1000):
+        sl2.set_num_threads(number)
+        assert sl2.get_num_threads() == number
+    for wrong in (0, -1, 1.0, 2.5, "many", math.nan, math.inf):
+        with pytest.raises((ValueError, OverflowError), match=r"threads|integer"):
+            sl2.set_num_threads(wrong)
+        assert sl2.get_num_threads() == 1000, "an error changes nothing"
+    sl2.set_num_threads(None)
+    assert sl2.get_num_threads() == default
+
+
+def test_environment_variable(monkeypatch):
+    default = sl2.get_num_threads()
+    monkeypatch.setenv("SIGMOID_L2_NUM_THREADS", "7")
+    assert sl2.get_num_threads() == 7
+    sl2.set_num_threads(3)
+    assert sl2.get_num_threads() == 3, "what the program says goes before the environment"
+    sl2.set_num_threads(None)
+    assert sl2.get_num_threads() == 7
+    monkeypatch.setenv("SIGMOID_L2_NUM_THREADS", "")
+    assert sl2.get_num_threads() == default, "empty is as not set"
+    for wrong in ("0", "-2", "1.5", "all", "2 3"):
+        monkeypatch.setenv("SIGMOID_L2_NUM_THREADS", wrong)
+        with pytest.raises(ValueError, match=f"SIGMOID_L2_NUM_THREADS .*{wrong!r}"):
+            sl2.get_num_threads()
+
+
+@pytest.mark.parametrize(
+    ("content", "limit"),
+    [
+        ("150000 100000\n", 1.5),
+        ("800000 100000\n", 8.0),
+        ("max 100000\n", math.inf),
+        ("", math.inf),
+        ("nonsense\n", math.inf),
+        ("1 2 3\n", math.inf),
+        ("\u00b5 \u00b5", math.inf),
+        (None, math.inf),
+    ],
+)
+def test_limit_of_the_control_group(content, limit, tmp_path, monkeypatch):
+    file = tmp_path / "cpu.max"
+    if content is not None:
+        file.write_text(content, encoding="utf-8")
+    assert threads._control_group_limit(path=str(file)) == limit
+    monkeypatch.setattr(threads, "_control_group_limit", lambda: limit)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(4), raising=False)
+    threads._processors.cache_clear()
+    try:
+        assert sl2.get_num_threads() == min(4, math.ceil(min(limit, 4)))
+    finally:
+        threads._processors.cache_clear()
+
+
+CALLS = """
+import os, sys, threading
+import numpy as np
+import sigmoid_l2 as sl2
+
+if sys.argv[1] == "affinity":
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+else:
+    sl2.set_num_threads(int(sys.argv[1]))
+for _ in range(300):
+    sl2.value(np.zeros((30_000, 2, 2)), np.zeros((30_000, 2)), backend="numba")
+print(sl2.get_num_threads(), sum(t.name.startswith("sigmoid-l2") for t in threading.enumerate()))
+"""
+
+
+@pytest.mark.parametrize("setting", ["1", "3", "affinity"])
+def test_threads_of_a_process(setting):
+    """Many calls together start no more threads than one uses, and none where there is one processor for it."""
+    pytest.importorskip("numba")
+    if setting == "affinity" and not hasattr(os, "sched_setaffinity"):
+        pytest.skip("this system has no CPU affinity")
+    done = subprocess.run([sys.executable, "-c", CALLS, setting], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    number, helpers = map(int, done.stdout.split())
+    assert number == (3 if setting == "3" else 1)
+    assert (1 <= helpers <= 2) if setting == "3" else helpers == 0
+
+
+@pytest.mark.parametrize("number", [1, 2, 5])
+@pytest.mark.parametrize("size", [1, 4, 7, 40, 1000, 5000])
+def test_as_many_threads_as_set(number, size, any_work):
+    """All of them take part, because the first ranges wait for each other, and never one more."""
+    sl2.set_num_threads(number)
+    expected = min(number, size)
+    run = Recorder(expected)
+    threads.for_ranges(size, size + 1, run)
+    run.assert_covers(size)
+    assert run.most == len(run.threads) == expected
+    assert threading.get_ident() in run.threads
+
+
+def test_small_work_stays_in_the_calling_thread():
+    sl2.set_num_threads(8)
+    run = Recorder()
+    threads.for_ranges(1000, threads.THREAD_WORK, run)
+    assert run.ranges == [(0, 1000)]
+    assert run.threads == {threading.get_ident()}
+
+
+@pytest.mark.parametrize("who", ["the caller", "another thread"])
+def test_exceptions_reach_the_caller(who, any_work, monkeypatch):
+    """Once all ranges that had begun have ended, and without going through the others."""
+    monkeypatch.setattr(threads, "RANGES", 500)
+    sl2.set_num_threads(3)
+    caller, lock = threading.get_ident(), threading.Lock()
+
+    def fail(first):
+        if (threading.get_ident() == caller) == (who == "the caller") and lock.acquire(blocking=False):
+            raise ArithmeticError(f"range {first}")
+        time.sleep(0.005)
+
+    run = Recorder(3, fail)
+    with pytest.raises(ArithmeticError, match="range"):
+        threads.for_ranges(1500, 1501, run)
+    assert run.running == 0
+    begun = len(run.ranges)
+    assert begun < 1500, "the other ranges were dropped"
+    time.sleep(0.05)
+    assert len(run.ranges) == begun
+    after = Recorder(3)
+    threads.for_ranges(100, 101, after)  # and the pool is as before
+    after.assert_covers(100)
+
+
+@pytest.mark.parametrize("started", [0, 1])
+def test_without_new_threads(started, any_work, monkeypatch):
+    """As while the interpreter shuts down: those that there are finish, the caller alone if need be."""
+    sl2.set_num_threads(4)
+    with ThreadPoolExecutor(1) as real:
+        left = [real.submit] * started
+
+        class Pool:
+            def __init__(self, helpers):
+                assert helpers == 3
+
+            def submit(self, function):
+                if not left:
+                    raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+                return left.pop()(function)
+
+        monkeypatch.setattr(threads, "_pool", Pool)
+        run = Recorder(1 + started)
+        threads.for_ranges(100, 101, run)
+    run.assert_covers(100)
+    assert len(run.threads) == 1 + started
+
+
+def test_many_callers_at_once(any_work):
+    """Each call has its own ranges and at most its own number of threads."""
+    sl2.set_num_threads(3)
+    start = threading.Barrier(8)
+
+    def call(k):
+        start.wait(timeout=60)
+        for size in range(1, 60):
+            run = Recorder(then=lambda first: time.sleep(0) if first % 3 == k % 3 else None)
+            threads.for_ranges(size, size + 1, run)
+            run.assert_covers(size)
+            assert run.most <= 3
+        return True
+
+    with ThreadPoolExecutor(8) as callers:
+        assert all(callers.map(call, range(8)))
