@@ -399,7 +399,8 @@ def fused(W: Any, x: Any, loss: Any, dW: Any, dx: Any, *, stream: int | None = N
         run = _tall(n, W.dtype)
     else:
         run = _rows(W.dtype)
-    W, x = _writeable(W), _writeable(x)
+    if not (W.flags.writeable and x.flags.writeable):
+        W, x = _writeable(W), _writeable(x)
     wanted = LOSS | DW | DX
     # An output that is not wanted is never touched; something of its type stands in for it.
     if loss is None:
