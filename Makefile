@@ -1,7 +1,7 @@
 # make run    install into .venv; the hand-written example explained, then the speed of this machine
 # make test   install what the tests need into .venv; run them all
 # make lint   ruff and mypy
-# make bench  the benchmarks, as a table and a picture under build/
+# make bench  our backends, table and picture under build/; the peers, under bench/results/; fails if a target is missed
 # make gpu    everything that needs a GPU, in the environment of PYTHON (default: .venv); works offline
 
 PYTHON = .venv/bin/python
@@ -28,10 +28,13 @@ lint: .venv/.dev
 package: .venv/.dev
 	.venv/bin/python tests/check_package.py
 
+# On Linux PyPI's torch comes with gigabytes of CUDA, which these benchmarks do not use. Its CPU-only build:
+#     PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make bench
 bench: .venv/.bench
 	mkdir -p build
 	.venv/bin/python -m pytest bench --benchmark-json=build/bench.json
 	.venv/bin/python bench/report.py build/bench.json
+	.venv/bin/python bench/bench_peers.py
 
 # compute-sanitizer comes with the CUDA toolkit. build/gpu is on the path, so that PYTHON's environment is left alone.
 GPU_RUN = PYTHONPATH=build/gpu $(PYTHON)

@@ -26,7 +26,8 @@ def main() -> None:
     case = Case(args.backend or best_backend(), args.dtype, *args.shape, args.batch)
     work = Workload(case)
     work.check()
-    median = interleaved({"call": work.call, "copy": work.copy}, args.repeats)
+    times = interleaved({"call": work.call, "copy": work.copy}, args.repeats)
+    median = {name: t.median for name, t in times.items()}
     rate = case.traffic / median["call"] / 1e9
     print(
         f"{case.B:,} random {case.m}x{case.n} {case.dtype} pairs, loss, dW and dx on backend {case.backend!r}:\n"

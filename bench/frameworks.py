@@ -1,0 +1,163 @@
+"""The peers that are frameworks: JAX, PyTorch, HIPS autograd and NVIDIA Warp. The interface is in ``peers``.
+
+A framework is imported by the functions that need it, so that a missing one costs only its own rows.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+Call = Callable[[], tuple[Any, Any, Any]]
+Product = Callable[[Any, Any], Any]
+
+
+def hips_autograd(W: Any, x: Any, out: Any) -> Call:
+    """One backward pass over all pairs; ``einsum``, because it is twice as fast here as ``matmul``."""
+    import autograd.numpy as anp
+    from autograd import make_vjp
+
+    def losses(W: Any, x: Any) -> Any:
+        s = 1 / (1 + anp.exp(-anp.einsum("bmn,bn->bm", W, x)))
+        return anp.sum(s * s, axis=-1)
+
+    def call() -> tuple[Any, Any, Any]:
+        backward, loss = make_vjp(losses, (0, 1))(W, x)
+        return loss, *backward(np.ones_like(loss))
+
+    return call
+
+
+def _jax(W: Any, x: Any, product: Product) -> Call:
+    import jax
+
+    def loss(W: Any, x: Any) -> Any:
+        return (jax.nn.sigmoid(product(W, x)) ** 2).sum()
+
+    function = jax.jit(jax.vmap(jax.value_and_grad(loss, argnums=(0, 1))))
+    W, x = jax.block_until_ready((jax.device_put(W), jax.device_put(x)))
+
+    def call() -> tuple[Any, Any, Any]:
+        value, (dW, dx) = jax.block_until_ready(function(W, x))
+        return value, dW, dx
+
+    return call
+
+
+def jax_matmul(W: Any, x: Any, out: Any) -> Call:
+    return _jax(W, x, lambda W, x: W @ x)
+
+
+def jax_sum(W: Any, x: Any, out: Any) -> Call:
+    return _jax(W, x, lambda W, x: (W * x).sum(-1))
+
+
+def torch_eager(W: Any, x: Any, out: Any) -> Call:
+    """``W @ x``, because it is faster here than multiply-and-sum, and as fast as ``einsum``."""
+    import torch
+
+    W, x = torch.from_numpy(W).requires_grad_(), torch.from_numpy(x).requires_grad_()
+
+    def call() -> tuple[Any, Any, Any]:
+        loss = torch.sigmoid((W @ x[:, :, None])[:, :, 0]).square().sum(-1)
+        return loss.detach(), *torch.autograd.grad(loss.sum(), (W, x))
+
+    return call
+
+
+def _torch_vmap(W: Any, x: Any, product: Product, wrap: Callable[[Any], Any]) -> Call:
+    import torch
+
+    def loss(W: Any, x: Any) -> Any:
+        return torch.sigmoid(product(W, x)).square().sum()
+
+    function = wrap(torch.func.vmap(torch.func.grad_and_value(loss, argnums=(0, 1))))
+    W, x = torch.from_numpy(W), torch.from_numpy(x)
+
+    def call() -> tuple[Any, Any, Any]:
+        (dW, dx), value = function(W, x)
+        return value, dW, dx
+
+    return call
+
+
+def _compiled(function: Any) -> Any:
+    """Compiled for the very sizes of its calls; this benchmark has more of them than torch expects of a user."""
+    import torch
+
+    torch._dynamo.config.recompile_limit = 100
+    return torch.compile(function, dynamic=False)
+
+
+def torch_vmap(W: Any, x: Any, out: Any) -> Call:
+    """``W @ x``, because it is faster here than multiply-and-sum."""
+    return _torch_vmap(W, x, lambda W, x: W @ x, lambda function: function)
+
+
+def torch_compile_vmap(W: Any, x: Any, out: Any) -> Call:
+    """Multiply-and-sum, because the compiler fuses it and leaves ``W @ x`` to a library."""
+    return _torch_vmap(W, x, lambda W, x: (W * x).sum(-1), _compiled)
+
+
+def torch_compile_hand(W: Any, x: Any, out: Any) -> Call:
+    """The formula of forward and backward pass, so that the compiler has no differentiation to do."""
+    import torch
+
+    @_compiled
+    def formula(W: Any, x: Any, loss: Any, dW: Any, dx: Any) -> tuple[Any, Any, Any]:
+        s = torch.sigmoid((W * x[:, None, :]).sum(-1))
+        g = 2 * s * s * (1 - s)
+        return (
+            torch.sum(s * s, -1, out=loss),
+            torch.mul(g[:, :, None], x[:, None, :], out=dW),
+            torch.sum(g[:, :, None] * W, 1, out=dx),
+        )
+
+    tensors = [None if a is None else torch.from_numpy(a) for a in (W, x, *(out or (None, None, None)))]
+    return lambda: formula(*tensors)
+
+
+@cache
+def _warp(m: int, n: int) -> tuple[Any, list[Any]]:
+    import warp as wp
+
+    wp.config.log_level = 30  # no banner
+    matrix, vector = wp.types.matrix((m, n), wp.float32), wp.types.vector(n, wp.float32)
+    column = wp.types.vector(m, wp.float32)
+
+    @wp.kernel
+    def kernel(
+        W: wp.array(dtype=matrix),
+        x: wp.array(dtype=vector),
+        loss: wp.array(dtype=wp.float32),
+        dW: wp.array(dtype=matrix),
+        dx: wp.array(dtype=vector),
+    ):
+        b = wp.tid()
+        q = W[b] * x[b]
+        g = column()
+        total = wp.float32(0.0)
+        for i in range(m):
+            s = 1.0 / (1.0 + wp.exp(-q[i]))
+            total += s * s
+            g[i] = 2.0 * s * s * (1.0 - s)
+        loss[b] = total
+        dW[b] = wp.outer(g, x[b])
+        dx[b] = g * W[b]
+
+    return kernel, [matrix, vector, wp.float32, matrix, vector]
+
+
+def warp_kernel(W: Any, x: Any, out: Any) -> Call:
+    """Forward and backward pass by hand in one kernel, which is twice as fast here as ``wp.Tape``; float32."""
+    import warp as wp
+
+    kernel, types = _warp(*W.shape[1:])
+    arrays = [wp.array(a, dtype=t, device="cpu", copy=False) for a, t in zip((W, x, *out), types, strict=True)]
+
+    def call() -> tuple[Any, Any, Any]:
+        wp.launch(kernel, dim=len(W), inputs=arrays[:2], outputs=arrays[2:], device="cpu")
+        return out
+
+    return call
