@@ -17,6 +17,7 @@ so a pair's bits depend on nothing but the pair.
 import functools
 import hashlib
 import itertools
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,12 @@ import numba
 import numpy as np
 from numba import njit, types
 from numba.core import cgutils
+from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
+from sigmoid_l2 import threads
 from sigmoid_l2.kernels.simd import INDEX, Lanes, vector_bytes
-from sigmoid_l2.threads import for_ranges
 
 # Elements of W up to which a pair is tiny. With AVX-512 and float32, tiny and rows give 12.5 and 9.5 GB/s at 12x12, but
 # 11.5 and 13.9 at 16x16; and the code of a block, with the time to compile it, grows with the elements.
@@ -290,7 +292,7 @@ def _tiny(m: int, n: int, dtype: np.dtype[Any]) -> Any:
                     for i in range(m):
                         dW[pair, i, j] = dW_block[pair - whole, i, j]
 
-    return _compile(tiny, f"tiny_{m}x{n}_{dtype}")
+    return _compile(tiny, f"tiny_{m}x{n}", dtype)
 
 
 @cache
@@ -317,7 +319,7 @@ def _tall(n: int, dtype: np.dtype[Any]) -> Any:
                         total += sums[r, j]
                     dx[b, j] = total
 
-    return _compile(tall, f"tall_{n}_{dtype}")
+    return _compile(tall, f"tall_{n}", dtype)
 
 
 @cache
@@ -367,7 +369,7 @@ def _rows(dtype: np.dtype[Any]) -> Any:
                 for j in range(n):
                     dx[b, j] = sums[j]
 
-    return _compile(rows, f"rows_{dtype}")
+    return _compile(rows, "rows", dtype)
 
 
 @cache
@@ -378,16 +380,26 @@ def _digest() -> str:
     return hashlib.sha256(repr(what).encode()).hexdigest()[:16]
 
 
-def _compile(function: Any, name: str) -> Any:
+def _compile(function: Any, name: str, dtype: np.dtype[Any]) -> Any:
+    """Compile one of the functions above for arrays of ``dtype``, or load it from numba's disk cache."""
     # numba's disk cache sees changes of a function's own file alone. And it numbers the variants of a function: when
     # two processes add one each at the same time, the key of one may lead to the code of the other from then on. So
     # each variant has a name, hence files in the cache, of its own.
-    function.__qualname__ = f"{name}_{_digest()}"
+    function.__qualname__ = f"{name}_{dtype}_{_digest()}"
+    real = numba.from_dtype(dtype)
+    arrays = (real[:, :, ::1], real[:, ::1], real[::1], real[:, :, ::1], real[:, ::1])
+    signature = types.void(*arrays, types.int64, types.int64, types.int64)
     options = {"nogil": True, "error_model": "numpy"}
     try:
-        return njit(**options, cache=True)(function)
-    except RuntimeError:  # numba finds no directory that it may write its cache to
-        return njit(**options)(function)
+        return njit(signature, **options, cache=True)(function)
+    except Exception:  # no directory to write to, a full disk, a damaged file: none of them keeps us from computing
+        return njit(signature, **options)(function)
+
+
+if hasattr(os, "register_at_fork"):
+    # A child forked while another thread compiles would wait for numba's lock forever.
+    lock = global_compiler_lock
+    os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
 
 
 def fused(W: Any, x: Any, loss: Any, dW: Any, dx: Any, *, stream: int | None = None) -> None:
@@ -399,6 +411,7 @@ def fused(W: Any, x: Any, loss: Any, dW: Any, dx: Any, *, stream: int | None = N
         run = _tall(n, W.dtype)
     else:
         run = _rows(W.dtype)
+    memory = W, x
     if not (W.flags.writeable and x.flags.writeable):
         W, x = _writeable(W), _writeable(x)
     wanted = LOSS | DW | DX
@@ -409,7 +422,14 @@ def fused(W: Any, x: Any, loss: Any, dW: Any, dx: Any, *, stream: int | None = N
         wanted, dW = wanted & ~DW, W
     if dx is None:
         wanted, dx = wanted & ~DX, x
-    for_ranges(B, W.size, lambda first, last: run(W, x, loss, dW, dx, wanted, first, last))
+    if W.size <= threads.THREAD_WORK:
+        run(W, x, loss, dW, dx, wanted, 0, B)
+        return
+
+    def run_range(first: int, last: int, memory: Any = memory) -> None:  # keeps alive what _writeable only points to
+        run(W, x, loss, dW, dx, wanted, first, last)
+
+    threads.for_ranges(B, W.size, run_range)
 
 
 def _writeable(a: Any) -> Any:

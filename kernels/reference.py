@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-# Pairs are taken in blocks of about this many elements of W: temporaries stay in cache and never reach batch size.
+# Pairs are taken in blocks of about this many elements of W, one pair at least: temporaries never reach batch size.
 BLOCK_ELEMENTS = 1 << 16
 
 

@@ -162,6 +162,8 @@ def test_subtracting_s_from_1_is_named():
     for name in ("dW", "dx"):  # q = 2, 32, -21.5
         report = check(name, W, x, by_hand(name, W, x, ["extra 2"]))
         assert says(report.mistakes)[-1] == "extra 2"
+    assert check("dW", W, x, by_hand("dW", W, x)).ok  # a few steps of the largest value, which q = 2 gives
+    W = np.array([[30.0, 4.0], [40.0, 4.0]])  # q = 32, 42: nothing else outweighs it
     report = check("dW", W, x, by_hand("dW", W, x))
     assert [m[:5] for m in report.mistakes] == ["1 - s"]
     assert check("dx", W, x, by_hand("dx", W, x)).ok  # what is lost is nothing beside the other rows' terms

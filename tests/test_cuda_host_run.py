@@ -67,10 +67,10 @@ def test_each_output_alone(B, m, n, wanted):
 
 def test_parity_tests_that_meet_the_ends_of_the_range(monkeypatch, dtype):
     """Those of test_parity.py where the arithmetic of the device's own text decides; shapes are above."""
-    host_run = [
+    host_run = tuple(
         dataclasses.replace(b, device="cpu", module="cuh_host", probe=lambda: None) if b.name == "cupy" else b
         for b in backends.BACKENDS
-    ]
+    )
     monkeypatch.setattr(backends, "BACKENDS", host_run)
     test_parity.test_whole_range_of_q("cupy", dtype)
     test_parity.test_large_q_of_several_terms("cupy", dtype)

@@ -1,5 +1,6 @@
 """The public calls: one batch in, loss and gradients out."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -102,7 +103,7 @@ def warmup(shape: tuple[int, int], dtype: Any = "float32", backend: str = "auto"
     value_and_grad(np.zeros((1, *shape), dtype), np.zeros((1, *shape[1:]), dtype), backend=backend)
 
 
-def _call(names: tuple[str, ...], W: Any, x: Any, out: Any, backend: str, stream: Any) -> tuple[Any, ...]:
+def _call(names: tuple[str, ...], W: Any, x: Any, out: Any, backend: str, stream: Any) -> Sequence[Any]:
     problem = validate(W, x)
     if out is not None:
         validate_out(problem, names, out)

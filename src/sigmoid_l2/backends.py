@@ -93,7 +93,9 @@ def _probe_numpy() -> None:
 
 
 def _probe_numba() -> None:
-    _import("numba", "numba", "pip install numba")
+    numba = _import("numba", "numba", "pip install numba")
+    if getattr(getattr(numba, "config", None), "DISABLE_JIT", False):
+        raise _NotAvailableError("NUMBA_DISABLE_JIT is set, and the kernel runs compiled only: unset it")
 
 
 def _probe_numba_cuda() -> None:

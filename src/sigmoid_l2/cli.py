@@ -10,7 +10,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +88,6 @@ def _trace(args: argparse.Namespace) -> str:
 
 
 def _grad(args: argparse.Namespace) -> str:
-    from tqdm import tqdm
-
     check_output(args.out)
     W, x = read_pair(args.files)
     if any(args.out.exists() and args.out.samefile(file) for file in args.files):
@@ -97,17 +95,29 @@ def _grad(args: argparse.Namespace) -> str:
     problem = validate(W, x)
     results = {name: np.empty(problem.shape(name), problem.dtype) for name in ("loss", "dW", "dx")}
     start = time.perf_counter()
-    with tqdm(total=problem.B, unit=" pairs", unit_scale=True, disable=None, delay=1, leave=False) as progress:
+    with _progress(problem.B) as advance:
         for piece in _pieces(W):
             out = tuple(result[piece] for result in results.values())
             value_and_grad(W[piece], x[piece], out=out, backend=args.backend)
-            progress.update(out[0].size)
+            advance(out[0].size)
     seconds = time.perf_counter() - start
     write_npz(args.out, results)
     return (
         f"{_count(problem.B)}: W {W.shape}, x {x.shape}, {problem.dtype}, backend {args.backend}, {seconds:.3g} s; "
         f"loss, dW and dx are in {args.out}\n"
     )
+
+
+@contextlib.contextmanager
+def _progress(pairs: int) -> Iterator[Callable[[int], object]]:
+    """A progress bar on long work, where standard error is a terminal; gives the function that advances it."""
+    try:
+        from tqdm import tqdm
+    except ImportError:  # a convenience: everything works on NumPy alone
+        yield lambda done: None
+        return
+    with tqdm(total=pairs, unit=" pairs", unit_scale=True, disable=None, delay=1, leave=False) as bar:
+        yield bar.update
 
 
 def _pieces(W: Any) -> list[Any]:

@@ -17,33 +17,31 @@ PIECE_BYTES = 1 << 20
 # Host arrays are carried to a GPU in larger pieces: a copy over PCIe costs about 10 us before its first byte.
 CARRIED_PIECE_BYTES = 32 << 20
 
-# The order of a kernel's arguments.
-_ORDER = {"W": 0, "x": 1, "loss": 2, "dW": 3, "dx": 4}
+# A kernel's arguments are W, x and these, in this order.
+_OUTPUTS = ("loss", "dW", "dx")
 _INPUTS = (0, 1)
 
 
-def execute(problem: Problem, names: Sequence[str], out: Any, backend: Backend, stream: Any) -> tuple[Any, ...]:
+def execute(
+    problem: Problem, names: Sequence[str], out: Any, backend: Backend, stream: Any, xp: Any = np
+) -> Sequence[Any]:
     """Compute the outputs ``names`` of ``problem`` with ``backend``, into ``out`` or, where it is None, new arrays."""
-    if problem.device == "cpu":
-        return _execute(problem, names, out, backend, stream, np)
-    with device.on(problem.W, stream):
-        return _execute(problem, names, out, backend, stream, sys.modules["cupy"])
-
-
-def _execute(
-    problem: Problem, names: Sequence[str], out: Any, backend: Backend, stream: Any, xp: Any
-) -> tuple[Any, ...]:
+    if problem.device == "cuda" and xp is np:
+        with device.on(problem.W, stream):
+            return execute(problem, names, out, backend, stream, sys.modules["cupy"])
     dtype, new = problem.dtype, out is None
     if new:
         out = [xp.empty(problem.shape(name), dtype) for name in names]
-    arrays: list[Any] = [problem.W, problem.x, None, None, None]
-    for name, result in zip(names, out, strict=True):
-        arrays[_ORDER[name]] = result
+    if len(names) == len(_OUTPUTS):
+        arrays: list[Any] = [problem.W, problem.x, *out]
+    else:
+        results = dict(zip(names, out, strict=True))
+        arrays = [problem.W, problem.x, *(results.get(name) for name in _OUTPUTS)]
     if problem.column or not new:
-        arrays[2:] = [_plain(a, problem.column and i == _ORDER["dx"]) for i, a in enumerate(arrays[2:], 2)]
+        arrays[2:] = [_plain(a, problem.column and name == "dx") for a, name in zip(arrays[2:], _OUTPUTS, strict=True)]
     carried = problem.device == "cpu" and backend.device == "cuda"
     if 0 in problem.batch:
-        return tuple(out)
+        return out  # type: ignore[no-any-return]
     inputs_fit = _fits(problem.W, dtype) and _fits(problem.x, dtype)
     if not carried and inputs_fit and (new or all(a is None or _fits(a, dtype) for a in arrays)):
         if not problem.batch:
@@ -51,10 +49,10 @@ def _execute(
         elif len(problem.batch) > 1:
             arrays = [*map(_flat, arrays, _pair_shapes(problem))]
         device.in_place(backend, problem)(*arrays)
-        return tuple(out)
+        return out  # type: ignore[no-any-return]
     compute = device.carried(backend, stream) if carried else device.in_place(backend, problem)
     _in_pieces(problem, arrays, compute, CARRIED_PIECE_BYTES if carried else PIECE_BYTES, xp)
-    return tuple(out)
+    return out  # type: ignore[no-any-return]
 
 
 def _plain(result: Any, column: bool) -> Any:

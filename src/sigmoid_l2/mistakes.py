@@ -33,6 +33,7 @@ _TRANSPOSED = "dW is transposed, x gᵀ instead of g xᵀ: row i belongs to g_i;
 _NO_OUTER = "elementwise product of g and x instead of the outer product g xᵀ; use np.outer(g, x)"
 _ELEMENTWISE = "elementwise product with Wᵀ instead of the matrix product Wᵀ g, which sums over i; use W.T @ g"
 _NO_TRANSPOSE = "W instead of Wᵀ: dx_j is the sum over i of W_ij g_i, along a column of W; use W.T @ g"
+_NO_SUM = "W_ij g_i are the right terms, but their sum over i is missing: use W.T @ g, or (W * g).sum(axis=0)"
 _CANCELS = "1 - s is computed by subtraction, which cancels where q is large; use 1 / (1 + exp(q)) for it"
 _ZERO = "every value is 0: not computed, or rounded away"
 
@@ -116,7 +117,7 @@ _FORMS: dict[str, tuple[tuple[tuple[str, ...], _Form], ...]] = {
         ((_NO_TRANSPOSE,), lambda W, x, g: (W @ g[:, :, None])[:, :, 0]),
         ((_ELEMENTWISE,), lambda W, x, g: W.swapaxes(1, 2) * g[:, None, :]),  # g as a row
         ((_ELEMENTWISE,), lambda W, x, g: W.swapaxes(1, 2) * g[:, :, None]),  # g as a column
-        ((_ELEMENTWISE, _NO_TRANSPOSE), lambda W, x, g: W * g[:, :, None]),
+        ((_NO_SUM,), lambda W, x, g: W * g[:, :, None]),
         ((_ELEMENTWISE, _NO_TRANSPOSE), lambda W, x, g: W * g[:, None, :]),
     ),
 }

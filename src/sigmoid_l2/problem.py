@@ -10,6 +10,7 @@ import numpy as np
 Device = Literal["cpu", "cuda"]
 
 DTYPES = ("float16", "float32", "float64")
+_CHARS = "?bBhHiIlLqQefd"  # NumPy's characters of bool, the integers and those three
 
 
 class Problem(NamedTuple):
@@ -44,6 +45,19 @@ def validate(W: Any, x: Any) -> Problem:
     Raises TypeError for a wrong kind of array or dtype and for W and x in different places, ValueError for
     shapes that do not fit. Nothing is copied except an array-like (a nested list), which becomes an array.
     """
+    device: Device = "cpu"
+    # The common case takes a short way: a small call lasts a few microseconds.
+    if not (type(W) is np.ndarray and type(x) is np.ndarray and W.dtype.char in _CHARS and x.dtype.char in _CHARS):
+        device, W, x = _as_arrays(W, x)
+    shape, given = W.shape, x.shape
+    batch = shape[:-2]
+    fits = len(shape) >= 2 and given == batch + shape[-1:] and 0 not in shape[-2:]
+    column = not fits and _check_shapes(shape, given)
+    dtype = W.dtype if W.dtype is x.dtype and W.dtype.char in "efd" and W.dtype.isnative else _result_dtype(W, x)
+    return Problem(W, x[..., 0] if column else x, batch, shape[-2], shape[-1], dtype, device, column)
+
+
+def _as_arrays(W: Any, x: Any) -> tuple[Device, Any, Any]:
     device_W, W = as_array("W", W)
     device_x, x = as_array("x", x)
     if device_W != device_x:
@@ -54,9 +68,7 @@ def validate(W: Any, x: Any) -> Problem:
         )
     if device_W == "cuda" and W.device != x.device:
         raise ValueError(f"W and x must be on the same CUDA device, but W is on {W.device} and x is on {x.device}")
-    column = _check_shapes(W.shape, x.shape)
-    *batch, m, n = W.shape
-    return Problem(W, x[..., 0] if column else x, tuple(batch), m, n, _result_dtype(W.dtype, x.dtype), device_W, column)
+    return device_W, W, x
 
 
 def validate_out(problem: Problem, names: Sequence[str], out: Any) -> None:
@@ -74,8 +86,6 @@ def validate_out(problem: Problem, names: Sequence[str], out: Any) -> None:
 
 def as_array(name: str, a: Any) -> tuple[Device, Any]:
     """Where ``a`` lives, and ``a`` as an array; TypeError for a kind or dtype that is not supported."""
-    if type(a) is np.ndarray:  # the common case first: a small call lasts a few microseconds
-        return "cpu", _check_dtype(name, a)
     if isinstance(a, np.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array, whose mask has no meaning here; pass {name}.filled(value)")
     # An array of CuPy's exists only where cupy is imported; while another thread imports it, it has no ndarray yet.
@@ -94,7 +104,7 @@ def as_array(name: str, a: Any) -> tuple[Device, Any]:
 
 
 def _check_dtype(name: str, a: Any) -> Any:
-    if a.dtype.char not in "?bBhHiIlLqQefd":  # bool, integers, float16, float32, float64
+    if a.dtype.char not in _CHARS:
         raise TypeError(
             f"{name} has dtype {a.dtype}; supported are {', '.join(DTYPES)}, integers and bool (computed in float64)"
         )
@@ -122,10 +132,8 @@ def _why_shapes_do_not_fit(W: tuple[int, ...]) -> str:
     return f"for this W, x must have shape {(*batch, n)}{columns}"
 
 
-def _result_dtype(W: np.dtype[Any], x: np.dtype[Any]) -> np.dtype[Any]:
-    if W is x and W.kind == "f":  # NumPy has one object for each native dtype
-        return W.newbyteorder("=") if not W.isnative else W
-    dtype = np.result_type(W, x)
+def _result_dtype(W: Any, x: Any) -> np.dtype[Any]:
+    dtype = np.result_type(W.dtype, x.dtype)
     return dtype if dtype.kind == "f" else np.dtype(np.float64)
 
 

@@ -8,9 +8,10 @@ kernels release the GIL.
 import contextlib
 import math
 import os
+import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -32,6 +33,7 @@ def set_num_threads(threads: int | None) -> None:
     """
     global _chosen
     _chosen = None if threads is None else _positive("threads", threads)
+    _pool.cache_clear()  # idle threads of a pool that nobody refers to end
 
 
 def get_num_threads() -> int:
@@ -78,11 +80,59 @@ if hasattr(os, "register_at_fork"):  # a forked child inherits the pool's object
     os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
+class _Ranges:
+    """The ranges of one call: those left to do, how many helpers are at one, and what went wrong."""
+
+    def __init__(self, size: int, step: int, run: Callable[[int, int], object]) -> None:
+        self.size, self.step, self.run = size, step, run
+        self.left = deque(range(0, size, step))
+        self.helpers = 0
+        self.errors: list[BaseException] = []
+        self.changed = threading.Condition()
+
+    def run_next(self) -> bool:
+        """Run one range, if any is left."""
+        try:
+            first = self.left.popleft()
+        except IndexError:
+            return False
+        self.run(first, min(first + self.step, self.size))
+        return True
+
+    def help(self) -> None:
+        """Run ranges on a thread of the pool until none is left."""
+        with self.changed:
+            self.helpers += 1
+        try:
+            while self.run_next():
+                pass
+        except BaseException as error:  # for the caller
+            self.left.clear()
+            self.errors.append(error)
+        finally:
+            with self.changed:
+                self.helpers -= 1
+                self.changed.notify_all()
+
+    def finish(self) -> None:
+        """Begin no more ranges, and wait for those that helpers are at, also through Ctrl-C."""
+        interrupt = None
+        self.left.clear()
+        while self.helpers:
+            try:
+                with self.changed:
+                    self.changed.wait_for(lambda: not self.helpers)
+            except KeyboardInterrupt as error:
+                interrupt = error
+        if interrupt:
+            raise interrupt
+
+
 def for_ranges(size: int, work: int, run: Callable[[int, int], object]) -> None:
     """Call ``run(first, last)`` on ranges that cover ``range(size)`` once, on all threads; ``work`` is the total cost.
 
     The calling thread takes ranges too and needs no other to finish. An exception of any range is raised here, after
-    all have ended.
+    all that were begun have ended.
     """
     most = get_num_threads() if work > THREAD_WORK else 1
     threads = min(most, work // THREAD_WORK, size)
@@ -92,26 +142,16 @@ def for_ranges(size: int, work: int, run: Callable[[int, int], object]) -> None:
     step = math.ceil(size / (threads * RANGES))
     if step > 256:
         step = step // 64 * 64  # whole blocks of every kernel, whole cache lines of every output
-    todo = deque(range(0, size, step))  # safe to take from in many threads at once
-
-    def run_some() -> None:
-        try:
-            while True:
-                try:
-                    first = todo.popleft()
-                except IndexError:
-                    return
-                run(first, min(first + step, size))
-        finally:
-            todo.clear()  # after an exception nobody need go on
-
-    helpers: list[Future[None]] = []
-    with contextlib.suppress(RuntimeError):  # raised while the interpreter shuts down: it starts no more threads
-        helpers.extend(_pool(most - 1).submit(run_some) for _ in range(threads - 1))
+    ranges = _Ranges(size, step, run)
+    # Raised where no thread can be started: by the interpreter while it shuts down, or by the system's limit. The pool
+    # may run the helper later nevertheless; it will find nothing left.
+    with contextlib.suppress(RuntimeError):
+        for _ in range(threads - 1):
+            _pool(most - 1).submit(ranges.help)
     try:
-        run_some()
+        while ranges.run_next():
+            pass
     finally:
-        errors = [helper.exception() for helper in helpers if not helper.cancel()]
-    for error in errors:
-        if error is not None:
-            raise error
+        ranges.finish()
+    if ranges.errors:
+        raise ranges.errors[0]

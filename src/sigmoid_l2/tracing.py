@@ -37,7 +37,7 @@ _WHY = (
     "Why dW is an outer product: W_ij enters q_i alone, multiplied by x_j, so it gets g_i times x_j; that is one "
     "value for each i and j.",
     "Why dx is a matrix product: x_j enters every q_i, multiplied by W_ij, so it gets the sum over i of all its "
-    "W_ij g_i. An elementwise product of Wᵀ and g has these terms but not their sum, and so not the shape of x.",
+    "W_ij g_i. An elementwise product sums nothing, and so does not have the shape of x.",
 )
 
 
