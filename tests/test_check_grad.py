@@ -163,8 +163,8 @@ def test_subtracting_s_from_1_is_named():
         report = check(name, W, x, by_hand(name, W, x, ["extra 2"]))
         assert says(report.mistakes)[-1] == "extra 2"
     assert check("dW", W, x, by_hand("dW", W, x)).ok  # a few steps of the largest value, which q = 2 gives
-    W = np.array([[30.0, 4.0], [40.0, 4.0]])  # q = 32, 42: nothing else outweighs it
-    report = check("dW", W, x, by_hand("dW", W, x))
+    large = np.array([[30.0, 4.0], [40.0, 4.0]])  # q = 32, 42: nothing else outweighs it
+    report = check("dW", large, x, by_hand("dW", large, x))
     assert [m[:5] for m in report.mistakes] == ["1 - s"]
     assert check("dx", W, x, by_hand("dx", W, x)).ok  # what is lost is nothing beside the other rows' terms
     assert [m[:5] for m in check("dW", [[40.0], [50.0]], [1.0], [[0.0], [0.0]]).mistakes] == ["1 - s"]
