@@ -170,6 +170,33 @@ def test_subtracting_s_from_1_is_named():
     assert [m[:5] for m in check("dW", [[40.0], [50.0]], [1.0], [[0.0], [0.0]]).mistakes] == ["1 - s"]
 
 
+@pytest.mark.parametrize("size", [3, 10])
+def test_the_textbook_formula_in_float32_is_right(size):
+    """Its 1 - s loses some digits at every q beyond 1: that is float32, and no mistake."""
+    rng = np.random.default_rng(size)
+    for _ in range(50):
+        W, x = rng.standard_normal((size, size), np.float32), rng.standard_normal(size, np.float32)
+        s = 1 / (1 + np.exp(-W @ x))
+        g = 2 * s * s * (1 - s)
+        assert sl2.check_grad(W, x, dW=np.outer(g, x), dx=W.T @ g)
+
+
+def test_a_gradient_by_differences_is_right_with_atol():
+    W, x = np.array([[20.0, 1.0], [0.5, 0.1]]), np.array([1.0, 0.2])
+    step = 1e-6 * np.eye(2)
+    dx = np.array([sl2.value(W, x + d) - sl2.value(W, x - d) for d in step]) / 2e-6
+    assert sl2.check_grad(W, x, dx=dx, atol=1e-9)
+    assert not sl2.check_grad(W, x, dx=dx + 1e-4, atol=1e-9)
+    with pytest.raises(ValueError, match="atol must be"):
+        sl2.check_grad(W, x, dx=dx, atol=-1)
+
+
+def test_terms_that_are_right_but_not_summed():
+    W, x = np.array([[0.1, 0.5], [-0.3, 0.8]]), np.array([0.2, 0.4])
+    (mistake,) = sl2.check_grad(W, x, dx=W * sl2.trace(W, x).dloss_dq[:, None]).dx.mistakes[1:]
+    assert mistake.startswith("W_ij g_i are the right terms, but their sum over i is missing")
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("shape", [*SHAPES, ((), 1, 1), ((), 7, 300), ((0,), 3, 3)])
 @pytest.mark.parametrize("scale", [0.01, 1, 30])

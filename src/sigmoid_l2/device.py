@@ -43,8 +43,9 @@ def on(array: Any, stream: Any) -> Iterator[None]:
 def in_place(backend: Backend, problem: Problem) -> Compute:
     """The backend's kernel on arrays that are where it runs; on a GPU, on CuPy's current device and stream."""
     kernel = backend.kernel
+    fused: Compute = kernel.fused
     if problem.device == "cpu":
-        return kernel.fused  # type: ignore[no-any-return]
+        return fused
     launch = partial(kernel.fused, stream=sys.modules["cupy"].cuda.get_current_stream().ptr)
     if backend.name != "numba-cuda":
         return launch

@@ -30,18 +30,17 @@ def execute(
         with device.on(problem.W, stream):
             return execute(problem, names, out, backend, stream, sys.modules["cupy"])
     dtype, new = problem.dtype, out is None
-    if new:
-        out = [xp.empty(problem.shape(name), dtype) for name in names]
+    results: Sequence[Any] = [xp.empty(problem.shape(name), dtype) for name in names] if new else out
     if len(names) == len(_OUTPUTS):
-        arrays: list[Any] = [problem.W, problem.x, *out]
+        arrays: list[Any] = [problem.W, problem.x, *results]
     else:
-        results = dict(zip(names, out, strict=True))
-        arrays = [problem.W, problem.x, *(results.get(name) for name in _OUTPUTS)]
+        by_name = dict(zip(names, results, strict=True))
+        arrays = [problem.W, problem.x, *(by_name.get(name) for name in _OUTPUTS)]
     if problem.column or not new:
         arrays[2:] = [_plain(a, problem.column and name == "dx") for a, name in zip(arrays[2:], _OUTPUTS, strict=True)]
     carried = problem.device == "cpu" and backend.device == "cuda"
     if 0 in problem.batch:
-        return out  # type: ignore[no-any-return]
+        return results
     inputs_fit = _fits(problem.W, dtype) and _fits(problem.x, dtype)
     if not carried and inputs_fit and (new or all(a is None or _fits(a, dtype) for a in arrays)):
         if not problem.batch:
@@ -49,10 +48,10 @@ def execute(
         elif len(problem.batch) > 1:
             arrays = [*map(_flat, arrays, _pair_shapes(problem))]
         device.in_place(backend, problem)(*arrays)
-        return out  # type: ignore[no-any-return]
+        return results
     compute = device.carried(backend, stream) if carried else device.in_place(backend, problem)
     _in_pieces(problem, arrays, compute, CARRIED_PIECE_BYTES if carried else PIECE_BYTES, xp)
-    return out  # type: ignore[no-any-return]
+    return results
 
 
 def _plain(result: Any, column: bool) -> Any:

@@ -34,9 +34,8 @@ class Problem(NamedTuple):
         """The shape that the caller gets for the output ``name`` ("loss", "dW" or "dx")."""
         if name == "loss":
             return self.batch
-        if name == "dW":
-            return self.W.shape  # type: ignore[no-any-return]
-        return (*self.x.shape, 1) if self.column else self.x.shape
+        shape: tuple[int, ...] = self.W.shape if name == "dW" else self.x.shape
+        return (*shape, 1) if self.column and name == "dx" else shape
 
 
 def validate(W: Any, x: Any) -> Problem:
