@@ -1,22 +1,29 @@
 """As much of CuPy as the host side of the library touches, in host memory: it stands in where there is no GPU.
 
-``ndarray`` is a NumPy array of another type, so the library must keep it apart from NumPy's; the current device and
-stream are recorded, so that a test can see on which one a kernel would have run.
+``ndarray`` is a NumPy array of another type, so the library must keep it apart from NumPy's. Everything runs at once;
+``log`` has what a GPU would have been told: ("record", event, handle), ("wait", handle, event), ("kernel", handle),
+("synchronize",) and ("allocate", bytes). ``install`` puts the module, kernels and other libraries' arrays in place.
 """
 
 import contextlib
+import dataclasses
+import importlib
+import sys
 from types import SimpleNamespace
 
 import numpy as np
 
-_current = {"device": 0, "stream": 0}
+from sigmoid_l2.kernels import reference
+
+_devices, _streams = [0], [0]
+log = []
 
 
 class Device:
     """A device by its number; as a context manager it is the current one."""
 
-    def __init__(self, number):
-        self.id = number
+    def __init__(self, number=None):
+        self.id = _devices[-1] if number is None else number
 
     def __eq__(self, other):
         return self.id == other.id
@@ -28,12 +35,72 @@ class Device:
         return f"<CUDA Device {self.id}>"
 
     def __enter__(self):
-        self._before = _current["device"]
-        _current["device"] = self.id
+        _devices.append(self.id)
         return self
 
     def __exit__(self, *_):
-        _current["device"] = self._before
+        _devices.pop()
+
+
+class Event:
+    """An event, which has happened as soon as it is recorded."""
+
+    names = iter(range(10**9))
+
+    def __init__(self, disable_timing=False):
+        self.name = next(self.names)
+
+    def record(self, stream):
+        log.append(("record", self.name, stream.ptr))
+
+    def synchronize(self):
+        log.append(("synchronize",))
+
+
+class Stream:
+    """A stream by its handle; as a context manager it is the current one."""
+
+    handles = iter(range(77, 10**9))
+    capturing = ()  # handles
+
+    def __init__(self, non_blocking=False, handle=None):
+        self.ptr = self.handle = next(self.handles) if handle is None else handle
+
+    @classmethod
+    def from_external(cls, other):
+        return cls(handle=other.__cuda_stream__()[1])
+
+    def __cuda_stream__(self):
+        return 0, self.ptr
+
+    def __enter__(self):
+        _streams.append(self.ptr)
+        return self
+
+    def __exit__(self, *_):
+        _streams.pop()
+
+    def is_capturing(self):
+        return self.ptr in self.capturing
+
+    def wait_event(self, event):
+        log.append(("wait", self.ptr, event.name))
+
+    def synchronize(self):
+        log.append(("synchronize",))
+
+
+def order(consumer, producer):
+    """What a library that exports an array does: the consumer waits for an event on the producer's stream."""
+    if consumer != producer:
+        event = Event()
+        event.record(Stream(handle=producer))
+        Stream(handle=consumer).wait_event(event)
+
+
+def current():
+    """The (device, stream) that a kernel launched now would run on."""
+    return _devices[-1], _streams[-1]
 
 
 class ndarray(np.ndarray):  # noqa: N801 - CuPy's name
@@ -42,43 +109,68 @@ class ndarray(np.ndarray):  # noqa: N801 - CuPy's name
     number = 0
 
     def __array_finalize__(self, base):
-        self.number = getattr(base, "number", _current["device"])
+        self.number = getattr(base, "number", _devices[-1])
 
     @property
     def device(self):
         return Device(self.number)
 
+    @property
+    def data(self):
+        def copy_from_host_async(address, size, stream):
+            self.view(np.ndarray).reshape(-1).view(np.uint8)[:] = at(address, size)
 
-@contextlib.contextmanager
-def _external_stream(handle):
-    before, _current["stream"] = _current["stream"], handle
-    try:
-        yield SimpleNamespace(ptr=handle)
-    finally:
-        _current["stream"] = before
+        def copy_to_host_async(address, size, stream):
+            at(address, size)[:] = self.view(np.ndarray).reshape(-1).view(np.uint8)
+
+        return SimpleNamespace(
+            ptr=self.ctypes.data, copy_from_host_async=copy_from_host_async, copy_to_host_async=copy_to_host_async
+        )
+
+    @property
+    def __cuda_array_interface__(self):
+        return {**self.__array_interface__, "stream": _streams[-1] or 1}
+
+    def __dlpack_device__(self):
+        return 2, self.number
+
+    def __dlpack__(self, *, stream):
+        order(stream, _streams[-1] or 1)
+        return self
 
 
-def current():
-    """The (device, stream) that a kernel launched now would run on."""
-    return _current["device"], _current["stream"]
+def at(address, size):
+    """The memory at an address."""
+    interface = {"shape": (size,), "typestr": "|u1", "data": (address, False), "version": 3}
+    return np.asarray(SimpleNamespace(__array_interface__=interface))
 
 
-cuda = SimpleNamespace(
-    is_available=lambda: True,
-    get_current_stream=lambda: SimpleNamespace(ptr=_current["stream"]),
-    ExternalStream=_external_stream,
-    Stream=lambda: SimpleNamespace(ptr=77),
-    Device=Device,
-)
-may_share_memory = np.may_share_memory
+def on_host(a):
+    """The memory of an array with a CUDA array interface, as a NumPy array."""
+    interface = {k: v for k, v in a.__cuda_array_interface__.items() if k != "stream"}
+    return np.asarray(SimpleNamespace(__array_interface__=interface, owner=a))
 
 
-def asarray(a, dtype=None):
-    return np.array(a, dtype=dtype).view(ndarray)
+def asarray(a):
+    """A copy of a host array; of a CUDA array, the same memory, for whose stream CuPy waits."""
+    if not hasattr(a, "__cuda_array_interface__"):
+        return np.array(a).view(ndarray)
+    if isinstance(a, ndarray):
+        return a
+    if a.__cuda_array_interface__.get("stream") is not None:
+        log.append(("synchronize",))
+    return on_host(a).view(ndarray)
+
+
+def from_dlpack(a):
+    with Device(a.__dlpack_device__()[1]):
+        return a.__dlpack__(stream=_streams[-1] or 1, max_version=(1, 0))
 
 
 def empty(shape, dtype):
-    return np.empty(shape, dtype).view(ndarray)
+    array = np.empty(shape, dtype).view(ndarray)
+    log.append(("allocate", array.nbytes))
+    return array
 
 
 def asnumpy(a):
@@ -89,3 +181,169 @@ def copyto(to, values):
     assert isinstance(to, ndarray)
     assert isinstance(values, ndarray), "a device array is filled from a device array"
     np.copyto(to.view(np.ndarray), values.view(np.ndarray), casting="same_kind")
+
+
+cuda = SimpleNamespace(
+    is_available=lambda: True,
+    get_current_stream=lambda device=None: Stream(handle=_streams[-1]),
+    alloc_pinned_memory=bytearray,
+    Stream=Stream,
+    Event=Event,
+    Device=Device,
+)
+
+
+class RecordingKernel:
+    """The reference in the place of a GPU kernel: ``calls`` has device and stream, ``pointers`` the addresses."""
+
+    def __init__(self, numba_cuda):
+        self.cuda = numba_cuda
+        self.calls, self.pointers = [], []
+
+    def fused(self, W, x, loss, dW, dx, *, stream=None):
+        arrays = [None if a is None else on_host(a) for a in (W, x, loss, dW, dx)]
+        assert all(a is None or a.flags.c_contiguous for a in arrays)
+        log.append(("kernel", stream))
+        self.calls.append((current()[0], stream))
+        self.pointers.append([None if a is None else a.ctypes.data for a in arrays])
+        reference.fused(*arrays, stream=stream)
+
+
+class Owned:
+    """An array of some library that has the CUDA array interface: ``held`` is its memory, ``stream`` what it says."""
+
+    __module__ = "somebody"
+
+    def __init__(self, held, stream=None, read_only=False):
+        self.held, self.stream, self.read_only = held, stream, read_only
+        self.shape, self.dtype, self.device = held.shape, held.dtype, held.device
+
+    @property
+    def __cuda_array_interface__(self):
+        interface = self.held.__cuda_array_interface__
+        return {**interface, "data": (interface["data"][0], self.read_only), "stream": self.stream}
+
+
+class DeviceNDArray(Owned):
+    """numba's."""
+
+    __module__ = "numba.cuda.cudadrv.devicearray"
+
+    def __getitem__(self, index):
+        return DeviceNDArray(self.held[index], self.stream)
+
+    def copy_to_device(self, values, stream):
+        on_host(self)[...] = values
+
+    def copy_to_host(self, to, stream):
+        to[...] = on_host(self)
+
+
+class Tensor(Owned):
+    """PyTorch's: both protocols, neither of which takes an array that requires a gradient."""
+
+    __module__ = "torch"
+    requires_grad = False
+    current_stream = 5
+
+    @property
+    def __cuda_array_interface__(self):
+        if self.requires_grad:
+            raise RuntimeError("Can't get __cuda_array_interface__ on Variable that requires grad.")
+        return {**super().__cuda_array_interface__, "stream": None}
+
+    def __dlpack_device__(self):
+        return 2, self.held.number
+
+    def __dlpack__(self, *, stream=-1, max_version=None):
+        if self.requires_grad:
+            raise BufferError("Can't export tensors that require gradient, use tensor.detach()")
+        order(stream, self.current_stream)
+        return self.held
+
+
+class Array:
+    """JAX's: immutable, which DLPack does not tell."""
+
+    __module__ = "jaxlib._jax"
+    work_stream = 9
+
+    def __init__(self, held):
+        self.held = held
+
+    def __dlpack_device__(self):
+        return 2, self.held.number
+
+    def __dlpack__(self, *, stream=None, max_version=None):
+        order(stream, self.work_stream)
+        return self.held
+
+
+def _numba_cuda():
+    def as_cuda_array(a, sync=True):
+        assert not sync
+        return DeviceNDArray(asarray(Owned(a)), a.__cuda_array_interface__.get("stream"))
+
+    def event():
+        event = Event()
+        return SimpleNamespace(
+            record=event.record, wait=lambda stream: stream.wait_event(event), synchronize=event.synchronize
+        )
+
+    class Devices:
+        @contextlib.contextmanager
+        def __getitem__(self, number):
+            log.append(("numba device", number))
+            yield
+
+    context = SimpleNamespace(extras={})
+
+    return SimpleNamespace(
+        gpus=Devices(),
+        as_cuda_array=as_cuda_array,
+        device_array=lambda shape, dtype, stream=0: DeviceNDArray(empty(shape, dtype), stream.ptr if stream else None),
+        pinned_array=np.empty,
+        current_context=lambda: context,
+        stream=Stream,
+        external_stream=lambda handle: Stream(handle=handle),
+        default_stream=lambda: Stream(handle=0),
+        event=event,
+    )
+
+
+def install(monkeypatch):
+    """Put this module in CuPy's place, numba-cuda, PyTorch and JAX beside it; it gets ``kernels`` by backend name."""
+    backends = importlib.import_module("sigmoid_l2.backends")
+    numba_cuda = _numba_cuda()
+    kernels = {b.name: RecordingKernel(numba_cuda) for b in backends.BACKENDS if b.device == "cuda"}
+
+    class Simulated(backends.Backend):
+        @property
+        def kernel(self):
+            return kernels[self.name]
+
+    table = tuple(
+        Simulated(**{f.name: getattr(b, f.name) for f in dataclasses.fields(b)} | {"probe": lambda: None})
+        if b.device == "cuda"
+        else b
+        for b in backends.BACKENDS
+    )
+    module = sys.modules[__name__]
+    torch = SimpleNamespace(
+        Tensor=Tensor,
+        cuda=SimpleNamespace(current_stream=lambda device: SimpleNamespace(cuda_stream=Tensor.current_stream)),
+        from_dlpack=lambda a: Tensor(a.__dlpack__(stream=Tensor.current_stream)),
+    )
+    jax_numpy = SimpleNamespace(from_dlpack=lambda a: Array(a.__dlpack__(stream=Array.work_stream)))
+    monkeypatch.setattr(backends, "BACKENDS", table)
+    monkeypatch.setitem(sys.modules, "cupy", module)
+    monkeypatch.setitem(sys.modules, "numba", SimpleNamespace(cuda=numba_cuda))
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    monkeypatch.setitem(sys.modules, "jax", SimpleNamespace(Array=Array, numpy=jax_numpy))
+    monkeypatch.setitem(sys.modules, "jax.numpy", jax_numpy)
+    monkeypatch.setattr("sigmoid_l2.cuda_arrays._cupy", lambda: module)
+    monkeypatch.setattr("sigmoid_l2.cuda_arrays._numba_cuda", lambda: numba_cuda)
+    monkeypatch.setattr("sigmoid_l2.device.CupyLayer._kernel_streams", {})
+    monkeypatch.setattr(module, "kernels", kernels, raising=False)
+    log.clear()
+    return module

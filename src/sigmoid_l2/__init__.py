@@ -3,6 +3,7 @@
 from sigmoid_l2.api import Grad, ValueAndGrad, grad, value, value_and_grad, warmup
 from sigmoid_l2.backends import BackendInfo, BackendUnavailableError, backends, show_config
 from sigmoid_l2.check import ArrayCheck, GradCheck, check_grad
+from sigmoid_l2.staging import get_device_memory_limit, set_device_memory_limit
 from sigmoid_l2.threads import get_num_threads, set_num_threads
 from sigmoid_l2.tracing import Trace, trace
 from sigmoid_l2.version import __version__
@@ -18,8 +19,10 @@ __all__ = [
     "__version__",
     "backends",
     "check_grad",
+    "get_device_memory_limit",
     "get_num_threads",
     "grad",
+    "set_device_memory_limit",
     "set_num_threads",
     "show_config",
     "trace",

@@ -1,5 +1,6 @@
 """The public calls: one batch in, loss and gradients out."""
 
+import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -31,32 +32,34 @@ def value_and_grad(W: Any, x: Any, *, out: Any = None, backend: str = "auto", st
     Parameters
     ----------
     W : array (..., m, n)
-        NumPy or CuPy array, or array-like. Any strides, either byte order; m, n >= 1.
+        On the host: NumPy array or array-like. On a CUDA device: CuPy's, numba's, PyTorch's or JAX's array, or any with
+        ``__cuda_array_interface__`` or ``__dlpack__``, used without a copy. Any strides, either byte order; m, n >= 1.
     x : array (..., n) or (..., n, 1)
         The same leading (batch) shape as W, which may be (). In the same place as W.
     out : tuple of three arrays (loss, dW, dx), optional
-        Where to put the results: of the shapes and dtype below and the inputs' kind, sharing memory with nothing.
+        Where to put the results: of the shapes and dtype below, in the place of W and x, sharing memory with nothing.
         The same objects are returned, and nothing of batch size is allocated.
     backend : str
         "auto": where the arrays are, the fastest there (or what the environment variable SIGMOID_L2_BACKEND says).
         "cpu", "gpu": a preference; "gpu" falls back to the CPU where there is no GPU.
         "numpy", "numba", "numba-cuda", "cupy": that one or an error. Host arrays are carried to a GPU and back in
-        bounded pieces.
-    stream : CuPy or numba stream, or integer handle, optional
-        The CUDA stream to run on; by default CuPy's current one. With CUDA arrays the call is asynchronous on it.
-        CPU backends ignore it.
+        pieces that take at most 256 MiB of its memory (SIGMOID_L2_DEVICE_MEMORY, in bytes).
+    stream : CUDA stream of any library, or its integer handle, optional
+        Where the kernels run. With CUDA arrays the call is asynchronous on it; by default it is the current stream of
+        W's library for CuPy and PyTorch, else the default stream. CPU backends ignore it.
 
     Returns
     -------
     ValueAndGrad
-        ``loss`` (...), ``dW`` of W's shape, ``dx`` of x's shape, of the same kind (and on the same device) as the
-        inputs, in their common dtype: float32 or float64 by NumPy's promotion, float64 for integers and bool.
-        float16 is accepted by the backend "numpy". B = 0 pairs give empty results.
+        ``loss`` (...), ``dW`` of W's shape, ``dx`` of x's shape, of W's kind and on W's device (CuPy arrays where W's
+        library cannot take them over), in the common dtype of W and x: float32 or float64 by NumPy's promotion, float64
+        for integers and bool. float16 is accepted by the backend "numpy". B = 0 pairs give empty results.
 
     Raises
     ------
     TypeError
-        W and x in different places; a dtype, masked array or CUDA array of a kind that is not supported.
+        W and x in different places; a dtype, masked array or CUDA array that is not supported: a tensor that requires
+        a gradient, and without CuPy whatever is not C-contiguous or needs another dtype.
     ValueError
         Shapes that do not fit, with both shapes; an unusable ``out`` (before anything is written); an unknown backend.
     BackendUnavailableError
@@ -67,6 +70,11 @@ def value_and_grad(W: Any, x: Any, *, out: Any = None, backend: str = "auto", st
     With q = W x, s = sigmoid(q), g = 2 s**2 (1 - s): loss = sum(s**2), dW = g x^T, dx = W^T g. 1 - s is computed
     without cancellation, so the gradients are right in the tails. NaN in a pair gives NaN in that pair's results alone.
     A pair's result does not depend, to the last bit, on the batch around it or the number of threads.
+
+    With CUDA arrays the host waits for nothing, and with ``out`` a CUDA graph can capture the call. What was queued
+    before it on the current streams of the arrays' libraries (or on the stream that an array's interface names) comes
+    first, by an event; what is queued after it on its stream, and on the current stream of the results' library, finds
+    them complete. With a ``stream`` that the arrays' library does not know, free them only when its work is done.
 
     Examples
     --------
@@ -100,12 +108,15 @@ def warmup(shape: tuple[int, int], dtype: Any = "float32", backend: str = "auto"
     ``shape`` is (m, n), ``dtype`` that of the arrays, ``backend`` as for ``value_and_grad`` of host arrays. Raises what
     ``value_and_grad`` raises for such arrays.
     """
-    value_and_grad(np.zeros((1, *shape), dtype), np.zeros((1, *shape[1:]), dtype), backend=backend)
+    try:
+        m, n = map(operator.index, shape)
+    except (TypeError, ValueError):
+        raise ValueError(f"shape must be two whole numbers (m, n), not {shape!r}") from None
+    value_and_grad(np.zeros((1, m, n), dtype), np.zeros((1, n), dtype), backend=backend)
 
 
 def _call(names: tuple[str, ...], W: Any, x: Any, out: Any, backend: str, stream: Any) -> Sequence[Any]:
-    problem = validate(W, x)
-    if out is not None:
-        validate_out(problem, names, out)
-    chosen = choose(problem, backend)
-    return execute(problem, names, out, chosen, stream)
+    problem = validate(W, x, stream)
+    arrays = None if out is None else validate_out(problem, names, out)
+    results: Sequence[Any] = execute(problem, names, arrays, choose(problem, backend), stream)
+    return results if out is None else out  # the caller's objects

@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from sigmoid_l2.kernels import cuda_framework
 from sigmoid_l2.problem import Device, Problem
+from sigmoid_l2.staging import get_device_memory_limit
 from sigmoid_l2.threads import get_num_threads
 from sigmoid_l2.version import __version__
 
@@ -28,12 +30,16 @@ class BackendUnavailableError(RuntimeError):
 
 @dataclass(frozen=True)
 class BackendInfo:
-    """What ``backends()`` tells about one backend; ``reasons`` is empty where it is available."""
+    """What ``backends()`` tells about one backend; ``reasons`` is empty where it is available.
+
+    ``package`` is the import name of the library that computes; "numba-cuda" has two, of which it says the one in use.
+    """
 
     name: str
     device: Device
     available: bool
     reasons: tuple[str, ...]
+    package: str
 
 
 @dataclass(frozen=True, eq=False)  # compared and hashed by identity, which is quick
@@ -45,6 +51,11 @@ class Backend:
     module: str
     dtypes: tuple[str, ...]
     probe: Callable[[], None]  # raises _NotAvailableError where the backend cannot run
+
+    @property
+    def package(self) -> str:
+        """The import name of the library that computes."""
+        return cuda_framework.package() if self.name == "numba-cuda" else self.name
 
     @cached_property
     def kernel(self) -> Any:
@@ -100,7 +111,7 @@ def _probe_numba() -> None:
 
 def _probe_numba_cuda() -> None:
     _import("numba", "numba", "pip install numba")
-    cuda = _import("numba.cuda", "numba_cuda", _INSTALL_GPU)
+    cuda = _import(cuda_framework.module(), cuda_framework.package(), _INSTALL_GPU)
     _require_device("numba-cuda", cuda.is_available)
 
 
@@ -134,7 +145,7 @@ def backends() -> tuple[BackendInfo, ...]:
 
     Asking imports numba and cupy where they are installed.
     """
-    return tuple(BackendInfo(b.name, b.device, not b.reasons(), b.reasons()) for b in BACKENDS)
+    return tuple(BackendInfo(b.name, b.device, not b.reasons(), b.reasons(), b.package) for b in BACKENDS)
 
 
 def choose(problem: Problem, backend: str) -> Backend:
@@ -158,6 +169,7 @@ def choose(problem: Problem, backend: str) -> Backend:
 
 @cache
 def _first_available(name: str, device: Device, dtype: np.dtype[Any], table: tuple[Backend, ...]) -> Backend | None:
+    get_num_threads()  # raises for nonsense in the environment at once, not at the first large batch
     return next((b for b in _candidates(name, device, table) if not b.reasons(dtype)), None)
 
 
@@ -176,9 +188,9 @@ def _candidates(name: str, device: Device, table: tuple[Backend, ...]) -> list[B
 def _resolve(backend: str) -> str:
     """The name to go by: the caller's, or for "auto" that of the environment variable where it is set."""
     source = "backend"
-    if backend == "auto" and (default := os.environ.get(ENVIRONMENT_VARIABLE)):
+    if isinstance(backend, str) and backend == "auto" and (default := os.environ.get(ENVIRONMENT_VARIABLE)):
         backend, source = default, f"the environment variable {ENVIRONMENT_VARIABLE}"
-    if backend not in _KNOWN:
+    if not isinstance(backend, str) or backend not in _KNOWN:
         close = difflib.get_close_matches(str(backend), _KNOWN, n=1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
         raise ValueError(f"{source} must be one of {', '.join(map(repr, _KNOWN))}, not {backend!r}{hint}")
@@ -199,9 +211,11 @@ def show_config() -> None:
     """Print the versions in use and every backend with its state; the same as ``backends()``, for people."""
     print(f"sigmoid-l2 {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")
     infos = backends()  # imports what is installed
-    versions = {name: getattr(sys.modules.get(name), "__version__", None) for name in ("numpy", "numba", "cupy")}
+    packages = ("numpy", *sorted({info.package for info in infos} - {"numpy"}))
+    versions = {name: getattr(sys.modules.get(name), "__version__", None) for name in packages}
     print(", ".join(f"{name} {version or '-'}" for name, version in versions.items()))
     print(f"CPU threads: {get_num_threads()}")
+    print(f"GPU memory for host arrays: {get_device_memory_limit() / 2**20:g} MiB")
     default = os.environ.get(ENVIRONMENT_VARIABLE)
     print(f"default backend: {f'{default} (from {ENVIRONMENT_VARIABLE})' if default else 'auto'}\n")
     print(f"{'backend':<12}{'device':<8}state")

@@ -1,7 +1,6 @@
 """``check_grad``: is a gradient written by hand right, and if not, how is it wrong?"""
 
 import math
-import sys
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sigmoid_l2.mistakes import Pairs, name_mistakes, same_values, true_gradient
-from sigmoid_l2.problem import as_array, validate
+from sigmoid_l2.problem import host_array, validate
 
 Array = npt.NDArray[Any]
 
@@ -124,8 +123,8 @@ def check_grad(
     for name, tolerance in (("rtol", rtol), ("atol", atol)):
         if tolerance is not None and not 0 <= tolerance < math.inf:
             raise ValueError(f"{name} must be at least 0 and finite, not {tolerance}")
-    W = _host(problem.device, problem.W).reshape(-1, problem.m, problem.n)
-    x = _host(problem.device, problem.x).reshape(-1, problem.n)
+    W = problem.on_host(problem.W).reshape(-1, problem.m, problem.n)
+    x = problem.on_host(problem.x).reshape(-1, problem.n)
     with np.errstate(all="ignore"):
         pairs = Pairs.of(W.astype(np.float64), x.astype(np.float64))
         return GradCheck(
@@ -134,12 +133,8 @@ def check_grad(
         )
 
 
-def _host(device: str, a: Any) -> Array:
-    return np.asarray(sys.modules["cupy"].asnumpy(a) if device == "cuda" else a)
-
-
 def _check(name: str, a: Any, shape: tuple[int, ...], pairs: Pairs, rtol: float | None, atol: float) -> ArrayCheck:
-    given = _host(*as_array(name, a))
+    given: Array = np.asarray(host_array(name, a))
     dtype = given.dtype if given.dtype.kind == "f" else np.dtype(np.float64)
     given = given.astype(np.float64)
     eps = float(np.finfo(dtype).eps)

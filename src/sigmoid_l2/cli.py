@@ -65,7 +65,9 @@ def _fail(error: BaseException) -> int:
         message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     elif not message:
         message = "out of memory" if isinstance(error, MemoryError) else type(error).__name__
-    print("sigmoid-l2: error:", " ".join(line.strip() for line in message.splitlines()), file=sys.stderr)
+    line = " ".join(line.strip() for line in message.splitlines())
+    # Names in a hostile file could hold commands to the terminal.
+    print("sigmoid-l2: error:", "".join(c if c.isprintable() else repr(c)[1:-1] for c in line), file=sys.stderr)
     return 2
 
 
@@ -75,15 +77,25 @@ def _info(_: argparse.Namespace) -> str:
     return text.getvalue()
 
 
+@contextlib.contextmanager
+def _errors_name(files: Sequence[str]) -> Iterator[None]:
+    """Make an error of the library about arrays name the files that they are from."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{', '.join(files)}: {error}") from error
+
+
 def _trace(args: argparse.Namespace) -> str:
     arrays: dict[str, Any]
     if args.files:
         arrays = dict(read_arrays(args.files, optional=("dW", "dx")))
     else:
         arrays = {"W": example.W, "x": example.x, "dW": example.dW, "dx": example.dx}
-    text = f"{trace(arrays['W'], arrays['x'])}\n"
-    if "dW" in arrays or "dx" in arrays:
-        text += f"\nthe hand-written gradient, checked:\n{check_grad(**arrays)}\n"
+    with _errors_name(args.files):
+        text = f"{trace(arrays['W'], arrays['x'])}\n"
+        if "dW" in arrays or "dx" in arrays:
+            text += f"\nthe hand-written gradient, checked:\n{check_grad(**arrays)}\n"
     return text
 
 
@@ -92,7 +104,8 @@ def _grad(args: argparse.Namespace) -> str:
     W, x = read_pair(args.files)
     if any(args.out.exists() and args.out.samefile(file) for file in args.files):
         raise InputError(f"{args.out}: is an input too and would be lost; give another name after -o")
-    problem = validate(W, x)
+    with _errors_name(args.files):
+        problem = validate(W, x)
     results = {name: np.empty(problem.shape(name), problem.dtype) for name in ("loss", "dW", "dx")}
     start = time.perf_counter()
     with _progress(problem.B) as advance:

@@ -1,13 +1,13 @@
 """One validated problem through one kernel: results allocated, layouts made right piece by piece, the kernel called."""
 
 import math
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from sigmoid_l2 import device
+from sigmoid_l2 import device, staging
 from sigmoid_l2.backends import Backend
 from sigmoid_l2.problem import Problem
 
@@ -22,13 +22,20 @@ _OUTPUTS = ("loss", "dW", "dx")
 _INPUTS = (0, 1)
 
 
-def execute(
-    problem: Problem, names: Sequence[str], out: Any, backend: Backend, stream: Any, xp: Any = np
-) -> Sequence[Any]:
-    """Compute the outputs ``names`` of ``problem`` with ``backend``, into ``out`` or, where it is None, new arrays."""
-    if problem.device == "cuda" and xp is np:
-        with device.on(problem.W, stream):
-            return execute(problem, names, out, backend, stream, sys.modules["cupy"])
+def execute(problem: Problem, names: Sequence[str], out: Any, backend: Backend, stream: Any) -> Sequence[Any]:
+    """Compute the outputs ``names`` of ``problem`` with ``backend``, into ``out`` or, where it is None, new arrays.
+
+    ``out`` has arrays as problem.W is; new arrays are of the kind that the caller's W is. ``stream`` is the caller's.
+    """
+    place = problem.place
+    if place is None:
+        return _execute(problem, names, out, backend, stream, np)
+    with place.current():
+        results = _execute(problem, names, out, backend, stream, place.xp)
+        return results if out is not None else [place.give(result) for result in results]
+
+
+def _execute(problem: Problem, names: Sequence[str], out: Any, backend: Backend, stream: Any, xp: Any) -> Sequence[Any]:
     dtype, new = problem.dtype, out is None
     results: Sequence[Any] = [xp.empty(problem.shape(name), dtype) for name in names] if new else out
     if len(names) == len(_OUTPUTS):
@@ -37,35 +44,52 @@ def execute(
         by_name = dict(zip(names, results, strict=True))
         arrays = [problem.W, problem.x, *(by_name.get(name) for name in _OUTPUTS)]
     if problem.column or not new:
-        arrays[2:] = [_plain(a, problem.column and name == "dx") for a, name in zip(arrays[2:], _OUTPUTS, strict=True)]
-    carried = problem.device == "cpu" and backend.device == "cuda"
+        arrays[2:4] = [_plain(a, False, xp) for a in arrays[2:4]]
+        arrays[4] = _plain(arrays[4], problem.column, xp)
     if 0 in problem.batch:
         return results
-    inputs_fit = _fits(problem.W, dtype) and _fits(problem.x, dtype)
-    if not carried and inputs_fit and (new or all(a is None or _fits(a, dtype) for a in arrays)):
-        if not problem.batch:
-            arrays = [None if a is None else a[None] for a in arrays]
-        elif len(problem.batch) > 1:
-            arrays = [*map(_flat, arrays, _pair_shapes(problem))]
-        device.in_place(backend, problem)(*arrays)
+    if problem.device == "cpu" and backend.device == "cuda":
+        handle = None if stream is None else device.stream_handle(stream)
+        staging.carry(problem, arrays, device.layer(backend.name, backend.kernel), handle, CARRIED_PIECE_BYTES)
         return results
-    compute = device.carried(backend, stream) if carried else device.in_place(backend, problem)
-    _in_pieces(problem, arrays, compute, CARRIED_PIECE_BYTES if carried else PIECE_BYTES, xp)
+    compute = _kernel(problem, backend)
+    inputs_fit = _fits(problem.W, dtype) and _fits(problem.x, dtype)
+    if not inputs_fit or not (new or all(a is None or _fits(a, dtype) for a in arrays)):
+        _in_pieces(problem, arrays, compute, xp)
+        return results
+    if not problem.batch:
+        arrays = [None if a is None else a[None] for a in arrays]
+    elif len(problem.batch) > 1:
+        arrays = [*map(_flat, arrays, problem.pair_shapes)]
+    compute(*arrays)
     return results
 
 
-def _plain(result: Any, column: bool) -> Any:
+def _kernel(problem: Problem, backend: Backend) -> Callable[..., None]:
+    """The backend's kernel, on the stream and the device of CUDA arrays."""
+    kernel = backend.kernel
+    fused: Callable[..., None] = kernel.fused
+    if problem.place is None:
+        return fused
+    launch = partial(fused, stream=problem.place.stream)
+    where = problem.place.device
+    if backend.name != "numba-cuda" or where is None:
+        return launch
+
+    def on_numbas_device(*arrays: Any) -> None:
+        with kernel.cuda.gpus[where.id]:  # numba keeps a current device of its own
+            launch(*arrays)
+
+    return on_numbas_device
+
+
+def _plain(result: Any, column: bool, xp: Any) -> Any:
     """A view of a result without its column axis; of NumPy's own class, because another may not index as it does."""
     if result is None:
         return None
-    if isinstance(result, np.ndarray) and type(result) is not np.ndarray:
+    if xp is np and type(result) is not np.ndarray:
         result = np.asarray(result)
     return result[..., 0] if column else result
-
-
-def _pair_shapes(problem: Problem) -> tuple[tuple[int, ...], ...]:
-    m, n = problem.m, problem.n
-    return (m, n), (n,), (), (m, n), (n,)
 
 
 def _fits(a: Any, dtype: np.dtype[Any]) -> bool:
@@ -79,15 +103,15 @@ def _flat(a: Any, pair_shape: tuple[int, ...]) -> Any:
     return None if a is None else a.reshape(-1, *pair_shape)
 
 
-def _in_pieces(problem: Problem, arrays: Sequence[Any], compute: device.Compute, piece_bytes: int, xp: Any) -> None:
+def _in_pieces(problem: Problem, arrays: Sequence[Any], compute: Callable[..., None], xp: Any) -> None:
     """Compute piece by piece, through a buffer for every array that a kernel cannot use in place."""
-    pair_shapes = _pair_shapes(problem)
-    pairs = min(problem.B, max(1, piece_bytes // (problem.m * problem.n * problem.dtype.itemsize)))
+    pair_shapes = problem.pair_shapes
+    pairs = min(problem.B, max(1, PIECE_BYTES // (problem.m * problem.n * problem.dtype.itemsize)))
     buffers: list[Any] = [
         None if a is None or _fits(a, problem.dtype) else xp.empty((pairs, *shape), problem.dtype)
         for a, shape in zip(arrays, pair_shapes, strict=True)
     ]
-    for index in _pieces(problem.batch, pairs):
+    for index in problem.pieces(pairs):
         pieces: list[Any] = [None if a is None else a[index] for a in arrays]
         size = math.prod(pieces[0].shape[:-2])
         flat = [
@@ -102,17 +126,3 @@ def _in_pieces(problem: Problem, arrays: Sequence[Any], compute: device.Compute,
         for i in buffered:
             if i not in _INPUTS:
                 xp.copyto(pieces[i], flat[i].reshape(pieces[i].shape))
-
-
-def _pieces(batch: tuple[int, ...], pairs: int) -> Iterator[tuple[Any, ...]]:
-    """Index tuples that cut the batch axes into pieces of at most ``pairs`` pairs, each pair once."""
-    if not batch:
-        yield (...,)
-        return
-    # Cut along the first axis of which one step is small enough; take the axes before it step by step.
-    axis = next(axis for axis in range(len(batch)) if math.prod(batch[axis + 1 :]) <= pairs)
-    step = pairs // math.prod(batch[axis + 1 :])
-    for outer in np.ndindex(*batch[:axis]):
-        for first in range(0, batch[axis], step):
-            # The Ellipsis keeps a single element an array, so that it can be written to.
-            yield (*outer, slice(first, first + step), ...)

@@ -1,10 +1,14 @@
 """Reading W and x from files, and writing results so that nobody ever finds a half-written one."""
 
 import errno
+import io
 import json
+import math
 import os
 import secrets
 import stat
+import warnings
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +18,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+
+# An array of an .npz file may unpack to 1 GiB, and to more where the file is not tiny beside it: deflate packs zeros
+# 1000:1, so that a file of megabytes could fill any memory, but numbers of a computation not even 100:1.
+MOST_UNPACKED_BYTES = 1 << 30
+MOST_EXPANSION = 100
+
+# NumPy reads a header of any size, 4 GiB say, before it refuses one of more than 10,000 characters.
+_HEADER_BYTES = 1 << 16
+_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+    (3, 0): np.lib.format.read_array_header_2_0,  # in UTF-8, which matters for names of fields only
+}
 
 
 class InputError(Exception):
@@ -27,7 +44,8 @@ def read_pair(paths: Sequence[str | Path]) -> tuple[Array, Array]:
     numbers), or two .npy files, W first. The content decides which it is, not the name. The arrays of .npy files are
     read-only memory maps. Whether W and x fit together is not checked here.
 
-    Raises InputError for every way in which a file can be bad; pickled objects are never loaded.
+    Raises InputError for every way in which a file can be bad. Pickled objects are never loaded, and no array of
+    an .npz takes more memory than 1 GiB or, if that is more, 100 times the file's size.
     """
     arrays = read_arrays(paths)
     return arrays["W"], arrays["x"]
@@ -62,8 +80,10 @@ def check_output(path: str | Path) -> None:
             raise FileNotFoundError(errno.ENOENT, f"there is no directory {path.parent}")
         # Permission bits do not tell about read-only file systems and quotas: only creating a file does.
         temporary = _temporary_beside(path)
-        temporary.open("xb").close()
-        temporary.unlink()
+        try:
+            temporary.open("xb").close()
+        finally:  # Ctrl-C included
+            temporary.unlink(missing_ok=True)
 
 
 def write_npz(path: str | Path, arrays: Mapping[str, Any]) -> None:
@@ -108,13 +128,20 @@ def _reading(path: Path, problem: str) -> Iterator[None]:
     NotImplementedError, SyntaxError, OverflowError, MemoryError for a shape that no memory can hold...
     """
     try:
-        yield
+        with warnings.catch_warnings():  # of a header that Python 2 wrote, or that looks like bad Python
+            warnings.simplefilter("ignore")
+            yield
     except InputError:
         raise
     except Exception as error:
         detail = error.strerror if isinstance(error, OSError) else None  # without "[Errno 2]" and the path again
         detail = detail or " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{path}: {problem}: {detail}") from error
+        raise InputError(f"{path}: {problem}: {_short(detail, 300)}") from error
+
+
+def _short(text: str, most: int) -> str:
+    """``text`` from a file as a message can quote it: damaged files make long ones."""
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def _format(path: Path) -> str:
@@ -141,19 +168,48 @@ def _format(path: Path) -> str:
 
 def _read_npy(path: Path) -> Array:
     with _reading(path, "damaged or unsupported .npy file"):
+        with path.open("rb") as file:
+            _check_npy(file.read(_HEADER_BYTES), path.stat().st_size)
         array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
-        return array
+    return array
+
+
+def _check_npy(start: bytes, size: int) -> None:
+    """Check the header of an .npy file of ``size`` bytes before memory is taken for the array that it announces."""
+    file = io.BytesIO(start)
+    version = np.lib.format.read_magic(file)
+    if version not in _HEADERS:
+        raise ValueError(f"version {version} of the format is unknown")
+    shape, _, dtype = _HEADERS[version](file)
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects, which are never loaded")
+    if any(length < 0 for length in shape):
+        raise ValueError(f"its shape {shape} has a negative length")
+    announced = file.tell() + math.prod(shape) * dtype.itemsize
+    if announced > size:
+        raise ValueError(f"with shape {shape} and dtype {dtype} it needs {announced} bytes, but it has {size}")
 
 
 def _read_npz(path: Path, optional: Sequence[str]) -> dict[str, Array]:
     arrays = {}
-    # NumPy leaves a file that it opened itself open where the archive turns out to be damaged.
-    with _reading(path, "damaged .npz file"), path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-        for name in _wanted(path, archive.files, optional):
+    with _reading(path, "damaged .npz file"), zipfile.ZipFile(path) as archive:
+        most = max(MOST_UNPACKED_BYTES, MOST_EXPANSION * path.stat().st_size)
+        members = archive.namelist()
+        for name in _wanted(path, [member.removesuffix(".npy") for member in members], optional):
             with _reading(path, f"damaged or unsupported array {name}"):
-                arrays[name] = archive[name]
-            if not isinstance(arrays[name], np.ndarray):  # NumPy gives a member that is no .npy as bytes
-                raise InputError(f"{path}: {name} is not an array")
+                member = archive.getinfo(name if name in members else f"{name}.npy")
+                # The others unpack without a bound on one step: 4 KiB of bzip2 can be gigabytes.
+                if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise ValueError("it is packed in a way that NumPy does not write")
+                with archive.open(member) as file:
+                    start = file.read(_HEADER_BYTES)
+                if not start.startswith(np.lib.format.MAGIC_PREFIX):
+                    raise InputError(f"{path}: {name} is not an array")
+                _check_npy(start, member.file_size)
+                if member.file_size > most:
+                    raise ValueError(f"it unpacks to {member.file_size} bytes, of which at most {most} are read")
+                with archive.open(member) as file:
+                    arrays[name] = np.lib.format.read_array(file, allow_pickle=False)
     return arrays
 
 
@@ -165,8 +221,11 @@ def _read_json(path: Path, optional: Sequence[str]) -> dict[str, Array]:
     arrays = {}
     for name in _wanted(path, list(content), optional):
         with _reading(path, f"{name} is not a rectangular array"):
-            arrays[name] = np.asarray(content[name])
-        if arrays[name].dtype.kind not in "biuf":
+            # As objects first: among numbers, one long word would make every element as long.
+            kinds = set(map(type, np.asarray(content[name], object).flat))
+            if kinds <= {int, float, bool, list}:
+                arrays[name] = np.asarray(content[name])
+        if name not in arrays or arrays[name].dtype.kind not in "biuf":
             raise InputError(f"{path}: {name} holds something that is not a number, or one that no dtype can hold")
     return arrays
 
@@ -174,6 +233,6 @@ def _read_json(path: Path, optional: Sequence[str]) -> dict[str, Array]:
 def _wanted(path: Path, present: Sequence[str], optional: Sequence[str]) -> list[str]:
     for name in ("W", "x"):
         if name not in present:
-            there = ", ".join(present[:10]) + (", ..." if len(present) > 10 else "")
+            there = ", ".join(_short(key, 40) for key in present[:10]) + (", ..." if len(present) > 10 else "")
             raise InputError(f"{path}: has no {name}; the names in it are: {there or '(none)'}")
     return ["W", "x", *(name for name in optional if name in present)]

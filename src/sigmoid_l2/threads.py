@@ -7,13 +7,14 @@ kernels release the GIL.
 
 import contextlib
 import math
+import operator
 import os
 import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
+from queue import SimpleQueue
 
 ENVIRONMENT_VARIABLE = "SIGMOID_L2_NUM_THREADS"
 
@@ -21,6 +22,10 @@ ENVIRONMENT_VARIABLE = "SIGMOID_L2_NUM_THREADS"
 THREAD_WORK = 1 << 15
 # Ranges for each thread, on average: it takes the next when it is done with one, so who is held up holds up little.
 RANGES = 4
+# Threads of one call at most, whatever is set: memory does not keep more busy, on any machine.
+MAX_THREADS = 1024
+# Elements of W in a range at most, about 50 ms of work, because the handler of a signal runs between two ranges.
+RANGE_WORK = 1 << 26
 
 _chosen: int | None = None
 
@@ -32,7 +37,7 @@ def set_num_threads(threads: int | None) -> None:
     process may run on, by its CPU affinity and its control group's limit. Raises ValueError for less than 1.
     """
     global _chosen
-    _chosen = None if threads is None else _positive("threads", threads)
+    _chosen = None if threads is None else positive("threads", threads)
     _pool.cache_clear()  # idle threads of a pool that nobody refers to end
 
 
@@ -41,15 +46,16 @@ def get_num_threads() -> int:
     if _chosen is not None:
         return _chosen
     setting = os.environ.get(ENVIRONMENT_VARIABLE)
-    return _positive(f"the environment variable {ENVIRONMENT_VARIABLE}", setting) if setting else _processors()
+    return positive(f"the environment variable {ENVIRONMENT_VARIABLE}", setting) if setting else _processors()
 
 
-def _positive(what: str, value: int | str) -> int:
+def positive(what: str, value: int | str) -> int:
+    """``value`` as an integer; ValueError, which says what it is, where it is not a whole number of at least 1."""
     try:
-        number = int(value)
-    except ValueError:
+        number = int(value) if isinstance(value, str) else operator.index(value)
+    except (TypeError, ValueError):
         number = 0
-    if number < 1 or isinstance(value, float):
+    if number < 1 or isinstance(value, bool):
         raise ValueError(f"{what} must be a whole number of at least 1, not {value!r}")
     return number
 
@@ -69,11 +75,47 @@ def _control_group_limit(path: str = "/sys/fs/cgroup/cpu.max") -> float:
         return math.inf
 
 
+class _Pool:
+    """Daemon threads, at most ``helpers``, that run what is submitted; all calls at a time share those of one pool.
+
+    Not concurrent.futures': a signal's handler that raises within its ``submit`` can leave a lock of it locked, and the
+    next call waits for that lock forever. What is used here of a queue and a list is one step, done or not.
+    """
+
+    def __init__(self, helpers: int) -> None:
+        self.work: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+        self.helpers = helpers
+        self.to_start = [None] * helpers
+
+    def submit(self, function: Callable[[], object]) -> None:
+        """Have ``function`` run, which raises nothing. RuntimeError where no thread can be started for it."""
+        self.work.put(function)
+        with contextlib.suppress(IndexError):
+            self.to_start.pop()
+            try:
+                threading.Thread(target=_work, args=(self.work,), name="sigmoid-l2", daemon=True).start()
+            except RuntimeError:
+                self.to_start.append(None)
+                raise
+
+    def __del__(self) -> None:
+        for _ in range(self.helpers):
+            self.work.put(None)
+
+
+def _work(work: "SimpleQueue[Callable[[], object] | None]") -> None:
+    """What a thread of a pool does; it does not refer to the pool, so that it ends with it."""
+    while True:
+        function = work.get()
+        if function is None:
+            return
+        function()
+        del function  # and with it the call's arrays
+
+
 @cache
-def _pool(helpers: int) -> ThreadPoolExecutor:
-    # As many as one call uses, which calls at the same time share. A larger pool would grow from call to call (to 57
-    # threads where 3 were set): it starts one whenever none is idle, and the last call's take a moment to be so again.
-    return ThreadPoolExecutor(max_workers=helpers, thread_name_prefix="sigmoid-l2")
+def _pool(helpers: int) -> _Pool:
+    return _Pool(helpers)
 
 
 if hasattr(os, "register_at_fork"):  # a forked child inherits the pool's object but none of its threads
@@ -81,14 +123,14 @@ if hasattr(os, "register_at_fork"):  # a forked child inherits the pool's object
 
 
 class _Ranges:
-    """The ranges of one call: those left to do, how many helpers are at one, and what went wrong."""
+    """The ranges of one call: those left to do, the helpers that are at one, and what went wrong."""
 
     def __init__(self, size: int, step: int, run: Callable[[int, int], object]) -> None:
         self.size, self.step, self.run = size, step, run
         self.left = deque(range(0, size, step))
-        self.helpers = 0
+        self.helping: set[int] = set()
+        self.ended: SimpleQueue[None] = SimpleQueue()
         self.errors: list[BaseException] = []
-        self.changed = threading.Condition()
 
     def run_next(self) -> bool:
         """Run one range, if any is left."""
@@ -101,8 +143,7 @@ class _Ranges:
 
     def help(self) -> None:
         """Run ranges on a thread of the pool until none is left."""
-        with self.changed:
-            self.helpers += 1
+        self.helping.add(threading.get_ident())
         try:
             while self.run_next():
                 pass
@@ -110,48 +151,48 @@ class _Ranges:
             self.left.clear()
             self.errors.append(error)
         finally:
-            with self.changed:
-                self.helpers -= 1
-                self.changed.notify_all()
+            self.helping.remove(threading.get_ident())
+            self.ended.put(None)
 
     def finish(self) -> None:
-        """Begin no more ranges, and wait for those that helpers are at, also through Ctrl-C."""
-        interrupt = None
+        """Begin no more ranges, and wait for those that helpers are at, whatever the handler of a signal raises."""
+        raised = None
         self.left.clear()
-        while self.helpers:
+        while self.helping:
             try:
-                with self.changed:
-                    self.changed.wait_for(lambda: not self.helpers)
-            except KeyboardInterrupt as error:
-                interrupt = error
-        if interrupt:
-            raise interrupt
+                self.ended.get()
+            except BaseException as error:  # Ctrl-C, or somebody's time limit
+                raised = error
+        if raised:
+            raise raised
 
 
 def for_ranges(size: int, work: int, run: Callable[[int, int], object]) -> None:
     """Call ``run(first, last)`` on ranges that cover ``range(size)`` once, on all threads; ``work`` is the total cost.
 
     The calling thread takes ranges too and needs no other to finish. An exception of any range is raised here, after
-    all that were begun have ended.
+    all that were begun have ended. So is one of a signal's handler, which runs between two ranges.
     """
-    most = get_num_threads() if work > THREAD_WORK else 1
+    most = min(get_num_threads(), MAX_THREADS) if work > THREAD_WORK else 1
     threads = min(most, work // THREAD_WORK, size)
-    if threads <= 1:
+    count = max(threads * RANGES if threads > 1 else 1, work // RANGE_WORK)
+    if count == 1:
         run(0, size)
         return
-    step = math.ceil(size / (threads * RANGES))
+    step = math.ceil(size / count)
     if step > 256:
         step = step // 64 * 64  # whole blocks of every kernel, whole cache lines of every output
     ranges = _Ranges(size, step, run)
-    # Raised where no thread can be started: by the interpreter while it shuts down, or by the system's limit. The pool
-    # may run the helper later nevertheless; it will find nothing left.
-    with contextlib.suppress(RuntimeError):
-        for _ in range(threads - 1):
-            _pool(most - 1).submit(ranges.help)
     try:
+        # Raised where no thread can be started: by the interpreter while it shuts down, or by the system's limit. The
+        # pool may run the helper later nevertheless; it will find nothing left.
+        with contextlib.suppress(RuntimeError):
+            for _ in range(threads - 1):
+                _pool(most - 1).submit(ranges.help)
         while ranges.run_next():
             pass
-    finally:
         ranges.finish()
+    finally:
+        ranges.finish()  # again: an exception on the way into the first must not leave a helper at work
     if ranges.errors:
         raise ranges.errors[0]

@@ -1,6 +1,5 @@
 """``trace``: every step from W and x to the gradients, by name, with formula, shape and values."""
 
-import sys
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -118,9 +117,9 @@ def trace(W: Any, x: Any) -> Trace:
         Shapes that do not fit, with both shapes.
     """
     problem = validate(W, x)
-    on_host = (sys.modules["cupy"].asnumpy(a) if problem.device == "cuda" else a for a in (problem.W, problem.x))
+    given = (problem.on_host(a) for a in (problem.W, problem.x))
     # Copies: a trace must not change when the caller goes on working with W and x.
-    W, x = (np.array(a, problem.dtype, order="C") for a in on_host)  # (..., m, n), (..., n)
+    W, x = (np.array(a, problem.dtype, order="C") for a in given)  # (..., m, n), (..., n)
     with np.errstate(all="ignore"):
         q = (W * x[..., None, :]).sum(axis=-1)  # (..., m)
         s, complement = sigmoid_and_complement(q)
