@@ -1,0 +1,137 @@
+"""The sweep: every piece of q through every contender, on all cores, into one tally for each contender and dtype."""
+
+import platform
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+import sigmoid_l2 as sl2
+from accuracy import truth
+from accuracy.contenders import CONTENDERS, DTYPES, Contender
+from accuracy.exp_error import exp_errors
+from accuracy.tally import OUTPUTS, Tally
+
+PIECE = 1 << 15  # values: what a piece needs stays in cache; twice as many take half as long again
+PATTERNS = 1 << 32  # of float32
+
+
+def float32_pieces(every: int = 1) -> list[range]:
+    """All bit patterns of float32, or every so many-th: positive numbers, inf, NaN, then negative ones."""
+    return [range(first, min(first + PIECE * every, PATTERNS), every) for first in range(0, PATTERNS, PIECE * every)]
+
+
+def float64_pieces(values: int) -> list[range]:
+    """Pieces of ``values`` values in all; ``values_of`` draws them."""
+    return [range(first, min(first + PIECE, values)) for first in range(0, values, PIECE)]
+
+
+def values_of(dtype: np.dtype[Any], piece: range) -> np.ndarray:
+    """The q of a piece.
+
+    Of float64, by turns: uniform to beyond the underflow; |q| log-uniform from 2^-60 to 2^10; any bits.
+    """
+    if dtype == np.float32:
+        return np.arange(piece.start, piece.stop, piece.step, np.int64).astype(np.uint32).view(np.float32)
+    rng = np.random.default_rng(piece.start)
+    q = rng.uniform(-760, 760, len(piece))
+    q[1::3] = np.copysign(2.0 ** rng.uniform(-60, 10, len(q[1::3])), q[1::3])
+    q[2::3] = rng.integers(0, 2**64, len(q[2::3]), np.uint64).view(np.float64)
+    return q
+
+
+def sweep(
+    contenders: Sequence[Contender], dtype: np.dtype[Any], pieces: Sequence[range], bar: Any = None
+) -> list[Tally]:
+    """A tally of every contender over all ``pieces``; they are shared out to as many threads as sigmoid-l2 may use."""
+    left, threads = deque(pieces), sl2.get_num_threads()
+
+    def work() -> list[Tally]:
+        tallies = [Tally(dtype, c.flushes(dtype)) for c in contenders]
+        while left:
+            try:
+                q = values_of(dtype, left.popleft())
+            except IndexError:  # another thread took the last one
+                break
+            true, W, x = truth.of(q), q[:, None, None], np.ones((len(q), 1), dtype)
+            for contender, tally in zip(contenders, tallies, strict=True):
+                loss, dW, dx = contender.run(W, x)
+                tally.add(q, (loss, dW.ravel(), dx.ravel()), true)
+            if bar is not None:
+                with bar.get_lock():
+                    bar.update(len(q))
+        return tallies
+
+    with ThreadPoolExecutor(threads) as pool:
+        sl2.set_num_threads(1)  # a call of each of our threads
+        try:
+            first, *others = [task.result() for task in [pool.submit(work) for _ in range(threads)]]
+        finally:
+            left.clear()
+            sl2.set_num_threads(None)
+    for other in others:
+        for tally, more in zip(first, other, strict=True):
+            tally.merge(more)
+    return first
+
+
+def rows(contenders: Sequence[Contender], dtype: np.dtype[Any], tallies: Sequence[Tally]) -> Iterator[dict[str, Any]]:
+    """The tallies as JSON has them."""
+    for contender, tally in zip(contenders, tallies, strict=True):
+        outputs = {}
+        for k, name in enumerate(OUTPUTS):
+            lists = {"classes": tally.classes[k].tolist(), "profile": tally.profile[k].tolist()}
+            maxima = {"ulp": tally.ulp[k].tolist(), "eps": tally.eps[k].tolist()}
+            outputs[name] = maxima | {"broken": tally.broken[k].tolist()} | lists
+        ours = contender.backend is not None
+        yield {"contender": contender.name, "ours": ours, "dtype": dtype.name, "values": tally.values, **outputs}
+
+
+def measure(every: int, peers_every: int, float64_values: int) -> dict[str, Any]:
+    """Everything the report needs; of float32, one pattern of ``every`` for ours, of ``peers_every`` for the others."""
+    start, cpu_start = time.perf_counter(), time.process_time()
+    present = [c for c in CONTENDERS if not c.missing()]
+    if any(c.library == "torch" for c in present):
+        import torch
+
+        torch.set_num_threads(1)
+    found: list[dict[str, Any]] = []
+    for dtype in DTYPES:
+        ours = [c for c in present if c.backend and not c.backend.reasons(dtype)]
+        peers = [c for c in present if not c.backend]
+        for contenders, step in ((ours, every), (peers, peers_every)):
+            pieces = float32_pieces(step) if dtype == np.float32 else float64_pieces(float64_values)
+            names = ", ".join(c.name.removeprefix("sigmoid-l2, ") for c in contenders)
+            with tqdm(total=sum(map(len, pieces)), desc=f"{dtype}: {names}", unit="q", unit_scale=True) as bar:
+                found += rows(contenders, dtype, sweep(contenders, dtype, pieces, bar))
+    exp = exp_errors(every, float64_values // 10)
+    return {
+        "date": date.today().isoformat(),
+        "every": every,
+        "peers_every": peers_every,
+        "machine": machine(),
+        "seconds": round(time.perf_counter() - start),
+        "cpu_seconds": round(time.process_time() - cpu_start),
+        "versions": {lib: version(lib) for lib in ("numba", *sorted({c.library for c in present}))},
+        "exp": exp,
+        "missing": {c.name: reason for c in CONTENDERS if (reason := c.missing())},
+        "rows": found,
+    }
+
+
+def machine() -> str:
+    """The processor and how many of its cores are used."""
+    cpu, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
+    if info.exists():
+        fields = dict(line.split(":", 1) for line in info.read_text().splitlines() if ":" in line)
+        told = {key.strip(): value.strip() for key, value in fields.items()}
+        if "model name" in told:
+            cpu = f"{told['model name']} (family {told.get('cpu family')}, model {told.get('model')})"
+    return f"{cpu}, {sl2.get_num_threads()} cores"

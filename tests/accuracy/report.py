@@ -1,0 +1,174 @@
+"""docs/accuracy.md and its picture, from the results of ``measure``."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from accuracy.tally import BINS, FIRST, OUTPUTS, SPAN, allowed_eps
+
+Row = dict[str, Any]
+TITLES = {"loss": "loss", "g": "g = dW", "dx": "dx"}
+# Classes of the histograms: their upper ends in ulp, which are classes of the tally as well.
+ENDS = (0.5, 1, 2, 4, 8, 16, 1024, np.inf)
+HEADS = ("below ½", "½ to 1", "1 to 2", "2 to 4", "4 to 8", "8 to 16", "16 to 1024", "more")
+
+PAGE = """# Accuracy
+
+How far every backend is from the truth, over all of q, beside JAX, torch and the textbook formula. `make accuracy`
+writes this page and its picture; `make test` holds the backends to the contract on a part of the same values.
+
+Measured on {date}: {machine}; {versions}.
+It took {minutes:.1f} minutes ({cpu_minutes:.1f} minutes of processor time).
+
+![The largest error of loss, g and dx over q, for all contenders, in float32 and float64]({picture})
+
+From q = 3 on, the contenders that subtract s from 1 lose the digits of g, until it is 0. Ours lose none.
+
+## What is measured
+
+Pairs of 1x1 with x = 1: then q = W exactly, dW = g exactly, dx = g q, and what errs is the arithmetic of the library
+alone.
+
+- **float32**: {float32_values} of q through every backend of ours{peers_values},
+  against float64.
+- **float64**: {float64_values:,} values of q, a third of them uniform to beyond the underflow, a third with |q| uniform
+  in its logarithm, a third of any bits, against double-double arithmetic that agrees with mpmath to 2^-90
+  (`tests/accuracy/truth.py`).
+
+An error in **ulp** is counted in the spacing of the dtype at the truth. The relative error in **eps**, the unit of the
+contract, is between half as much and as much. A result below the smallest normal number, and a dx made from such a g,
+is held to the contract but has no error in ulp; a GPU that flushes such numbers to 0 gets four times the room. q = inf,
+-inf and NaN must give what the contract says. *Out of contract* are the values of q of which a result breaks it, those
+among them.
+
+## The largest errors
+
+In brackets the q of the error.
+
+{maxima}{missing}
+
+## How the errors are spread
+
+The share of results in per cent, by their error in ulp; every bit pattern (float64: every value drawn) counts alike.
+
+{histograms}
+
+## Why the contract holds
+
+A sketch, to the first order in eps. Every operation rounds by eps/2 at most, relative to its result; exp by E eps.
+
+1. t = exp(-|q|) is computed as t (1 + e), |e| <= E eps. 1 + t is in [1, 2], where numbers are eps apart: it rounds by
+   eps/2. r = 1 / (1 + t) is in [1/2, 1], where they are eps/2 apart: it rounds by eps/4. Relative to their values these
+   are (eps/2) / (1 + t) and (eps/4) (1 + t), together at most 3/4 eps for every t in [0, 1]. With p = t / (1 + t),
+   which is in [0, 1/2], r is off by -p e and 3/4 eps.
+2. t r rounds once more. So of s and 1 - s the larger, r, is off by -p e + 3/4 eps, and the smaller, t r, by
+   (1 - p) e + 5/4 eps.
+3. g = (2 s) (s (1 - s)) has two more roundings. For q >= 0 it is made of r, r and t r, and is off by
+   (1 - 3p) e + 15/4 eps, at most (E + 3.75) eps. For q < 0 it is made of t r, t r and r, and is off by
+   (2 - 3p) e + 17/4 eps, at most **(2 E + 4.25) eps**.
+4. dW_ij = g_i x_j rounds once more: **(2 E + 4.75) eps**.
+5. s² is off by twice the error of s and one rounding; a sum of m terms, in any order, rounds each of them m - 1 times
+   at most. So the loss is off by **(2 E + 2.5 + m/2) eps**.
+6. dx_j is a product for each of m terms, and their sum: **(2 E + 4.25 + m/2) eps** of sum_i |g_i W_ij|.
+7. q_i itself is off by dq_i = n (eps/2) sum_j |W_ij x_j| at most. d log(g)/dq = 2 - 3s and d log(s²)/dq = 2 (1 - s) are
+   between -1 and 2: that adds 2 dq_i to all of them.
+
+What this gives for 1x1 and x = 1, with the largest relative error of exp that each backend was found to have, beside
+what was measured, in eps:
+
+{bounds}
+
+The roundings do not all come together, so the measured errors stay below the bounds.{exhausted}
+"""
+
+
+def write(results: Row, path: Path) -> None:
+    """The page at ``path`` and the picture beside it."""
+    from accuracy.picture import draw  # matplotlib is needed here alone
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draw(results, path.with_suffix(".png"))
+    path.write_text(page(results, path.with_suffix(".png").name), encoding="utf-8")
+
+
+def page(results: Row, picture: str) -> str:
+    """The text."""
+    rows, every, peers_every = results["rows"], results["every"], results["peers_every"]
+    missing = [f"\n\n{name} was not measured here: {reason}." for name, reason in results["missing"].items()]
+    return PAGE.format(
+        **{key: results[key] for key in ("date", "machine")},
+        versions=", ".join(f"{name} {v}" for name, v in results["versions"].items()),
+        minutes=results["seconds"] / 60,
+        cpu_minutes=results["cpu_seconds"] / 60,
+        picture=picture,
+        float32_values="all 2^32 bit patterns" if every == 1 else f"every {every:,}th of the 2^32 bit patterns",
+        peers_values="" if peers_every == every else f", every {peers_every:,}th of them through the others",
+        float64_values=next(row["values"] for row in rows if row["dtype"] == "float64"),
+        maxima="\n\n".join(_maxima(rows, dtype) for dtype in SPAN),
+        missing="".join(missing),
+        exhausted=" In float32 no value is left untried." if every == 1 else "",
+        histograms="\n\n".join(_histograms(rows, dtype) for dtype in SPAN),
+        bounds=_bounds(results),
+    )
+
+
+def contract_breakers(results: Row) -> list[str]:
+    """The backends of ours that break the contract, also where it was made tighter after they were measured."""
+    return [
+        f"{row['contender']}, {row['dtype']}, {TITLES[k]}"
+        for row in results["rows"]
+        for k, limit in zip(OUTPUTS, allowed_eps(np.dtype(row["dtype"])), strict=True)
+        if row["ours"] and (row[k]["broken"][0] or row[k]["eps"][0] > limit)
+    ]
+
+
+def table(head: list[str], lines: list[list[str]]) -> str:
+    """In Markdown; all columns but the first are numbers."""
+    return "\n".join("| " + " | ".join(line) + " |" for line in (head, ["---", *["---:"] * (len(head) - 1)], *lines))
+
+
+def _number(value: float) -> str:
+    return f"{value:.2f}" if value < 1000 else f"{value:.1e}".replace("e+0", "e").replace("e+", "e")
+
+
+def _maxima(rows: list[Row], dtype: str) -> str:
+    lines = []
+    for row in (r for r in rows if r["dtype"] == dtype):
+        ulp = [f"{_number(row[k]['ulp'][0])} ({row[k]['ulp'][1]:.4g})" for k in OUTPUTS]
+        broken = 100 * max(row[k]["broken"][0] for k in OUTPUTS) / row["values"]
+        eps = [_number(row[k]["eps"][0]) for k in OUTPUTS]
+        lines.append([row["contender"], *ulp, *eps, f"{broken:.3g} %" if broken else "none"])
+    allowed = [f"{limit:.3g}" for limit in allowed_eps(np.dtype(dtype))]
+    lines.append(["allowed by the contract", "", "", "", *allowed, ""])
+    heads = [f"{TITLES[k]}, {unit}" for unit in ("ulp", "eps") for k in OUTPUTS]
+    return table([dtype, *heads, "out of contract"], lines)
+
+
+def _histograms(rows: list[Row], dtype: str) -> str:
+    lines = []
+    edges = [int(np.log2(end)) - FIRST + 1 for end in ENDS[:-1]]
+    for row in (r for r in rows if r["dtype"] == dtype):
+        for k in OUTPUTS:
+            shares = [part.sum() for part in np.split(np.array(row[k]["classes"]), edges)]
+            texts = [f"{100 * share / sum(shares):.3g}" if share else "" for share in shares]
+            lines.append([f"{row['contender']}, {TITLES[k]}", *texts])
+    return table([dtype, *HEADS], lines)
+
+
+def _bounds(results: Row) -> str:
+    lines = []
+    for row in results["rows"]:
+        error = results["exp"].get(row["contender"].split(", ")[-1], {}).get(row["dtype"])
+        if row["ours"] and error:
+            pairs = zip((2 * error + 3, 2 * error + 4.25, 2 * error + 4.75), OUTPUTS, strict=True)
+            texts = [text for bound, k in pairs for text in (f"{bound:.2f}", _number(row[k]["eps"][0]))]
+            lines.append([f"{row['contender']}, {row['dtype']}", f"{error:.2f}", *texts])
+    heads = [f"{TITLES[k]}, {what}" for k in OUTPUTS for what in ("bound", "measured")]
+    return table(["backend", "E", *heads], lines)
+
+
+def profile(row: Row, output: str) -> tuple[np.ndarray, np.ndarray]:
+    """The middle of each bin of q and the largest error in it, NaN where there is none."""
+    span, errors = SPAN[row["dtype"]], np.array(row[output]["profile"])
+    return (np.arange(BINS) + 0.5) * (2 * span / BINS) - span, np.where(errors > 0, errors, np.nan)

@@ -1,0 +1,127 @@
+"""Every backend held to the contract on a part of the suite's values; and the suite's own truth and counting."""
+
+import mpmath
+import numpy as np
+import oracle
+import pytest
+
+from accuracy import report, truth
+from accuracy.contenders import CONTENDERS, DTYPES, textbook
+from accuracy.exp_error import exp_errors
+from accuracy.measure import PIECE, float32_pieces, float64_pieces, rows, sweep, values_of
+from accuracy.tally import FIRST, OUTPUTS, Tally, allowed_eps
+
+FLOAT32, FLOAT64 = DTYPES
+EVERY, FLOAT64_VALUES = 1009, 10**6
+
+
+def pieces(dtype):
+    return float32_pieces(EVERY) if dtype == np.float32 else float64_pieces(FLOAT64_VALUES)
+
+
+@pytest.fixture(scope="module", params=DTYPES, ids=str)
+def tally(request, entry):
+    """The errors of each backend in each dtype."""
+    if entry.reasons(request.param):
+        pytest.skip(f"{entry.name}: {'; '.join(entry.reasons(request.param))}")
+    (contender,) = [c for c in CONTENDERS if c.backend is entry]
+    (found,) = sweep([contender], request.param, pieces(request.param))
+    return found
+
+
+def test_backends_keep_the_contract(tally):
+    assert tally.values == sum(map(len, pieces(tally.dtype)))
+    assert tally.broken[:, 0].tolist() == [0, 0, 0], f"loss, g, dx break the contract, say at q = {tally.broken[:, 1]}"
+    assert (tally.eps[:, 0] <= allowed_eps(tally.dtype)).all()
+    assert (tally.ulp[:, 0] > 0.5).all(), "all results correctly rounded: nothing was measured"
+
+
+def test_all_patterns_of_float32_are_swept_once():
+    """By their ends: the pieces are one after another, and each is read as its patterns."""
+    every_piece = float32_pieces()
+    assert [piece.start for piece in every_piece] == list(range(0, 2**32, PIECE))
+    assert every_piece[-1].stop == 2**32
+    for piece in (every_piece[0], every_piece[-1]):
+        assert values_of(FLOAT32, piece).view(np.uint32).tolist() == list(piece)
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [(FLOAT32, 48), (FLOAT64, 90)], ids=str)
+def test_truth(dtype, bits):
+    """Against mpmath, at 10^4 values of every size where one of the results does not underflow."""
+    rng = np.random.default_rng(0)
+    q = np.concatenate([rng.uniform(-1, 1, 5000), rng.uniform(-105, 105, 5000), values_of(FLOAT64, range(9000))])
+    q = q[np.abs(q) < (105 if dtype == np.float32 else 780)].astype(dtype)
+    assert len(q) >= 10_000
+    found = truth.of(q)
+    with mpmath.workdps(60):
+        for i in range(len(q)):
+            true = oracle.pair([[q[i]]], [1])
+            for k, value in enumerate((true.loss, true.g[0], true.dx[0])):
+                high, low, exponent = (float(a[k, i]) for a in found)
+                got = mpmath.ldexp(mpmath.mpf(high) + mpmath.mpf(low), int(exponent))
+                assert abs(got - value) <= mpmath.ldexp(abs(value), -bits), f"{OUTPUTS[k]} at q = {q[i]!r}"
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_tally_counts_what_is_wrong(dtype):
+    """Results that are right, then with one error of each kind."""
+    eps, tiny = float(np.finfo(dtype).eps), float(np.finfo(dtype).tiny)
+    q = np.array([1, -2, 0.5, 200 if dtype == np.float32 else 800, np.inf, -np.inf, np.nan], dtype)
+    true = truth.of(q)
+    right = [np.ldexp(a, e).astype(dtype) for a, e in zip(true.high, true.exponent, strict=True)]
+    tally = Tally(np.dtype(dtype))
+    tally.add(q, right, true)
+    assert tally.broken[:, 0].tolist() == [0, 0, 0]
+    assert (tally.ulp[:, 0] <= 0.5).all()
+    assert tally.classes.sum(axis=1).tolist() == [4, 3, 3], "at the largest q, g and dx underflow"
+
+    def found(k, i, value):
+        wrong = [a.copy() for a in right]
+        wrong[k][i] = value
+        tally = Tally(np.dtype(dtype))
+        tally.add(q, wrong, true)
+        assert tally.broken[:, 0].tolist() == [int(k == other) for other in range(3)]
+        assert np.array_equal(tally.broken[k, 1], q[i], equal_nan=True)
+        return tally
+
+    for k in range(3):
+        off = found(k, 1, right[k][1] * (1 + 20 * eps))
+        assert abs(off.eps[k, 0] - 20) <= 1
+        assert 20 <= off.ulp[k, 0] <= 40
+        assert off.ulp[k, 1] == -2
+        assert off.classes[k, int(np.log2(off.ulp[k, 0])) - FIRST + 1] == 1
+        assert found(k, 0, np.nan).ulp[k, 0] == np.inf
+        assert found(k, 6, 0).ulp[k, 0] <= 0.5
+        found(k, 4, 0.5)
+    found(1, 3, 2 * tiny)
+    found(2, 3, 2 * tiny * float(q[3]))
+
+
+def test_textbook_formula_is_found_wrong():
+    """What the suite is for: from q = 17 on its g is 0 in float32."""
+    q = np.linspace(17, 80, 1000, dtype=np.float32)
+    loss, dW, dx = textbook(q[:, None, None], np.ones((1000, 1), np.float32))
+    tally = Tally(FLOAT32)
+    tally.add(q, (loss, dW.ravel(), dx.ravel()), truth.of(q))
+    assert tally.broken[:, 0].tolist() == [0, 1000, 1000]
+    assert tally.eps[1, 0] == 1 / np.finfo(np.float32).eps
+
+
+def test_report():
+    """The page has a row for every contender and no hole."""
+    present = [c for c in CONTENDERS if c.backend and not c.missing()]
+    found = [r for d in DTYPES for r in rows(present, d, sweep(present, d, [range(0, 2**31, 2**20 + 7)]))]
+    results = {"date": "2000-01-01", "machine": "a machine", "versions": {"numpy": "2"}, "rows": found}
+    results |= {"every": 2**20 + 7, "peers_every": 17, "seconds": 60, "cpu_seconds": 90}
+    results |= {"missing": {"torch": "torch is not installed"}}
+    page = report.page(results | {"exp": exp_errors(2**12 + 1, 1)}, "picture.png")
+    assert "torch was not measured here: torch is not installed" in page
+    assert "nan" not in page
+    for contender in present:
+        assert page.count(f"| {contender.name}") == 2 * (1 + len(OUTPUTS) + 1)
+
+
+def test_errors_of_exp_are_below_an_eps():
+    """numba's, which the proof sketch of the report builds on: with fused multiply-add or without."""
+    found = exp_errors(EVERY, 2**20)
+    assert max(found["numba"].values()) <= 0.85
