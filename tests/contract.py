@@ -1,15 +1,18 @@
 """The accuracy contract as the one table of tolerances, checked against the oracle at the inputs' exact values.
 
-With eps and tiny (the smallest normal number) of the compute dtype and |.| the true values:
+With eps and tiny (the smallest normal number) of the compute dtype, |.| the true values, and k = 7 on a CPU, 8 on a GPU:
 
     output  error allowed                                   because
-    loss    |loss| (2 max_i dq_i + (m + 8) eps)             d log(s^2)/dq = 2 (1 - s) <= 2; m terms are summed
-    dW_ij   |dW_ij| (2 dq_i + 8 eps)                        d log(g)/dq = 2 - 3s, from -1 to 2; exp, 1/(1 + t) and the
-                                                            products of g and dW round less than 8 times
-    dx_j    sum_i |g_i W_ij| (2 dq_i + (m + 8) eps)         as dW_ij, and m terms are summed
+    loss    |loss| (2 max_i dq_i + (m/2 + k - 1) eps)       d log(s^2)/dq = 2 (1 - s) <= 2; m terms are summed
+    dW_ij   |dW_ij| (2 dq_i + k eps)                        d log(g)/dq = 2 - 3s, from -1 to 2; exp, 1/(1 + t) and the
+                                                            products of g and dW: 2 E + 4.75 eps, E that of exp
+    dx_j    sum_i |g_i W_ij| (2 dq_i + (m/2 + k) eps)       as dW_ij, and m terms are summed
 
 dq_i = n eps/2 sum_j |W_ij x_j| bounds the rounding of q_i in any order of summation: n - 1 sums and a product round
 by eps/2 each. A 1x1 pair with x = 1 has q = W exactly: dq = 0.
+
+docs/accuracy.md has the derivation, and the measurement over all float32 q that k = 7 rests on (NumPy's exp there is not
+good enough for it by the bound alone). On a GPU nothing has been measured yet, and CUDA promises 2 ulp for exp.
 
 Errors below tiny do not count. So g may be off by `tiny`, hence dW_ij by tiny max(1, |x_j|) and dx_j by
 tiny max(1, sum_i |W_ij|), and loss by tiny. CuPy always compiles float32 with -ftz=true: exp(-|q|) is flushed to 0
@@ -34,8 +37,8 @@ class Results(NamedTuple):
     dx: Any  # (n,)
 
 
-def allowed(W: Any, x: Any, truth: oracle.Truth, *, flushes: bool = False, g_eps: Any = 8) -> Results:
-    """The errors allowed for one pair, float64; ``g_eps`` is the 8 of the table, or one number for each row."""
+def allowed(W: Any, x: Any, truth: oracle.Truth, *, flushes: bool = False, g_eps: Any = 7) -> Results:
+    """The errors allowed for one pair, float64; ``g_eps`` is the k of the table, or one number for each row."""
     info = np.finfo(W.dtype)
     eps, tiny = float(info.eps), float(info.tiny)
     (m, n), W, x = W.shape, np.abs(W.astype(float)), np.abs(x.astype(float))
@@ -44,9 +47,9 @@ def allowed(W: Any, x: Any, truth: oracle.Truth, *, flushes: bool = False, g_eps
     row = 2 * dq + g_eps * eps  # the relative error of g_i, (m,) or ()
     g_tiny = 2 * tiny if flushes else tiny
     return Results(
-        loss=loss * (np.max(row) + m * eps) + (m * tiny if flushes else tiny),
+        loss=loss * (np.max(row) + (m / 2 - 1) * eps) + (m * tiny if flushes else tiny),
         dW=dW * np.reshape(row, (-1, 1)) + g_tiny * np.maximum(1, x),
-        dx=((row + m * eps) * g) @ W + g_tiny * np.maximum(1, W.sum(axis=0)),
+        dx=((row + m / 2 * eps) * g) @ W + g_tiny * np.maximum(1, W.sum(axis=0)),
     )
 
 
@@ -77,6 +80,7 @@ def assert_contract(W: Any, x: Any, loss: Any, dW: Any, dx: Any, *, backend: str
             assert_contract(W[b], x[b], loss[b], dW[b], dx[b], backend=backend)
         return
     truth = oracle.pair(W, x)
-    limits = allowed(W, x, truth, flushes=_DEVICE[backend] == "cuda" and W.dtype == np.float32)
+    on_gpu = _DEVICE[backend] == "cuda"
+    limits = allowed(W, x, truth, flushes=on_gpu and W.dtype == np.float32, g_eps=8 if on_gpu else 7)
     for name, (ratio, line) in worst(W, x, Results(loss, dW, dx), limits, truth).items():
         assert ratio <= 1, f"{backend} breaks the contract for {name}: {line}"

@@ -222,11 +222,28 @@ def npy_then_x(content: bytes) -> list[str]:
     return [*make("W.npy", content), "x.npy"]
 
 
-def zip_of(**members: bytes) -> list[str]:
-    with zipfile.ZipFile("a.npz", "w") as archive:
+def npy(header: str) -> bytes:
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode()
+
+
+def npy_of(shape: tuple[int, ...]) -> bytes:
+    header = f"{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}, }}"
+    return npy(f"{header:<117}\n")
+
+
+def zip_of(method: int = zipfile.ZIP_DEFLATED, sizes: dict[str, int] | None = None, **members: bytes) -> list[str]:
+    """An archive of ``members`` whose directory lies about the unpacked ``sizes``."""
+    with zipfile.ZipFile("a.npz", "w", method) as archive:
         for name, content in members.items():
             archive.writestr(name, content)
+        for name, size in (sizes or {}).items():
+            archive.getinfo(name).file_size = size
     return ["a.npz"]
+
+
+def link(name: str, to: str) -> list[str]:
+    Path(name).symlink_to(to)
+    return [name]
 
 
 def objects(name: str) -> list[str]:
@@ -239,6 +256,9 @@ BAD_FILES = {
     "below a file": (lambda: [*make("f", "1"), "f/W.npy"][1:], ["f/W.npy: cannot be read: Not a directory"]),
     "directory": (lambda: [Path("d.npz").mkdir() or "d.npz"], ["d.npz: is a directory"]),
     "pipe": (lambda: [os.mkfifo("p.npz") or "p.npz"], ["p.npz: is not a regular file"]),
+    "link to nowhere": (lambda: link("l.npz", "no.npz"), ["l.npz: cannot be read: No such file"]),
+    "link to itself": (lambda: link("l.npz", "l.npz"), ["l.npz: cannot be read: "]),
+    "link to a pipe": (lambda: [os.mkfifo("p.npz") or link("l.npz", "p.npz")][0], ["l.npz: is not a regular file"]),
     "name too long": (lambda: ["n" * 300], ["File name too long"]),
     "NUL in the name": (lambda: ["a\0b"], ["null"]),
     "empty": (lambda: make("a.npz", ""), ["a.npz: the file is empty"]),
@@ -261,7 +281,22 @@ BAD_FILES = {
     "npy of version 9": (lambda: npy_then_x(damaged(good_npy(), at=6)), ["W.npy: damaged", "version"]),
     "npy header": (lambda: npy_then_x(good_npy().replace(b"{'descr'", b"{'descr")), ["W.npy: damaged"]),
     "npy header cut": (lambda: npy_then_x(damaged(good_npy(), cut=50)), ["W.npy: damaged", "header"]),
-    "npy data cut": (lambda: npy_then_x(damaged(good_npy(), cut=-8)), ["W.npy: damaged", "file size"]),
+    "npy data cut": (
+        lambda: npy_then_x(damaged(good_npy(), cut=-8)),
+        ["W.npy: damaged", "needs 320 bytes, but it has 312"],
+    ),
+    "npy header of 4 GiB": (
+        lambda: npy_then_x(b"\x93NUMPY\x02\x00\xff\xff\xff\xff{'descr'"),
+        ["W.npy: damaged", "header"],
+    ),
+    "npy header is code": (lambda: npy_then_x(npy("exit(3)")), ["W.npy: damaged", "malformed"]),
+    "npy header too deep": (lambda: npy_then_x(npy("(" * 9000)), ["W.npy: damaged"]),
+    "npy header of escapes": (lambda: npy_then_x(npy("{'\\d\x1b[2J': 1}")), ["W.npy: damaged", r"\x1b"]),
+    "npy negative shape": (lambda: npy_then_x(npy_of((-4, 3))), ["W.npy: damaged", "(-4, 3) has a negative length"]),
+    "npy shape of 10^12": (
+        lambda: npy_then_x(npy_of((10**12, 3, 2))),
+        ["W.npy: damaged", "needs 48000000000128 bytes"],
+    ),
     "npy shape of 10^30": (
         lambda: npy_then_x(good_npy().replace(b"(4, 3, 2), }" + b" " * 30, b"(4, %d, 2), }" % 10**30)),
         ["W.npy: damaged"],
@@ -270,8 +305,21 @@ BAD_FILES = {
         lambda: zip_of(
             **{"W.npy": good_npy().replace(b"(4, 3, 2), }" + b" " * 17, b"(4, %d, 2), }" % 10**17), "x.npy": b""}
         ),
-        ["a.npz: damaged or unsupported array W", "allocate"],
+        ["a.npz: damaged or unsupported array W", "bytes, but it has 320"],
     ),
+    "npz header of 4 GiB": (
+        lambda: zip_of(**{"W.npy": b"\x93NUMPY\x02\x00\xff\xff\xff\xff" + b" " * 10**7, "x.npy": b""}),
+        ["a.npz: damaged or unsupported array W", "header"],
+    ),
+    "npz of 2 GiB in 1 KiB": (
+        lambda: zip_of(sizes={"W.npy": 2**31 + 128}, **{"W.npy": npy_of((2**27, 1, 2)), "x.npy": b""}),
+        ["a.npz: damaged or unsupported array W", "unpacks to 2147483776 bytes"],
+    ),
+    "npz of bzip2": (
+        lambda: zip_of(method=zipfile.ZIP_BZIP2, **{"W.npy": good_npy(), "x.npy": b""}),
+        ["a.npz: damaged or unsupported array W", "packed in a way that NumPy does not write"],
+    ),
+    "npz names of escapes": (lambda: zip_of(**{"\x1b[2J": b"", "long" * 1000: b""}), [r"\x1b[2J, longlong", "long..."]),
     "json syntax": (lambda: make("a.json", '{"W": [[1]],\n "x": [1,]}'), ["a.json: invalid JSON", "line 2 column"]),
     "json cut": (lambda: make("a.json", '{"W": [[1'), ["a.json: invalid JSON", "line 1 column"]),
     "json blank": (lambda: make("a.json", " \n"), ["a.json: invalid JSON", "line 2 column 1"]),
@@ -284,6 +332,11 @@ BAD_FILES = {
     "json word": (lambda: make("a.json", '{"W": [[1, "two"]], "x": [1, 2]}'), ["a.json: W holds", "not a number"]),
     "json null": (lambda: make("a.json", '{"W": [[1, 2]], "x": [1, null]}'), ["a.json: x holds", "not a number"]),
     "json 10^400": (lambda: make("a.json", '{"W": [[1%s]], "x": [1]}' % ("0" * 400)), ["a.json: W holds"]),
+    "json long word": (
+        lambda: make("a.json", json.dumps({"W": [["1" * 10**5, *[1] * 10**5]], "x": [1]})),
+        ["a.json: W holds something that is not a number"],
+    ),
+    "json deep list": (lambda: make("a.json", '{"W": ' + "[" * 80 + "]" * 80 + ', "x": [1]}'), ["a.json: W is not"]),
 }
 
 
@@ -294,6 +347,8 @@ def test_bad_files(capsys, command, paths, words):
     error = error_of(capsys, command, *paths, *(["-o", "out.npz", "--backend", "numpy"] if command == "grad" else []))
     for word in words:
         assert word in error
+    assert len(error) < 600
+    assert error[:-1].isprintable()
     with pytest.raises(InputError):
         read_pair(paths)
 
@@ -308,11 +363,17 @@ BAD_ARRAYS = {
 }
 
 
+@pytest.mark.parametrize("command", ["grad", "trace"])
 @pytest.mark.parametrize(("arrays", "words"), BAD_ARRAYS.values(), ids=BAD_ARRAYS)
-def test_what_the_library_rejects(capsys, arrays, words):
+def test_what_the_library_rejects(capsys, command, arrays, words):
     np.savez("in.npz", **arrays)
-    error = error_of(capsys, "grad", "in.npz", "-o", "out.npz")
+    error = error_of(capsys, command, "in.npz", *["-o", "out.npz"] * (command == "grad"))
+    assert error.startswith("sigmoid-l2: error: in.npz: ")
     assert all(word in error for word in words)
+    for name in ("W", "x"):
+        np.save(f"{name}.npy", arrays[name])
+    error = error_of(capsys, command, "W.npy", "x.npy", *["-o", "out.npz"] * (command == "grad"))
+    assert error.startswith("sigmoid-l2: error: W.npy, x.npy: ")
 
 
 def test_no_permission(capsys, monkeypatch):
