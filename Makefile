@@ -2,12 +2,16 @@
 # make test   install what the tests need into .venv; run them all
 # make lint   ruff and mypy
 # make bench  our backends, table and picture under build/; the peers, under bench/results/; fails if a target is missed
+# make accuracy  every float32 q and 10^8 float64 q through every CPU backend, JAX, torch and the textbook formula;
+#                writes docs/accuracy.md (10 minutes)
+# make fuzz      search for inputs that break the library, FUZZ_SECONDS for each of two targets (Linux x86-64)
+# make mutation  plant mistakes in the sources one at a time: the tests must notice each
 # make gpu    everything that needs a GPU, in the environment of PYTHON (default: .venv); works offline
 
 PYTHON = .venv/bin/python
 PIP = .venv/bin/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: run test lint package bench gpu clean
+.PHONY: run test lint package bench gpu accuracy fuzz mutation clean
 
 run: .venv/.run
 	.venv/bin/sigmoid-l2 trace
@@ -36,24 +40,23 @@ bench: .venv/.bench
 	.venv/bin/python bench/report.py build/bench.json
 	.venv/bin/python bench/bench_peers.py
 
-# compute-sanitizer comes with the CUDA toolkit. build/gpu is on the path, so that PYTHON's environment is left alone.
-GPU_RUN = PYTHONPATH=build/gpu $(PYTHON)
-GPU_SHORT = bench/throughput.py --repeats 1 --batch 1000
+# bench/gpu_check.py says what it does. It takes the packages that PYTHON has, and pip and the network are not needed.
 ifeq ($(PYTHON),.venv/bin/python)
 gpu: .venv/.test .venv/.bench
 endif
 gpu:
-	rm -rf build/gpu && mkdir -p build
-	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation --target build/gpu .
-	$(GPU_RUN) -m sigmoid_l2 info
-	$(GPU_RUN) -c "import sigmoid_l2 as s; exit(not all(b.available for b in s.backends()) and 'a backend is missing')"
-	SIGMOID_L2_TEST_BACKENDS=cupy,numba-cuda $(GPU_RUN) -m pytest tests/test_parity.py tests/test_same_bits.py tests/test_cuda_arrays.py
-	for backend in cupy numba-cuda; do for tool in memcheck racecheck; do for shape in "3 3" "40 50"; do \
-	    PYTHONPATH=build/gpu compute-sanitizer --tool $$tool --error-exitcode 1 \
-	        $(PYTHON) $(GPU_SHORT) --backend $$backend --shape $$shape || exit 1; \
-	done; done; done
-	$(GPU_RUN) -m pytest bench --benchmark-json=build/bench_gpu.json
-	$(GPU_RUN) bench/report.py build/bench_gpu.json
+	$(PYTHON) bench/gpu_check.py
+
+accuracy: .venv/.test .venv/.bench
+	PYTHONPATH=tests .venv/bin/python -m accuracy
+
+FUZZ_SECONDS = 60
+fuzz: .venv/.fuzz
+	.venv/bin/python tests/fuzz/run.py call -max_total_time=$(FUZZ_SECONDS)
+	.venv/bin/python tests/fuzz/run.py files -max_total_time=$(FUZZ_SECONDS)
+
+mutation: .venv/.test
+	.venv/bin/python tests/mutation/check.py --json build/mutation.json
 
 .venv/bin/python:
 	python3 -m venv .venv
@@ -63,7 +66,7 @@ gpu:
 	$(PIP) install -e .
 	touch $@
 
-.venv/.test .venv/.dev .venv/.bench: .venv/.%: pyproject.toml | .venv/bin/python
+.venv/.test .venv/.dev .venv/.bench .venv/.fuzz: .venv/.%: pyproject.toml | .venv/bin/python
 	$(PIP) install -e '.[$*]'
 	touch $@ .venv/.run
 

@@ -53,11 +53,18 @@ def jax_sum(W: Any, x: Any, out: Any) -> Call:
     return _jax(W, x, lambda W, x: (W * x).sum(-1))
 
 
+def _tensor(a: Any) -> Any:
+    """A tensor in the memory of an array, NumPy's or CuPy's."""
+    import torch
+
+    return torch.from_numpy(a) if isinstance(a, np.ndarray) else torch.as_tensor(a, device="cuda")
+
+
 def torch_eager(W: Any, x: Any, out: Any) -> Call:
     """``W @ x``, because it is faster here than multiply-and-sum, and as fast as ``einsum``."""
     import torch
 
-    W, x = torch.from_numpy(W).requires_grad_(), torch.from_numpy(x).requires_grad_()
+    W, x = _tensor(W).requires_grad_(), _tensor(x).requires_grad_()
 
     def call() -> tuple[Any, Any, Any]:
         loss = torch.sigmoid((W @ x[:, :, None])[:, :, 0]).square().sum(-1)
@@ -73,7 +80,7 @@ def _torch_vmap(W: Any, x: Any, product: Product, wrap: Callable[[Any], Any]) ->
         return torch.sigmoid(product(W, x)).square().sum()
 
     function = wrap(torch.func.vmap(torch.func.grad_and_value(loss, argnums=(0, 1))))
-    W, x = torch.from_numpy(W), torch.from_numpy(x)
+    W, x = _tensor(W), _tensor(x)
 
     def call() -> tuple[Any, Any, Any]:
         (dW, dx), value = function(W, x)
@@ -114,7 +121,7 @@ def torch_compile_hand(W: Any, x: Any, out: Any) -> Call:
             torch.sum(g[:, :, None] * W, 1, out=dx),
         )
 
-    tensors = [None if a is None else torch.from_numpy(a) for a in (W, x, *(out or (None, None, None)))]
+    tensors = [None if a is None else _tensor(a) for a in (W, x, *(out or (None, None, None)))]
     return lambda: formula(*tensors)
 
 

@@ -75,16 +75,21 @@ def numpy_einsum(W: Any, x: Any, out: Any) -> Call:
 
 def numpy_matmul(W: Any, x: Any, out: Any) -> Call:
     """The formula in matrix products; any batch axes, also none."""
+    return matmul(np, W, x, out)
+
+
+def matmul(xp: Any, W: Any, x: Any, out: Any) -> Call:
+    """The same in NumPy or CuPy, ``xp``."""
     loss, dW, dx = out or (None, None, None)
     dx_row = None if dx is None else dx[..., None, :]
 
     def call() -> tuple[Any, Any, Any]:
-        s = 1 / (1 + np.exp(-np.matmul(W, x[..., None])[..., 0]))
+        s = 1 / (1 + xp.exp(-xp.matmul(W, x[..., None])[..., 0]))
         g = 2 * s * s * (1 - s)
         return (
-            np.sum(s * s, axis=-1, out=loss),
-            np.multiply(g[..., :, None], x[..., None, :], out=dW),
-            np.matmul(g[..., None, :], W, out=dx_row)[..., 0, :],
+            xp.sum(s * s, axis=-1, out=loss),
+            xp.multiply(g[..., :, None], x[..., None, :], out=dW),
+            xp.matmul(g[..., None, :], W, out=dx_row)[..., 0, :],
         )
 
     return call

@@ -1,5 +1,6 @@
 """The pictures of ``report``: PNG files beside the JSON, in colours for the colour-blind that also print in grey."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -118,19 +119,35 @@ def peers(results: Row, path: Path) -> list[Path]:
 def backends(results: dict[str, Any], path: Path) -> list[Path]:
     """pytest-benchmark's cases: the fraction of a plain copy's speed, a group of bars for each shape and batch."""
     data = [bench["extra_info"] for bench in results["benchmarks"]]
-    series = sorted({(r["backend"], r["dtype"]) for r in data})
     cases = sorted({(r["m"], r["n"], r["B"]) for r in data}, key=lambda case: (case[0] * case[1], case[2]))
+    names = [f"{m}x{n}\n{B:,} pairs" for m, n, B in cases]
+    figure = fractions(data, lambda r: cases.index((r["m"], r["n"], r["B"])), names, "plain copy")
+    return [save(figure, results, path, "backends")]
+
+
+def gpu(results: Row, path: Path) -> list[Path]:
+    """bench_gpu's shapes: the fraction of a device copy's speed, a group of bars for each shape."""
+    data = [r | {"backend": r["contender"]} for r in results["rows"] if "fraction_of_copy" in r]
+    cases = sorted({(r["m"], r["n"]) for r in data}, key=lambda case: case[0] * case[1])
+    names = [f"{m}x{n}" for m, n in cases]
+    figure = fractions(data, lambda r: cases.index((r["m"], r["n"])), names, "device copy")
+    return [save(figure, results, path, "shapes")]
+
+
+def fractions(data: list[Row], place: Callable[[Row], int], names: list[str], copy: str) -> Any:
+    """Bars of the fraction of a copy's speed, in groups with ``names``; ``place`` tells a row's group."""
+    series = sorted({(r["backend"], r["dtype"]) for r in data})
     figure, axes = plt.subplots(figsize=(10, 4.5), layout="constrained")
     width = 0.8 / len(series)
     for k, (backend, dtype) in enumerate(series):
-        own = [r for r in data if (r["backend"], r["dtype"]) == (backend, dtype)]
-        heights = {(r["m"], r["n"], r["B"]): r["fraction_of_copy"] for r in own}
-        positions = [i + (k - (len(series) - 1) / 2) * width for i in range(len(cases))]
+        heights = {place(r): r["fraction_of_copy"] for r in data if (r["backend"], r["dtype"]) == (backend, dtype)}
+        positions = [i + (k - (len(series) - 1) / 2) * width for i in range(len(names))]
         style = {"color": COLOURS[-k % len(COLOURS)], "edgecolor": "black", "hatch": ("", "//", "..", "xx")[k % 4]}
-        axes.bar(positions, [heights.get(case, 0) for case in cases], width, label=f"{backend}, {dtype}", **style)
-    axes.set_xticks(range(len(cases)), [f"{m}x{n}\n{B:,} pairs" for m, n, B in cases])
-    axes.axhline(1, label="plain copy of the same bytes", **COPY_STYLE)
+        values = [heights.get(i, 0) for i in range(len(names))]
+        axes.bar(positions, values, width, label=f"{backend}, {dtype}", **style)
+    axes.set_xticks(range(len(names)), names)
+    axes.axhline(1, label=f"{copy} of the same bytes", **COPY_STYLE)
     axes.set_ylabel("fraction of the copy's speed")
     axes.set_title("value_and_grad, outputs given", loc="left")
-    figure.legend(loc="outside upper right", ncols=4, frameon=False)
-    return [save(figure, results, path, "backends")]
+    figure.legend(loc="outside upper right", ncols=5, frameon=False)
+    return figure

@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import pictures
 from peers import OURS
 from rows import COPY, Row, caption, copy_of, fraction, is_ours, label, name, same_case
 
@@ -146,6 +145,8 @@ def backends_table(results: dict[str, Any]) -> str:
 
 def report(path: Path) -> None:
     """Print the tables and draw the pictures of one result file."""
+    import pictures  # needs matplotlib, the tables do not
+
     results = json.loads(path.read_text(encoding="utf-8"))
     of_peers = "rows" in results
     print(peers_tables(results) if of_peers else backends_table(results))

@@ -52,6 +52,8 @@ def caption(results: dict[str, Any]) -> str:
         cpu = machine.get("cpu", {})
         return f"{cpu.get('brand_raw', machine['machine'])}, {cpu.get('count', '?')} threads, {date[:10]}"
     machine = results["machine"]
+    if "gpu" in machine:
+        return f"{machine['gpu']}, driver {machine['driver']}, {results['date'][:10]}"
     memory = f", {machine['memory_gb']:.0f} GB" if "memory_gb" in machine else ""
     quick = ", quick run: few rounds" if results["quick"] else ""
     return f"{machine['cpu']}, {machine['threads']} threads{memory}, {results['date'][:10]}{quick}"

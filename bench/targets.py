@@ -15,12 +15,13 @@ FRESH = (
 SMALL = 1
 
 
-def judge(case: str, unit: str, must: float, goal: float | None, measured: float | None) -> Row:
-    """One line of the table. What was not measured is not met."""
-    met = measured is not None and measured >= must
+def judge(case: str, unit: str, must: float, goal: float | None, measured: float | None, at_most: bool = False) -> Row:
+    """One line of the table. What was not measured is not met. ``at_most``: the less the better."""
+    sign = -1 if at_most else 1
+    met = measured is not None and sign * measured >= sign * must
     result = "met" if met else "MISSED" if measured is not None else "NOT MEASURED"
     if met and goal is not None:
-        result = "goal met" if measured >= goal else "must met, goal missed"
+        result = "goal met" if sign * measured >= sign * goal else "must met, goal missed"
     return {"case": case, "unit": unit, "must": must, "goal": goal, "measured": measured, "met": met, "result": result}
 
 

@@ -12,7 +12,6 @@ import hypothesis
 import numpy as np
 import pytest
 
-from sigmoid_l2.kernels import cuda_launch
 from sigmoid_l2.problem import DTYPES
 
 backends = importlib.import_module("sigmoid_l2.backends")  # the attribute sigmoid_l2.backends is the function
@@ -21,9 +20,9 @@ SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
 os.environ.pop(backends.ENVIRONMENT_VARIABLE, None)  # tests that want a default backend set it
 
 if SIMULATED:
-    # 5x3 is staged, in tiles of 8 pairs; 8x8 is not, and 13x17 has rows longer than COLUMNS.
-    cuda_launch.TILES, cuda_launch.SHARED_BYTES, cuda_launch.COLUMNS = (8,), 2048, 8
-    cuda_launch.block_threads = lambda n: 4
+    import simulator
+
+    simulator.install()  # of numba's; kernels/cuda_numba.py is imported later
 
 # Derandomized: a run of the suite means the same everywhere. SIGMOID_L2_TEST_RANDOM=1 looks further.
 hypothesis.settings.register_profile(

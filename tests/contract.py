@@ -1,6 +1,6 @@
 """The accuracy contract as the one table of tolerances, checked against the oracle at the inputs' exact values.
 
-With eps and tiny (the smallest normal number) of the compute dtype, |.| the true values, and k = 7 on a CPU, 8 on a GPU:
+With eps and tiny (the smallest normal number) of the compute dtype, |.| the true values; k = 7 on a CPU, 8 on a GPU:
 
     output  error allowed                                   because
     loss    |loss| (2 max_i dq_i + (m/2 + k - 1) eps)       d log(s^2)/dq = 2 (1 - s) <= 2; m terms are summed
@@ -11,8 +11,8 @@ With eps and tiny (the smallest normal number) of the compute dtype, |.| the tru
 dq_i = n eps/2 sum_j |W_ij x_j| bounds the rounding of q_i in any order of summation: n - 1 sums and a product round
 by eps/2 each. A 1x1 pair with x = 1 has q = W exactly: dq = 0.
 
-docs/accuracy.md has the derivation, and the measurement over all float32 q that k = 7 rests on (NumPy's exp there is not
-good enough for it by the bound alone). On a GPU nothing has been measured yet, and CUDA promises 2 ulp for exp.
+docs/accuracy.md has the derivation, and the measurement over all float32 q that k = 7 rests on (NumPy's exp there is
+not good enough for it by the bound alone). On a GPU nothing has been measured yet.
 
 Errors below tiny do not count. So g may be off by `tiny`, hence dW_ij by tiny max(1, |x_j|) and dx_j by
 tiny max(1, sum_i |W_ij|), and loss by tiny. CuPy always compiles float32 with -ftz=true: exp(-|q|) is flushed to 0

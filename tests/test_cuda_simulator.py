@@ -1,6 +1,7 @@
 """The numba.cuda kernel run by numba's CUDA simulator, in a process of its own: it must be on before numba is imported.
 
-The child runs test_parity.py for the backend "numba-cuda", and simulator_cases.py.
+The child runs test_parity.py for the backend "numba-cuda", and the kernels called directly: simulator_cases.py with
+launches as small as simulator.SMALL, simulator_traffic.py with those of a GPU, simulator_large.py with huge batches.
 """
 
 import os
@@ -16,7 +17,7 @@ HERE = Path(__file__).parent
 KNOWN_SKIPS = ("not in float16", "got empty parameter set", "the simulator computes with NumPy's scalars")
 
 
-@pytest.mark.parametrize("file", ["test_parity.py", "simulator_cases.py"])
+@pytest.mark.parametrize("file", ["test_parity.py", "simulator_cases.py", "simulator_traffic.py", "simulator_large.py"])
 def test_simulated(tmp_path, file):
     pytest.importorskip("numba_cuda", exc_type=ImportError)
     report = tmp_path / "report.xml"

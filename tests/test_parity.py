@@ -144,7 +144,8 @@ def test_nan_touches_no_other_pair(backend, dtype):
     assert dW[5, [0, 2]].tobytes() == clean.dW[5, [0, 2]].tobytes(), "rows without NaN have their gradient"
 
 
-@pytest.mark.filterwarnings("ignore:.*(overflow|invalid value) encountered in scalar" if SIMULATED else "error")
+# The simulator computes with NumPy's scalars and, for fused operations, with its functions, which warn.
+@pytest.mark.filterwarnings("ignore::RuntimeWarning" if SIMULATED else "error")
 def test_infinite_q(backend, dtype):
     big = np.finfo(dtype).max
     for W, expected in ((big, 1), (-big, 0)):  # W and x are finite, their product is not

@@ -1,175 +1,164 @@
-"""The CuPy kernel on the host, where there is no GPU: real threads, a real barrier, the system's C++ compiler.
+"""The CuPy kernels on the host, where there is no GPU: real threads, real barriers, the system's C++ compiler.
 
-All but the compiler is the real thing: ``cuda_cupy.fused`` chooses the launch, and what is compiled is the preamble and
-the operation of the ElementwiseKernel that it builds. float32 runs as CuPy compiles it, with subnormals flushed to 0.
+All but the compiler is the real thing: ``cuda_cupy.fused`` chooses the launches, and what is compiled is the preamble
+and the operation of the ElementwiseKernels that it builds. float32 runs as CuPy compiles it, with subnormals flushed to
+0. Shuffles wait for all lanes of their warp, but to a sanitizer they do not order accesses to memory.
 """
 
-import atexit
 import ctypes
 import os
-import re
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from threading import Lock
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import pytest
+from traffic import Access
 
-HERE = Path(__file__).parent
-FLAGS = ("-std=c++20", "-O1", "-g", "-fPIC", "-pthread", f"-I{HERE}")
+from sigmoid_l2.kernels import cuda_launch
+
+from . import build
+
+REALS = {"f": "float", "d": "double"}  # by the dtype's character
+BUILDERS = ("staged_kernel", "rows_kernel", "long_kernel", "finish_kernel")
 _fused_lock = Lock()
-
-_SOURCE = """#include "cuda.h"
-typedef {real} T;
-#line 1 "sigmoid_l2.cuh"
-{preamble}
-#line 1 "operation"
-extern "C" void launch(long long first, long long end, int threads, {parameters}) {{
-    run_grid(first, end, threads, sizeof(T) == 4, [=] {{ {operation}; }});
-}}
-int main(int, char** argv) {{ launch(0, number(argv[1]), int(number(argv[2])), {arguments}); }}
-"""
 
 
 def fused(W: Any, x: Any, loss: Any, dW: Any, dx: Any, *, stream: int | None = None) -> None:
     """Compute loss, dW and dx of NumPy arrays; the contract is in ``sigmoid_l2.kernels``."""
-    _launch(call, W, x, loss, dW, dx)
+    launch(call, W, x, loss, dW, dx)
 
 
-def last_block(*arrays: Any) -> None:
-    """What the last block of ``fused(*arrays)`` computes, and no other."""
+def last_pair(*arrays: Any) -> None:
+    """What the blocks of the last pair compute in the last launches of ``fused(*arrays)``, and no others."""
+    launches = []
+    launch(lambda *a: launches.append(a), *arrays)
+    _, m, n = arrays[0].shape
+    slices = cuda_launch.plan(m, n, arrays[0].itemsize).slices
+    for kernel, real, blocks, threads, *arguments in launches[-2 if slices > 1 else -1 :]:
+        of_pair = n // cuda_launch.WARP + 1 if kernel.name.endswith("finish") else slices
+        call(kernel, real, blocks, threads, *arguments, first=blocks - of_pair)
+
+
+def record(*arrays: Any, wide: bool = True) -> dict[str, list[Access]]:
+    """What the first block of each kernel that ``fused(*arrays)`` launches does with memory, by the kernel's name.
+
+    Arrays are taken for aligned to 16 bytes, or for not, whatever they are.
+    """
+    seen = {}
 
     def run(kernel: Any, real: str, blocks: int, threads: int, *arguments: Any) -> None:
-        call(kernel, real, blocks, threads, *arguments, first=blocks - 1)
+        names = [p.name for p in kernel.params]
+        of_arrays = {name: a for name, a in zip(names, arguments, strict=False) if isinstance(a, np.ndarray)}
+        seen.setdefault(kernel.name, _record(kernel, real, threads, arguments, of_arrays))
 
-    _launch(run, *arrays)
+    launch(run, *arrays, address=lambda a: 0 if wide else 4)
+    return seen
 
 
 def sanitize(sanitizer: str, *arrays: Any, barrier_left_out: int = 0) -> str:
-    """What ``sanitizer`` reports of the same launch, on zeros, in a program of its own; "" where that is nothing.
+    """What ``sanitizer`` reports of the same launches, on zeros, in programs of their own; "" where that is nothing.
 
     ``barrier_left_out`` is the line of sigmoid_l2.cuh whose barrier is to be passed without waiting.
     """
     reports = []
 
     def run(kernel: Any, real: str, *arguments: Any) -> None:
-        prefix = _runner(sanitizer)
-        program = build(kernel, real, f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all")
+        prefix = build.runner(sanitizer)
         sizes = [str(getattr(a, "size", a)) for a in arguments]
         environment = {**os.environ, "BARRIER_LEFT_OUT": str(barrier_left_out), "ASAN_OPTIONS": "detect_leaks=0"}
-        done = _run(*prefix, program, *sizes, env=environment)
+        done = build.run(*prefix, build.program(kernel, real, sanitizer), *sizes, env=environment)
         reports.append(done.stderr if done.returncode else "")
 
-    _launch(run, *arrays)
+    launch(run, *arrays)
     return "".join(reports)
 
 
-def _launch(run: Callable[..., None], *arrays: Any) -> None:
-    """``cuda_cupy.fused(*arrays)`` with its kernels run by ``run(kernel, real, blocks, threads, *arguments)``."""
+def _address(a: Any) -> int:
+    return a.ctypes.data if isinstance(a, np.ndarray) else 0
+
+
+def launch(run: Callable[..., None], *arrays: Any, address: Callable[[Any], int] = _address) -> None:
+    """``cuda_cupy.fused(*arrays)`` with its kernels run by ``run(kernel, real, blocks, threads, *arguments)``.
+
+    The workspace has room for two pairs, so that a larger batch whose pairs are cut into slices takes several launches.
+    """
     pytest.importorskip("cupy", exc_type=ImportError)
     from sigmoid_l2.kernels import cuda_cupy
 
     def stand_in(builder: Callable[..., Any]) -> Callable[..., Any]:
-        def build_stand_in(*template: Any) -> Callable[..., None]:
+        def build_stand_in(*key: Any) -> Callable[..., None]:
             def kernel(*arguments: Any, size: int, block_size: int, stream: Any) -> None:
                 assert size % block_size == 0, "a thread without a trip through CuPy's loop would miss the barriers"
-                real = {"f": "float", "d": "double"}[arrays[0].dtype.char]
-                run(builder(*template), real, size // block_size, block_size, *arguments)
+                run(builder(*key), REALS[arrays[0].dtype.char], size // block_size, block_size, *arguments)
 
             return kernel
 
         return build_stand_in
 
-    builders = {name: stand_in(getattr(cuda_cupy, name)) for name in ("staged_kernel", "block_kernel")}
-    with _fused_lock, mock.patch.multiple(cuda_cupy, **builders):
+    _, m, n = arrays[0].shape
+    itemsize = arrays[0].dtype.itemsize
+    workspace = _aligned(2 * cuda_launch.plan(m, n, itemsize).slices * (n + 1) * itemsize)
+    with (
+        _fused_lock,
+        mock.patch.multiple(cuda_cupy, **{name: stand_in(getattr(cuda_cupy, name)) for name in BUILDERS}),
+        mock.patch.multiple(cuda_cupy, _address=address, _workspace=lambda stream: workspace),
+    ):
         cuda_cupy.fused(*arrays)
+
+
+def _aligned(size: int) -> np.ndarray:
+    memory = np.full(size + 128, 0xFF, np.uint8)  # NaN
+    first = -memory.ctypes.data % 128
+    return memory[first : first + size]
 
 
 def call(kernel: Any, real: str, blocks: int, threads: int, *arguments: Any, first: int = 0) -> None:
     """Run the blocks from ``first`` of an ElementwiseKernel for "float" or "double"."""
-    _library(kernel, real).launch(
-        ctypes.c_longlong(first),
-        ctypes.c_longlong(blocks),
-        threads,
-        *(ctypes.c_void_p(a.ctypes.data) if isinstance(a, np.ndarray) else ctypes.c_longlong(a) for a in arguments),
-    )
+    _run(_library(kernel, real), first, blocks, threads, arguments)
 
 
 @cache
 def _library(kernel: Any, real: str) -> ctypes.CDLL:
-    return ctypes.CDLL(str(build(kernel, real, "-shared")))
+    return _with_types(ctypes.CDLL(str(build.library(kernel, real))))
 
 
 @cache
-def build(kernel: Any, real: str, *flags: str) -> Path:
-    """A library with ``launch``, or without "-shared" a program, for an ElementwiseKernel of raw T and int64."""
-    parameters = kernel.params[:-1]  # the last is CuPy's own index
-    text = _SOURCE.format(
-        real=real,
-        preamble=re.sub(r"__shared__ (.+) (\w+)\[(.+)\];", r"static \1 \2[\3]; poison(\2);", kernel.preamble),
-        parameters=", ".join(f"{'const ' * p.is_const}{p.ctype}{'*' * p.raw} {p.name}" for p in parameters),
-        arguments=", ".join(
-            f"zeros<T>(argv[{i}])" if p.raw else f"number(argv[{i}])" for i, p in enumerate(parameters, 3)
-        ),
-        operation=kernel.operation,
+def _recorder(kernel: Any, real: str) -> ctypes.CDLL:
+    recorder = _with_types(ctypes.CDLL(str(build.recorder(kernel, real))))
+    recorder.count_accesses.restype = ctypes.c_longlong
+    recorder.all_accesses.restype = ctypes.POINTER(ctypes.c_longlong)
+    recorder.array_name.restype = ctypes.c_char_p
+    return recorder
+
+
+def _with_types(library: ctypes.CDLL) -> ctypes.CDLL:
+    library.launch.restype = ctypes.c_char_p
+    return library
+
+
+def _run(library: ctypes.CDLL, first: int, end: int, threads: int, arguments: tuple[Any, ...]) -> None:
+    failure = library.launch(
+        ctypes.c_longlong(first),
+        ctypes.c_longlong(end),
+        threads,
+        *(ctypes.c_void_p(a.ctypes.data) if isinstance(a, np.ndarray) else ctypes.c_longlong(a) for a in arguments),
     )
-    done, built = _compile(text, grid(*(flag for flag in flags if flag != "-shared")), *flags)
-    assert done.returncode == 0, done.stderr
-    return built
+    assert failure == b"", failure
 
 
-@cache
-def grid(*flags: str) -> Path:
-    """The object file of grid.cpp; skips the test where the compiler is too old for it."""
-    done, _ = _compile("#include <barrier>\nint main() { std::barrier<> barrier(1); }")
-    if done.returncode:
-        pytest.skip(f"the C++ compiler does not have C++20 with <barrier>: {_first_error(done)}")
-    done, built = _compile((HERE / "grid.cpp").read_text(), "-c", *flags)
-    assert done.returncode == 0, done.stderr
-    return built
-
-
-@cache
-def _runner(sanitizer: str) -> tuple[str, ...]:
-    """The command prefix under which programs with ``sanitizer`` run here; skips the test where there is none."""
-    done, program = _compile("int main() {}", f"-fsanitize={sanitizer}")
-    if done.returncode:
-        pytest.skip(f"-fsanitize={sanitizer} does not link here: {_first_error(done)}")
-    # TSan of older compilers refuses a kernel that randomizes addresses by more bits than it knows of.
-    for prefix in ((), ("setarch", "-R")) if shutil.which("setarch") else ((),):
-        done = _run(*prefix, program)
-        if done.returncode == 0:
-            return prefix
-    return pytest.skip(f"-fsanitize={sanitizer} does not run here: {done.stderr.strip()}")
-
-
-def _first_error(done: subprocess.CompletedProcess[str]) -> str:
-    lines = done.stderr.splitlines()
-    return next((line.partition("error: ")[2] for line in lines if "error: " in line), lines[0])
-
-
-@cache
-def _compile(text: str, *arguments: str | Path) -> tuple[subprocess.CompletedProcess[str], Path]:
-    compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))), None)
-    if compiler is None:
-        pytest.skip("no C++ compiler: neither $CXX, c++, g++ nor clang++")
-    directory = Path(tempfile.mkdtemp(dir=_directory()))
-    (directory / "source.cpp").write_text(text)
-    return _run(compiler, *FLAGS, directory / "source.cpp", *arguments, "-o", directory / "built"), directory / "built"
-
-
-def _run(*command: str | Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=env)
-
-
-@cache
-def _directory() -> str:
-    directory = tempfile.mkdtemp(prefix="sigmoid_l2_cuh_host_")
-    atexit.register(shutil.rmtree, directory, ignore_errors=True)
-    return directory
+def _record(
+    kernel: Any, real: str, threads: int, arguments: tuple[Any, ...], arrays: dict[str, np.ndarray]
+) -> list[Access]:
+    recorder = _recorder(kernel, real)
+    recorder.forget()
+    names = [name.encode() for name in arrays]
+    for name, a in zip(names, arrays.values(), strict=True):
+        recorder.see_global(name, ctypes.c_void_p(a.ctypes.data), ctypes.c_longlong(a.nbytes))
+    _run(recorder, 0, 1, threads, arguments)
+    columns = ("thread", "site", "array", "write", "offset", "size")
+    rows = np.ctypeslib.as_array(recorder.all_accesses(), (recorder.count_accesses(), len(columns))).tolist()
+    seen = {a: (recorder.array_name(a).decode(), a >= len(names)) for a in {row[2] for row in rows}}
+    return [Access(thread, site, *seen[a], bool(write), offset, size) for thread, site, a, write, offset, size in rows]

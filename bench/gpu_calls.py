@@ -1,0 +1,195 @@
+"""A call with outputs given: what the host spends on a small one, and what it must not do.
+
+Used by bench_gpu.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from gpu_measure import Arrays, Copy, host_seconds
+from gpu_results import one_line, row
+from measure import Case
+from rows import Row
+
+import sigmoid_l2 as sl2
+
+# A small call is timed as the mean of so many in a row, and of that the median of so many rounds.
+SMALL_BATCHES, SMALL_CALLS, SMALL_ROUNDS = (1, 1000), 500, 11
+# What a call must keep with outputs given: one kernel, and slices of a pair with sums in a workspace.
+PROMISES = ((3, 3, 1000), (2000, 20, 50))
+AHEAD = 500  # copies of 130 MB that the device has to do before a call: 13 ms at 4.8 TB/s
+
+
+def empty_kernel(backend: str, arrays: Arrays) -> Callable[[], object]:
+    """The launch of a kernel that does nothing, through the framework of ``backend``, with the arguments of ours.
+
+    The arrays are the framework's own, so that nothing is converted.
+    """
+    import cupy
+
+    W, x, B = arrays.W, arrays.x, len(arrays.W)
+    if backend == "cupy":
+        kernel = empty_cupy_kernel()
+        return lambda: kernel(W, x, B, *arrays.out, size=128, block_size=128)
+    from numba import cuda
+
+    def nothing(W: Any, x: Any, loss: Any, dW: Any, dx: Any, B: Any) -> None:
+        pass
+
+    handle = cupy.cuda.get_current_stream().ptr
+    launch = cuda.jit(nothing)[1, 128, cuda.external_stream(handle) if handle else 0]
+    own = [cuda.as_cuda_array(a.reshape(-1), sync=False) for a in (W, x, *arrays.out)]
+    return lambda: launch(*own, B)
+
+
+def empty_cupy_kernel() -> Any:
+    """A kernel with the arguments of ours that does nothing."""
+    import cupy
+
+    inputs, outputs = "raw T W, raw T x, int64 B", "raw T loss, raw T dW, raw T dx"
+    return cupy.ElementwiseKernel(inputs, outputs, ";", "sigmoid_l2_nothing", no_return=True)
+
+
+def small(backends: list[str]) -> Iterator[list[Row]]:
+    """What the host spends on a 3x3 float32 call, beside the launch of an empty kernel, and the replay of a graph."""
+    import cupy
+
+    wait = cupy.cuda.Device().synchronize
+    for backend in backends:
+        for B in SMALL_BATCHES:
+            rows = []
+            case = Case("gpu", "float32", 3, 3, B)
+            print(f"small: {backend}, {case}", file=sys.stderr)
+            try:
+                arrays = Arrays(case)
+                call = arrays.call(backend)
+                stream, graph = captured(arrays, backend)
+
+                def replay(graph: Any = graph, stream: Any = stream) -> None:
+                    graph.launch(stream)
+
+                runs = {"call": call, "empty kernel": empty_kernel(backend, arrays), "graph": replay}
+                times: dict[str, list[float]] = {what: [] for what in runs}
+                for run in runs.values():
+                    run()
+                for _ in range(SMALL_ROUNDS):
+                    for what, run in runs.items():
+                        wait()
+                        times[what].append(host_seconds(run, SMALL_CALLS))
+                wait()
+                for what, t in times.items():
+                    median, p20, p80 = np.percentile(t, (50, 20, 80)).tolist()
+                    spread = {"median": median, "p20": p20, "p80": p80, "rounds": SMALL_ROUNDS}
+                    rows.append(row("small", backend, case) | {"what": what} | spread)
+            except Exception as error:
+                rows = [row("small", backend, case) | {"what": "call", "reason": one_line(error)}]
+            yield rows
+
+
+def captured(arrays: Arrays, backend: str) -> tuple[Any, Any]:
+    """A stream and a CUDA graph of one call. The global mode forbids to allocate and to synchronise while capturing."""
+    import cupy
+
+    stream = cupy.cuda.Stream(non_blocking=True)
+    sl2.value_and_grad(arrays.W, arrays.x, out=arrays.out, backend=backend, stream=stream)
+    stream.synchronize()
+    with stream:
+        stream.begin_capture(cupy.cuda.runtime.streamCaptureModeGlobal)
+        try:
+            sl2.value_and_grad(arrays.W, arrays.x, out=arrays.out, backend=backend, stream=stream)
+        finally:
+            graph = stream.end_capture()
+    return stream, graph
+
+
+def promises(backends: list[str]) -> Iterator[list[Row]]:
+    """Whether a call with outputs given allocates nothing, does not wait for the device, and can be captured."""
+    for backend in backends:
+        for m, n, B in PROMISES:
+            for what, measure in (("bytes allocated", allocated), ("waits", waits), ("graph is right", graph_is_right)):
+                case = Case("gpu", "float32", m, n, B)
+                print(f"promises: {backend}, {case}, {what}", file=sys.stderr)
+                try:
+                    arrays = Arrays(case)
+                    arrays.call(backend)
+                    value = {"value": measure(arrays, backend)}
+                except Exception as error:
+                    value = {"reason": one_line(error)}
+                yield [row("promises", backend, case) | {"what": what} | value]
+
+
+def allocated(arrays: Arrays, backend: str) -> int:
+    """Bytes that CuPy and numba were asked for during ten calls, and that the device has less of afterwards."""
+    import cupy
+
+    asked = [0]
+
+    class Count(cupy.cuda.MemoryHook):
+        name = "count"
+
+        def malloc_preprocess(self, **told: Any) -> None:
+            asked[0] += told["size"]
+
+    call = arrays.call(backend)
+    cupy.cuda.Device().synchronize()
+    free, _ = cupy.cuda.runtime.memGetInfo()
+    with Count(), numbas_allocations(backend, asked):
+        for _ in range(10):
+            call()
+        cupy.cuda.Device().synchronize()
+    return asked[0] + max(0, free - cupy.cuda.runtime.memGetInfo()[0])
+
+
+@contextmanager
+def numbas_allocations(backend: str, asked: list[int]) -> Iterator[None]:
+    """Add to ``asked`` the bytes that numba is asked for."""
+    if backend != "numba-cuda":
+        yield
+        return
+    from numba import cuda
+
+    manager = cuda.current_context().memory_manager
+    original = manager.memalloc
+
+    def counted(size: int) -> Any:
+        asked[0] += size
+        return original(size)
+
+    manager.memalloc = counted
+    try:
+        yield
+    finally:
+        manager.memalloc = original
+
+
+def waits(arrays: Arrays, backend: str) -> bool:
+    """Whether the call returned only when the device was done with the milliseconds of work that it had before."""
+    import cupy
+
+    call = arrays.call(backend)
+    copy = Copy(Case("gpu", "float32", 64, 64, 4000))
+    before = cupy.cuda.Event()
+    cupy.cuda.Device().synchronize()
+    for _ in range(AHEAD):
+        copy()
+    before.record()
+    call()
+    waited = before.done
+    cupy.cuda.Device().synchronize()
+    return bool(waited)
+
+
+def graph_is_right(arrays: Arrays, backend: str) -> bool:
+    """Whether a call can be captured, and its replay writes the results again."""
+    import cupy
+
+    stream, graph = captured(arrays, backend)
+    arrays.poison()
+    cupy.cuda.Device().synchronize()
+    graph.launch(stream)
+    stream.synchronize()
+    arrays.check(arrays.out)
+    return True

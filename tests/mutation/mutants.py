@@ -1,0 +1,241 @@
+"""The mutants: mistakes that somebody might make, each with the tests that must notice it."""
+
+from typing import NamedTuple
+
+
+class Mutant(NamedTuple):
+    """One mistake."""
+
+    name: str
+    file: str  # kernels/... or sigmoid_l2/...
+    old: str  # text that is in the file exactly once
+    new: str
+    tests: tuple[str, ...]
+
+
+PARITY = ("tests/test_parity.py",)
+
+MUTANTS = (
+    # The reference
+    Mutant("reference: s for 1 - s", "kernels/reference.py", "2 * s * (s * c)", "2 * s * (s * s)", PARITY),
+    Mutant(
+        "reference: 1 - s subtracted",
+        "kernels/reference.py",
+        "np.where(q < 0, r, tr)",
+        "1 - np.where(q < 0, tr, r)",
+        PARITY,
+    ),
+    Mutant("reference: factor 2 forgotten", "kernels/reference.py", "(2 * s * (s * c))", "(s * (s * c))", PARITY),
+    Mutant(
+        "reference: dx summed over the wrong axis",
+        "kernels/reference.py",
+        "np.sum(g * Wb, axis=1",
+        "np.sum(g * Wb, axis=2",
+        PARITY,
+    ),
+    Mutant(
+        "reference: the last block forgotten",
+        "kernels/reference.py",
+        "range(0, B, pairs)",
+        "range(0, B - 1, pairs)",
+        PARITY,
+    ),
+    # The CPU kernel
+    Mutant(
+        "cpu: exp's series one term short",
+        "kernels/simd.py",
+        "reversed(range(terms - 1))",
+        "reversed(range(1, terms - 1))",
+        ("tests/test_simd.py",),
+    ),
+    Mutant(
+        "cpu: sign of ln 2's low part",
+        "kernels/simd.py",
+        "self.constant(-ln2_low)",
+        "self.constant(ln2_low)",
+        ("tests/test_simd.py",),
+    ),
+    Mutant(
+        "cpu: s and 1 - s swapped for q < 0",
+        "kernels/simd.py",
+        "b.select(negative, r, tr)",
+        "b.select(negative, tr, r)",
+        PARITY,
+    ),
+    Mutant(
+        "cpu: x of another pair",
+        "kernels/cpu_numba.py",
+        "[e // mn * n + e % n for e in elements(k)]",
+        "[e % n for e in elements(k)]",
+        PARITY,
+    ),
+    Mutant(
+        "cpu: odd terms of a sum forgotten",
+        "kernels/simd.py",
+        "return sums if size % 2 == 0 else",
+        "return sums if size % 2 == 0 or size > 8 else",
+        PARITY,
+    ),
+    Mutant(
+        "cpu: tall, the last rows not masked",
+        "kernels/cpu_numba.py",
+        "g = b.select(in_pair, v.g(s, c), zero)",
+        "g = v.g(s, c)",
+        PARITY,
+    ),
+    Mutant(
+        "cpu: rows, dx not reset between pairs",
+        "kernels/cpu_numba.py",
+        "            for j in range(n):\n                sums[j] = 0\n",
+        "            for j in range(n):\n                sums[j] *= b > first\n",
+        PARITY,
+    ),
+    Mutant(
+        "cpu: rows, rest of a row forgotten",
+        "kernels/cpu_numba.py",
+        'b.icmp_signed(">", rest, INDEX(0))',
+        'b.icmp_signed(">", rest, INDEX(1))',
+        PARITY,
+    ),
+    Mutant("cpu: padding rows add to the loss", "kernels/cpu_numba.py", "q[r] = -np.inf", "q[r] = 0", PARITY),
+    # Threads and pieces
+    Mutant(
+        "threads: the last range cut short",
+        "sigmoid_l2/threads.py",
+        "min(first + self.step, self.size)",
+        "min(first + self.step, self.size - 1)",
+        ("tests/test_threads.py",),
+    ),
+    Mutant(
+        "threads: an exception lost",
+        "sigmoid_l2/threads.py",
+        "raise ranges.errors[0]",
+        "pass",
+        ("tests/test_threads.py", "tests/test_faults.py"),
+    ),
+    Mutant(
+        "threads: returns before helpers are done",
+        "sigmoid_l2/threads.py",
+        "        while self.helping:\n",
+        "        while False:\n",
+        ("tests/test_threads.py", "tests/test_faults.py"),
+    ),
+    Mutant(
+        "execute: a piece too long",
+        "sigmoid_l2/problem.py",
+        "slice(first, first + step)",
+        "slice(first, first + step + 1)",
+        ("tests/test_parity.py", "tests/test_memory.py"),
+    ),
+    Mutant(
+        "execute: whole-batch buffers",
+        "sigmoid_l2/execute.py",
+        "PIECE_BYTES = 1 << 20",
+        "PIECE_BYTES = 1 << 40",
+        ("tests/test_memory.py",),
+    ),
+    # Arguments
+    Mutant(
+        "problem: overlapping outputs accepted",
+        "sigmoid_l2/problem.py",
+        "checked.append((name, memory))",
+        "pass",
+        ("tests/test_arguments.py",),
+    ),
+    Mutant(
+        "problem: masked arrays accepted",
+        "sigmoid_l2/problem.py",
+        "if isinstance(a, np.ma.MaskedArray):",
+        "if False:",
+        ("tests/test_arguments.py", "tests/test_bad_input.py"),
+    ),
+    Mutant(
+        "problem: read-only outputs accepted",
+        "sigmoid_l2/problem.py",
+        "not array.flags.writeable",
+        "False",
+        ("tests/test_arguments.py", "tests/test_bad_input.py"),
+    ),
+    # Trace and check
+    Mutant(
+        "trace: ds/dq = s", "sigmoid_l2/tracing.py", "ds_dq = s * complement", "ds_dq = s", ("tests/test_trace.py",)
+    ),
+    Mutant(
+        "check_grad: everything is right",
+        "sigmoid_l2/check.py",
+        "ok = wrong == 0",
+        "ok = wrong >= 0",
+        ("tests/test_check_grad.py",),
+    ),
+    # The GPU kernels
+    Mutant(
+        "cuh: s and 1 - s swapped for q < 0",
+        "kernels/sigmoid_l2.cuh",
+        "c = q < T(0) ? r : tr;",
+        "c = q < T(0) ? tr : r;",
+        ("tests/test_cuda_host_run.py",),
+    ),
+    Mutant(
+        "cuh: the last single element not moved",
+        "kernels/sigmoid_l2.cuh",
+        "return threadIdx.x < count % WIDTH;",
+        "return threadIdx.x + 1 < count % WIDTH;",
+        ("tests/test_cuda_host_run.py",),
+    ),
+    Mutant(
+        "cuh: finish forgets a group of slices",
+        "kernels/sigmoid_l2.cuh",
+        "for (unsigned k = 1; k < GROUPS; ++k) sum += sums",
+        "for (unsigned k = 2; k < GROUPS; ++k) sum += sums",
+        ("tests/test_cuda_host_run.py",),
+    ),
+    Mutant(
+        "cuh: vectors not permuted",
+        "kernels/sigmoid_l2.cuh",
+        "elements + (e ^ (e / BANKS % PERMUTED) * VECTOR)",
+        "elements + e",
+        ("tests/test_cuda_traffic.py",),
+    ),
+    Mutant(
+        "cuh: element by element",
+        "kernels/sigmoid_l2.cuh",
+        "constexpr unsigned X_WIDTH = WIDE &&",
+        "constexpr unsigned X_WIDTH = false &&",
+        ("tests/test_cuda_traffic.py",),
+    ),
+    Mutant(
+        "launch: the last rows of a pair left out",
+        "kernels/cuda_launch.py",
+        "    rows = -(-m // slices)\n    slices = -(-m // rows)\n    threads",
+        "    rows = m // slices\n    threads",
+        ("tests/test_cuda_host_run.py", "tests/test_cuda_simulator.py"),
+    ),
+    Mutant(
+        "numba.cuda: s and 1 - s swapped for q < 0",
+        "kernels/cuda_numba_parts.py",
+        "return (t * r, r) if q < 0 else (r, t * r)",
+        "return (r, t * r) if q < 0 else (r, t * r)",
+        ("tests/test_cuda_simulator.py",),
+    ),
+    Mutant(
+        "numba.cuda: the last block left out",
+        "kernels/cuda_numba.py",
+        "_launch(kernel, -(-B // units)",
+        "_launch(kernel, max(1, B // units)",
+        ("tests/test_cuda_simulator.py",),
+    ),
+    Mutant(
+        "staging: the kernel does not wait for the copy",
+        "sigmoid_l2/staging.py",
+        "        self.layer.wait(self.kernels, self.copied_in)\n",
+        "",
+        ("tests/test_staging.py",),
+    ),
+    Mutant(
+        "streams: the producer's stream is not waited for",
+        "sigmoid_l2/cuda_arrays.py",
+        "                stream.wait_event(event)\n",
+        "",
+        ("tests/test_streams.py",),
+    ),
+)
