@@ -5,13 +5,17 @@
 # make accuracy  every float32 q and 10^8 float64 q through every CPU backend, JAX, torch and the textbook formula;
 #                writes docs/accuracy.md (10 minutes)
 # make fuzz      search for inputs that break the library, FUZZ_SECONDS for each of two targets (Linux x86-64)
+# make faults    kills, full disks, memory limits, signals and many threads, at length
+# make large     more than 2^31 elements, in up to 17 GB of memory
+# make oldest    the tests with the oldest versions that pyproject.toml allows (Python 3.11)
+# make advisories, make reproducible: known vulnerabilities of what is installed; two builds of the wheel, same bytes
 # make mutation  plant mistakes in the sources one at a time: the tests must notice each
 # make gpu    everything that needs a GPU, in the environment of PYTHON (default: .venv); works offline
 
 PYTHON = .venv/bin/python
 PIP = .venv/bin/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: run test lint package bench gpu accuracy fuzz mutation clean
+.PHONY: run test lint package bench gpu accuracy fuzz faults large mutation oldest advisories reproducible clean
 
 run: .venv/.run
 	.venv/bin/sigmoid-l2 trace
@@ -57,6 +61,29 @@ fuzz: .venv/.fuzz
 
 mutation: .venv/.test
 	.venv/bin/python tests/mutation/check.py --json build/mutation.json
+
+# -rP shows what the tests that pass have printed: what was met how often.
+faults: .venv/.test
+	.venv/bin/python -m pytest -m faults -rP tests/test_faults_files.py tests/test_faults_calls.py
+
+large: .venv/.test
+	.venv/bin/python -m pytest -m large tests/test_large.py
+
+oldest:
+	python3.11 -m venv build/oldest
+	build/oldest/bin/python -m pip install --quiet -c tests/oldest.txt -e '.[test]'
+	build/oldest/bin/python -m pytest tests
+
+# Without --strict pip-audit says that all is well where it could not ask.
+advisories: .venv/.test
+	python3 -m venv build/audit
+	build/audit/bin/pip install --quiet pip-audit
+	.venv/bin/python -m pip freeze --exclude-editable > build/installed.txt
+	build/audit/bin/pip-audit --strict --no-deps --disable-pip -r build/installed.txt
+	build/audit/bin/pip-audit --strict --no-deps --disable-pip -r tests/oldest.txt
+
+reproducible: .venv/.dev
+	.venv/bin/python tests/check_reproducible.py
 
 .venv/bin/python:
 	python3 -m venv .venv

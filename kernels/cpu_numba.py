@@ -47,6 +47,9 @@ GROUP = 4
 # Bytes of a row up to which that pays. Longer rows go one by one, with GROUP sums each, because memory is read fastest
 # in one stream: 256x256 float32 went from 11.6 GB/s to 20.0.
 NARROW_BYTES = 64
+# Free memory without which nothing is compiled: the first time in a process takes 150 MiB, mostly of addresses, and
+# LLVM ends the process where it gets none.
+COMPILER_BYTES = 192 << 20
 # The outputs that are wanted, as bits of a number: one compiled function does for all of them.
 LOSS, DW, DX = 1, 2, 4
 
@@ -390,6 +393,7 @@ def _compile(function: Any, name: str, dtype: np.dtype[Any]) -> Any:
     arrays = (real[:, :, ::1], real[:, ::1], real[::1], real[:, :, ::1], real[:, ::1])
     signature = types.void(*arrays, types.int64, types.int64, types.int64)
     options = {"nogil": True, "error_model": "numpy"}
+    np.empty(COMPILER_BYTES, np.uint8)  # MemoryError, and the process goes on
     try:
         return njit(signature, **options, cache=True)(function)
     except Exception:  # no directory to write to, a full disk, a damaged file: none of them keeps us from computing
@@ -429,6 +433,7 @@ def fused(W: Any, x: Any, loss: Any, dW: Any, dx: Any, *, stream: int | None = N
     def run_range(first: int, last: int, memory: Any = memory) -> None:  # keeps alive what _writeable only points to
         run(W, x, loss, dW, dx, wanted, first, last)
 
+    np.empty((min(B, threads.get_num_threads()), n), W.dtype)  # their sums: MemoryError before anything is written
     threads.for_ranges(B, W.size, run_range)
 
 

@@ -46,12 +46,15 @@ def sigmoid_and_complement(q: Any) -> tuple[Any, Any]:
 def fused(W: Any, x: Any, loss: Any, dW: Any, dx: Any, *, stream: int | None = None) -> None:
     """Compute loss, dW and dx for a batch, block by block; the contract is in ``sigmoid_l2.kernels``."""
     B, m, n = W.shape
-    pairs = max(1, BLOCK_ELEMENTS // (m * n))
+    pairs = min(B, max(1, BLOCK_ELEMENTS // (m * n)))
+    # What a block needs is taken before anything is written, so that a MemoryError comes before that.
+    terms = np.empty((pairs, m, n), W.dtype)
+    np.empty((16, pairs, m), W.dtype)  # its smaller temporaries, which are taken one by one
     with np.errstate(all="ignore"):
         for first in range(0, B, pairs):
             block = slice(first, first + pairs)
             Wb, xb = W[block], x[block, None, :]  # (b, m, n), (b, 1, n)
-            q = (Wb * xb).sum(axis=2)  # (b, m)
+            q = np.multiply(Wb, xb, out=terms[: len(Wb)]).sum(axis=2)  # (b, m)
             s, c = sigmoid_and_complement(q)
             # (2 s) (s c) and not 2 s^2 c: no factor underflows before the product does.
             g = (2 * s * (s * c))[:, :, None]  # (b, m, 1)
@@ -60,4 +63,4 @@ def fused(W: Any, x: Any, loss: Any, dW: Any, dx: Any, *, stream: int | None = N
             if dW is not None:
                 np.multiply(g, xb, out=dW[block])
             if dx is not None:
-                np.sum(g * Wb, axis=1, out=dx[block])
+                np.sum(np.multiply(g, Wb, out=terms[: len(Wb)]), axis=1, out=dx[block])

@@ -46,7 +46,7 @@ def _compile(kernel: Any, dtype: str, chip: str, arch: str, *options: str) -> tu
             return _kernel._ArgInfo(2, None, None, 1, True, False)
         if p.raw:
             return _kernel._ArgInfo(1, cupy.ndarray, T, _DIMENSIONS.get(p.name, 1), True, False)
-        return _kernel._ArgInfo(3, None, p.dtype.type, 0, True, False)
+        return _kernel._ArgInfo(3, None, np.dtype(p.dtype).type, 0, True, False)
 
     compile_and_load = compiler._compile_module_with_cache
 

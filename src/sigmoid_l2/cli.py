@@ -38,15 +38,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: done. 2: wrong usage, bad input, an unavailable backend, a full disk or memory; one line on standard error says
     which. 130: interrupted by Ctrl-C. 141: the reader of standard output went away.
     """
+    try:
+        return _main(argv)
+    except KeyboardInterrupt:
+        print("sigmoid-l2: interrupted", file=sys.stderr)
+        return 130
+
+
+def _main(argv: Sequence[str] | None) -> int:
     text, status = "", 0
     try:
         args = _parser().parse_args(argv)
         text = args.run(args)
     except SystemExit as stop:  # from argparse, after --help, --version or a usage error that it has explained
         status = int(stop.code or 0)
-    except KeyboardInterrupt:
-        print("sigmoid-l2: interrupted", file=sys.stderr)
-        return 130
     except _FAILURES as error:
         return _fail(error)
     try:
@@ -129,6 +134,7 @@ def _progress(pairs: int) -> Iterator[Callable[[int], object]]:
     except ImportError:  # a convenience: everything works on NumPy alone
         yield lambda done: None
         return
+    tqdm.monitor_interval = 0  # no thread of its own, about which it warns where none can be started
     with tqdm(total=pairs, unit=" pairs", unit_scale=True, disable=None, delay=1, leave=False) as bar:
         yield bar.update
 
