@@ -25,14 +25,8 @@ ROWS_REGISTERS = {cuda_launch.BLOCK_THREADS: 80, cuda_launch.LONG_ROW_THREADS: 1
 Wanted = tuple[bool, bool, bool]
 
 
-class _Workspaces(threading.local):
-    """A thread's workspaces by device and stream, kept: a captured graph goes on using them."""
-
-    def __init__(self) -> None:
-        self.kept: dict[tuple[int, int], Any] = {}
-
-
-_workspaces = _Workspaces()
+# By thread, device and stream; kept for good, because a captured graph goes on using them.
+_workspaces: dict[tuple[int, int, int], Any] = {}
 
 
 @cache
@@ -140,8 +134,8 @@ def _address(a: Any) -> int:
 def _workspace(stream: Any) -> Any:
     """WORKSPACE_BYTES of this thread, device and stream."""
     launch_stream = cupy.cuda.get_current_stream() if stream is None else stream
-    key = cupy.cuda.runtime.getDevice(), launch_stream.ptr
-    if key not in _workspaces.kept:
+    key = threading.get_ident(), cupy.cuda.runtime.getDevice(), launch_stream.ptr
+    if key not in _workspaces:
         with launch_stream:  # CuPy's pool gives what is free when this stream comes to it
-            _workspaces.kept[key] = cupy.empty(cuda_launch.WORKSPACE_BYTES, cupy.uint8)
-    return _workspaces.kept[key]
+            _workspaces[key] = cupy.empty(cuda_launch.WORKSPACE_BYTES, cupy.uint8)
+    return _workspaces[key]

@@ -89,20 +89,18 @@ def _queue(stream: int | None) -> Any:
     return cuda.external_stream(stream) if stream else 0
 
 
-_kept = threading.local()
+_workspaces: dict[tuple[int, int, int, int, int], Any] = {}
 
 
 def _workspace(stream: int | None, size: int, itemsize: int) -> Any:
     """Memory for partial sums, of this thread, on the current device, for one stream.
 
-    It is kept: so a second call allocates nothing, and a CUDA graph with a call in it stays valid.
+    It is kept for good: so a second call allocates nothing, and a CUDA graph with a call in it stays valid.
     """
-    if not hasattr(_kept, "workspaces"):
-        _kept.workspaces = {}
-    key = framework.current_device(), stream or 0, size, itemsize
-    if key not in _kept.workspaces:
-        _kept.workspaces[key] = cuda.device_array(size // itemsize, f"f{itemsize}")
-    return _kept.workspaces[key]
+    key = threading.get_ident(), framework.current_device(), stream or 0, size, itemsize
+    if key not in _workspaces:
+        _workspaces[key] = cuda.device_array(size // itemsize, f"f{itemsize}")
+    return _workspaces[key]
 
 
 def _device_array(a: Any) -> Any:

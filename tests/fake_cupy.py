@@ -339,7 +339,9 @@ def install(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", module)
     monkeypatch.setitem(sys.modules, "numba", SimpleNamespace(cuda=numba_cuda))
     monkeypatch.setitem(sys.modules, "torch", torch)
-    monkeypatch.setitem(sys.modules, "jax", SimpleNamespace(Array=Array, numpy=jax_numpy))
+    monkeypatch.setitem(
+        sys.modules, "jax", SimpleNamespace(Array=Array, numpy=jax_numpy, enable_x64=contextlib.nullcontext)
+    )
     monkeypatch.setitem(sys.modules, "jax.numpy", jax_numpy)
     monkeypatch.setattr("sigmoid_l2.cuda_arrays._cupy", lambda: module)
     monkeypatch.setattr("sigmoid_l2.cuda_arrays._numba_cuda", lambda: numba_cuda)

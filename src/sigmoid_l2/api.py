@@ -54,6 +54,7 @@ def value_and_grad(W: Any, x: Any, *, out: Any = None, backend: str = "auto", st
         ``loss`` (...), ``dW`` of W's shape, ``dx`` of x's shape, of W's kind and on W's device (CuPy arrays where W's
         library cannot take them over), in the common dtype of W and x: float32 or float64 by NumPy's promotion, float64
         for integers and bool. float16 is accepted by the backend "numpy". B = 0 pairs give empty results.
+        Without CuPy, numba-cuda gives numba's device arrays, and its current device is taken for that of the arrays.
 
     Raises
     ------
@@ -75,6 +76,8 @@ def value_and_grad(W: Any, x: Any, *, out: Any = None, backend: str = "auto", st
     before it on the current streams of the arrays' libraries (or on the stream that an array's interface names) comes
     first, by an event; what is queued after it on its stream, and on the current stream of the results' library, finds
     them complete. With a ``stream`` that the arrays' library does not know, free them only when its work is done.
+    The partial sums of pairs of more than 0.5 MB go through 32 MiB that each thread keeps for each stream it uses: call
+    once before capturing such a call, and do not run two graphs captured on one stream at the same time.
 
     Examples
     --------

@@ -193,7 +193,10 @@ class NumbaPlace(Place):
         with _usable_as_it_is(name, a, f"; with CuPy it can: {_INSTALL}"):
             interface = a.__cuda_array_interface__
             array = DeviceArray(a, interface)
-        self._order(interface.get("stream"))
+        producer = interface.get("stream")
+        if producer is None:  # PyTorch does not tell
+            producer = self._current_stream(a) or None
+        self._order(producer)
         return array
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
@@ -298,10 +301,19 @@ def _from_cupy(W: Any) -> Callable[[Any], Any] | None:
         root = cls.__module__.partition(".")[0]
         if root in ("numba", "numba_cuda_mlir"):
             return partial(sys.modules[root].cuda.as_cuda_array, sync=False)
-        library = sys.modules.get("jax.numpy" if root in ("jax", "jaxlib") else root)
+        if root in ("jax", "jaxlib"):
+            return _jax_from_cupy
+        library = sys.modules.get(root)
         if hasattr(library, "from_dlpack"):
             return library.from_dlpack  # type: ignore[union-attr,no-any-return]
     return None
+
+
+def _jax_from_cupy(result: Any) -> Any:
+    """The same memory as an array of JAX's, which would else convert float64 to float32."""
+    jax = sys.modules["jax"]
+    with jax.enable_x64(True):
+        return jax.numpy.from_dlpack(result)
 
 
 def _is(library: str, name: str, a: Any) -> bool:

@@ -1,6 +1,6 @@
 """Plant each mutant of mutants.py in a copy of the project, one at a time, and show that the tests catch it.
 
-    python tests/mutation/check.py [--only NAME] [--jobs 2] [--json FILE]
+    python tests/mutation/check.py [--only NAME ...] [--jobs 2] [--json FILE]
 
 A mutant is caught when the tests named beside it fail; the same tests pass on the unchanged copy, which is run first.
 Ends with an error where one survives. Nothing is written but in a temporary directory.
@@ -79,11 +79,11 @@ def check(mutant: Mutant) -> dict[str, object]:
 def main() -> int:
     """Run the command; 0 where every mutant was caught."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", help="the mutants whose name has this in it")
+    parser.add_argument("--only", nargs="+", default=[""], help="the mutants whose name has one of these in it")
     parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 2) // 2), help="mutants at a time")
     parser.add_argument("--json", type=Path, help="write the outcome to this file")
     arguments = parser.parse_args()
-    mutants = [m for m in MUTANTS if arguments.only is None or arguments.only in m.name]
+    mutants = [m for m in MUTANTS if any(part in m.name for part in arguments.only)]
 
     tests = tuple(sorted({test for m in mutants for test in m.tests}))
     status, output = run_tests(None, tests)
