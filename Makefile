@@ -4,7 +4,7 @@
 # make bench  our backends, table and picture under build/; the peers, under bench/results/; fails if a target is missed
 # make accuracy  every float32 q and 10^8 float64 q through every CPU backend, JAX, torch and the textbook formula;
 #                writes docs/accuracy.md (10 minutes)
-# make fuzz      search for inputs that break the library, FUZZ_SECONDS for each of two targets (Linux x86-64)
+# make fuzz      search for inputs that break the library, a minute (FUZZ_LIMIT) for each of two targets (Linux x86-64)
 # make faults    kills, full disks, memory limits, signals and many threads, at length
 # make large     more than 2^31 elements, in up to 17 GB of memory
 # make oldest    the tests with the oldest versions that pyproject.toml allows (Python 3.11)
@@ -54,10 +54,10 @@ gpu:
 accuracy: .venv/.test .venv/.bench
 	PYTHONPATH=tests .venv/bin/python -m accuracy
 
-FUZZ_SECONDS = 60
+FUZZ_LIMIT = -max_total_time=60
 fuzz: .venv/.fuzz
-	.venv/bin/python tests/fuzz/run.py call -max_total_time=$(FUZZ_SECONDS)
-	.venv/bin/python tests/fuzz/run.py files -max_total_time=$(FUZZ_SECONDS)
+	.venv/bin/python tests/fuzz/run.py call $(FUZZ_LIMIT)
+	.venv/bin/python tests/fuzz/run.py files $(FUZZ_LIMIT)
 
 mutation: .venv/.test
 	.venv/bin/python tests/mutation/check.py --json build/mutation.json

@@ -183,6 +183,8 @@ def _check_npy(start: bytes, size: int) -> None:
     shape, _, dtype = _HEADERS[version](file)
     if dtype.hasobject:
         raise ValueError("it holds Python objects, which are never loaded")
+    if dtype.subdtype is not None:
+        raise ValueError(f"its elements are arrays themselves, {dtype}")
     if any(length < 0 for length in shape):
         raise ValueError(f"its shape {shape} has a negative length")
     announced = file.tell() + math.prod(shape) * dtype.itemsize

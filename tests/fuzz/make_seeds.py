@@ -88,6 +88,7 @@ BAD = {
     "header-cut.npy": saved(W)[:50],
     "data-cut.npy": saved(W)[:-1],
     "header-of-4-GiB.npy": b"\x93NUMPY\x02\x00\xff\xff\xff\xff{",
+    "elements-of-no-bytes.npy": npy("{'descr': ('<f8', (9, 0)), 'fortran_order': False, 'shape': (1, 1)}"),
     "shape-of-10-12.npy": announced("(1000000000000, 2, 3)"),
     "shape-of-10-30.npy": announced(f"({10**30}, 2, 3)"),
     "shape-negative.npy": announced("(-1, 2, 3)", data=bytes(48)),
