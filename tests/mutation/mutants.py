@@ -140,7 +140,7 @@ MUTANTS = (
         "sigmoid_l2/problem.py",
         "checked.append((name, memory))",
         "pass",
-        ("tests/test_arguments.py",),
+        ("tests/test_bad_output.py",),
     ),
     Mutant(
         "problem: masked arrays accepted",
@@ -154,7 +154,7 @@ MUTANTS = (
         "sigmoid_l2/problem.py",
         "not array.flags.writeable",
         "False",
-        ("tests/test_arguments.py", "tests/test_bad_input.py"),
+        ("tests/test_bad_output.py",),
     ),
     # Trace and check
     Mutant(
