@@ -153,7 +153,8 @@ def rows_source(p: Rows, n: int, itemsize: int, wanted: Wanted, wide: bool) -> A
                 # Beyond the last row W is 0 here. No branch: on sm_75 lanes that part make a shuffle a function call.
                 is_row = i + a < rows_here
                 s, c = sigmoid_and_complement(q_held[a], one)
-                total[0] = multiply_add(s if is_row else zero, s, total[0])
+                s_row = s if is_row else zero  # s is NaN there where x is infinite
+                total[0] = multiply_add(s_row, s_row, total[0])
                 if want_gradient:
                     g = two * s * (s * c) if is_row else zero
                     for k in range(vectors):

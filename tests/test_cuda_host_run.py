@@ -145,6 +145,8 @@ def test_parity_tests_that_meet_the_ends_of_the_range(monkeypatch, dtype):
     )  # in float32 its W is subnormal, and -ftz=true must not matter
     test_parity.test_nan_touches_no_other_pair("cupy", dtype)
     test_parity.test_infinite_q("cupy", dtype)
+    for m, n in ((3, 3), (37, 5), (21, 10), (13, 40)):
+        test_parity.test_infinite_x_with_rows_that_fill_no_vector("cupy", dtype, m, n)
 
 
 @pytest.mark.parametrize("launch", LAUNCHES)

@@ -157,6 +157,17 @@ def test_infinite_q(backend, dtype):
     assert dW.ravel().tolist() == [0, 0]
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning" if SIMULATED else "error")
+@pytest.mark.parametrize(("m", "n"), [(3, 3), (37, 5), (21, 10), (13, 40)])
+def test_infinite_x_with_rows_that_fill_no_vector(backend, dtype, m, n):
+    """Where a kernel computes on beyond the last row, 0 times infinity must not reach dx."""
+    W, x = np.ones((2, m, n), dtype), np.ones((2, n), dtype)
+    x[1, n // 2] = np.inf
+    loss, _, dx = sl2.value_and_grad(W, x, backend=backend)
+    assert loss[1] == m
+    assert not dx[1].any()
+
+
 @pytest.mark.skipif(SIMULATED, reason="the simulator computes with NumPy's scalars, which warn")
 def test_no_warning_for_finite_input(backend, dtype):
     """Not even where products overflow, exp underflows, or the caller turned floating-point flags into errors."""
