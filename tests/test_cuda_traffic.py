@@ -99,6 +99,9 @@ def test_cupy_moves_each_sector_once(m, n, dtype):
         rows = moved // (n * np.dtype(dtype).itemsize) if isinstance(p, Rows) else 1  # a warp's access is of one row
         accesses = {size: k for (a, w, size), k in tile.instructions.items() if (a, w) == (array, write)}
         assert accesses == {width: rows * -(-moved // rows // (width * cuda_launch.WARP))}
+    if isinstance(p, Staged) and p.lanes == 1:  # as much as W, for the smallest pairs
+        for array, write in (("x", False), ("dx", True)):
+            assert {size for (a, w, size) in tile.instructions if (a, w) == (array, write)} == {width}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
