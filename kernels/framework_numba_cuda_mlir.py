@@ -10,7 +10,7 @@ from numba_cuda_mlir._mlir import ir
 from numba_cuda_mlir._mlir.dialects import arith, llvm, nvvm, vector
 from numba_cuda_mlir.extending import intrinsic
 from numba_cuda_mlir.lowering_utilities import memref_data_pointer
-from numba_cuda_mlir.numba_cuda.core import config  # noqa: F401 - for cuda_numba.py
+from numba_cuda_mlir.numba_cuda.core import config as config  # for cuda_numba.py
 from numba_cuda_mlir.types import float32, float64
 
 REALS = {4: float32, 8: float64}  # by itemsize

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import traffic
-from numba import config, cuda, float32, float64  # noqa: F401 - cuda_numba.py asks for config
+from numba import config as config  # for cuda_numba.py
+from numba import cuda, float32, float64
 from numba.cuda.simulator import kernel as numbas_kernel
 from numba.cuda.simulator import kernelapi
 from numba.np import numpy_support

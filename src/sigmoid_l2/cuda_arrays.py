@@ -303,9 +303,9 @@ def _from_cupy(W: Any) -> Callable[[Any], Any] | None:
             return partial(sys.modules[root].cuda.as_cuda_array, sync=False)
         if root in ("jax", "jaxlib"):
             return _jax_from_cupy
-        library = sys.modules.get(root)
-        if hasattr(library, "from_dlpack"):
-            return library.from_dlpack  # type: ignore[union-attr,no-any-return]
+        from_dlpack: Callable[[Any], Any] | None = getattr(sys.modules.get(root), "from_dlpack", None)
+        if from_dlpack is not None:
+            return from_dlpack
     return None
 
 

@@ -37,10 +37,7 @@ class _Handle:
 
 def cupy_stream(handle: int) -> Any:
     """The stream of that handle as one of CuPy's, which does not own it."""
-    cuda = sys.modules["cupy"].cuda
-    if hasattr(cuda.Stream, "from_external"):
-        return cuda.Stream.from_external(_Handle(handle))
-    return cuda.ExternalStream(handle)  # before CuPy 14
+    return sys.modules["cupy"].cuda.Stream.from_external(_Handle(handle))
 
 
 class Layer(Protocol):

@@ -39,9 +39,9 @@ _chosen: int | None = None
 def set_device_memory_limit(nbytes: int | None) -> None:
     """Set how many bytes of device memory a call with host arrays may use, for the whole process; None: the default.
 
-    The default is the environment variable SIGMOID_L2_DEVICE_MEMORY or, where it is not set, 256 MiB. As much pinned
-    host memory is used. A single pair that needs more than the limit gets what it needs. Raises ValueError for less
-    than 1.
+    The default is the environment variable SIGMOID_L2_DEVICE_MEMORY or, where it is not set, 256 MiB. Up to twice as
+    much pinned host memory is used. A single pair that needs more than the limit gets what it needs, and the workspace
+    that a kernel needs for pairs which many blocks share comes on top. Raises ValueError for less than 1.
     """
     global _chosen
     _chosen = None if nbytes is None else positive("nbytes", nbytes)
