@@ -76,9 +76,9 @@ def value_and_grad(W: Any, x: Any, *, out: Any = None, backend: str = "auto", st
     before it on the current streams of the arrays' libraries (or on the stream that an array's interface names) comes
     first, by an event; what is queued after it on its stream, and on the current stream of the results' library, finds
     them complete. With a ``stream`` that the arrays' library does not know, free them only when its work is done.
-    The partial sums of pairs of more than 0.5 MB (with rows of up to 128 bytes, 40 KB) go through 32 MiB that each thread
-    keeps for each stream it uses: call once before capturing such a call, and do not run two graphs captured on one
-    stream at the same time.
+    The partial sums of pairs of more than 0.5 MB (40 KB with rows of up to 128 bytes) go through 32 MiB that each
+    thread keeps for each stream it uses: call once before capturing such a call, and do not run two graphs captured on
+    one stream at the same time.
 
     Examples
     --------
