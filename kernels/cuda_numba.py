@@ -37,13 +37,13 @@ def fused(W: Any, x: Any, loss: Any, dW: Any, dx: Any, *, stream: int | None = N
         _fused_in_slices(p, wanted, wide, arrays, stream)
     elif isinstance(p, Staged):
         units = p.units * cuda_launch.lane_pairs(m, n, itemsize)
-        kernel = _staged(p, m, n, itemsize, wanted, wide)
+        kernel = _kernel(_staged, p, m, n, itemsize, wanted, wide)
         _launch(kernel, -(-B // units), p.threads, _queue(stream), *arrays, 0, B)
     elif isinstance(p, Rows):
-        kernel = _rows(p._replace(rows=0), n, itemsize, wanted, wide)
+        kernel = _kernel(_rows, p._replace(rows=0), n, itemsize, wanted, wide)
         _launch(kernel, -(-B // p.units), p.threads, _queue(stream), *arrays, 0, B, m, m, 1)
     else:
-        _launch(_long(p, itemsize, wanted), B, p.threads, _queue(stream), *arrays, m, n)
+        _launch(_kernel(_long, p, itemsize, wanted), B, p.threads, _queue(stream), *arrays, m, n)
 
 
 def _fused_in_slices(p: Any, wanted: Wanted, wide: bool, arrays: list[Any], stream: int | None) -> None:
@@ -57,10 +57,10 @@ def _fused_in_slices(p: Any, wanted: Wanted, wide: bool, arrays: list[Any], stre
     workspace = _workspace(stream, max(cuda_launch.WORKSPACE_BYTES, pair_bytes), itemsize)
     sizes: tuple[int, ...]
     if isinstance(p, Staged):
-        kernel, sizes = _staged(p, m, n, itemsize, wanted, wide), ()
+        kernel, sizes = _kernel(_staged, p, m, n, itemsize, wanted, wide), ()
     else:
-        kernel, sizes = _rows(p._replace(rows=0, slices=2), n, itemsize, wanted, wide), (m, p.rows, p.slices)
-    finish = _finish(itemsize, wanted._replace(dW=False))
+        kernel, sizes = _kernel(_rows, p._replace(rows=0, slices=2), n, itemsize, wanted, wide), (m, p.rows, p.slices)
+    finish = _kernel(_finish, itemsize, wanted._replace(dW=False))
     for first in range(0, B, at_once):
         pairs = min(at_once, B - first)
         blocks = -(-pairs * p.slices // p.units)
@@ -71,6 +71,12 @@ def _fused_in_slices(p: Any, wanted: Wanted, wide: bool, arrays: list[Any], stre
 
 
 _one_at_a_time = threading.Lock()
+
+
+def _kernel(make: Any, *key: Any) -> Any:
+    """What one of the cached functions below makes; threads that miss its cache at once would each compile a kernel."""
+    with _one_at_a_time:
+        return make(*key)
 
 
 def _launch(kernel: Any, blocks: int, threads: int, queue: Any, *arguments: Any) -> None:

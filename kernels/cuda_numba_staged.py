@@ -136,7 +136,8 @@ def staged_source(p: Staged, m: int, n: int, itemsize: int, wanted: Wanted, wide
                 sum_loss(total, lane)
                 if want_dx:
                     sum_dx(dx_unit, lane)
-                cuda.syncwarp()  # all lanes have read x before dx takes its place
+                if not several_warps:
+                    cuda.syncwarp()  # all lanes have read x before dx takes its place
             in_warp = lane % together
             column = in_warp * width // together
             if want_dx and in_warp * width % together == 0:

@@ -46,7 +46,7 @@ def shuffle_xor(value: Any, lanes: Any) -> Any:
 
 @intrinsic
 def about_reciprocal(typing: Any, value: Any) -> Any:
-    """1 / value to a relative error of 2**-23, for a normal number.
+    """1 / value to a relative error of 2**-23, in float64 of 2**-20, for a normal number.
 
     A division has a call inside, and what lives across a call must lie in half of the registers, whether it happens or
     not. 30x30 in float32 on sm_75, at 128 registers a thread: with a division 56 bytes are spilled, with this none.

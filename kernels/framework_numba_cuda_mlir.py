@@ -63,7 +63,7 @@ def shuffle_xor(typing: Any, value: Any, lanes: Any) -> Any:
 
 @intrinsic
 def about_reciprocal(typing: Any, value: Any) -> Any:
-    """1 / value to a relative error of 2**-23, for a normal number."""
+    """1 / value to a relative error of 2**-23, in float64 of 2**-20, for a normal number."""
 
     def generate(lower: Any, target: Any, args: Any, kwargs: Any) -> None:
         letter = {32: "f", 64: "d"}[value.bitwidth]

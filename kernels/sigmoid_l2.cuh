@@ -294,13 +294,16 @@ __device__ inline void fused_staged(const T* W,  // (B, M, N)
         W_moves.to_tile(W_tile);
         x_moves.to_tile(x_tile);
     };
-    if (is_full)
+    if (is_full) {
         copy_in(W_SIZE, X_SIZE);
-    else
+    } else {  // units and rows beyond the end are computed like all others, with zeros
+        for (unsigned e = t; e < W_Tile::ROOM; e += THREADS) W_shared[e] = T(0);
+        for (unsigned e = t; e < X_Tile::ROOM; e += THREADS) x_shared[e] = T(0);
+        __syncthreads();
         copy_in(here * rows * N, here * N);
+    }
     __syncthreads();
 
-    // Units beyond the end find in the tile what was left there; it stays among their own lanes.
 #pragma unroll
     for (unsigned p = 0; p < LANE_PAIRS; ++p) {
         const unsigned unit = p * (THREADS / LANES) + t / LANES, W_own_first = (unit * ROWS + lane * LANE_ROWS) * N;
@@ -325,11 +328,12 @@ __device__ inline void fused_staged(const T* W,  // (B, M, N)
         }
         if (WANT_DW) W_tile.template put<LANE_SIZE>(W_own, W_own_first, own);
 
-        if (LANES > 1) __syncwarp();  // all lanes of the unit have read x, whose place dx takes
+        // All lanes of the unit have read x, whose place dx takes, unless it goes through warp_sums.
+        if (LANES > 1 && LANES <= WARP) __syncwarp();
         constexpr unsigned TOGETHER = LANES < WARP ? LANES : WARP;
         sum_over_lanes<TOGETHER, SUMS>(sums, lane);
         if (WANT_LOSS && LANES <= WARP && lane == 0 && unit < here) __stcs(loss + first + unit, sums[0]);
-        if (LANES == 1 && WANT_DX) x_tile.template put<SUMS - 1>(sums + 1, unit * N);
+        if constexpr (LANES == 1 && WANT_DX) x_tile.template put<SUMS - 1>(sums + 1, unit * N);
 #pragma unroll
         for (unsigned k = 0; k * TOGETHER < SUMS; ++k) {
             const unsigned which = k * TOGETHER + lane % TOGETHER;
@@ -339,12 +343,15 @@ __device__ inline void fused_staged(const T* W,  // (B, M, N)
     }
     __syncthreads();
 
-    if (LANES > WARP && lane < SUMS && t / LANES < here) {
-        T sum = T(0);
+    if constexpr (LANES > WARP) {
+        if (lane < SUMS && t / LANES < here) {
+            constexpr unsigned WARPS = LANES / WARP;
+            T sum = T(0);
 #pragma unroll
-        for (unsigned w = 0; w < LANES / WARP; ++w) sum += warp_sums[(t / LANES * (LANES / WARP) + w) * SUMS + lane];
-        if (WANT_LOSS && lane == 0) loss[first + t / LANES] = sum;
-        if (lane > 0) dx[(first + t / LANES) * N + lane - 1] = sum;
+            for (unsigned w = 0; w < WARPS; ++w) sum += warp_sums[(t / LANES * WARPS + w) * SUMS + lane];
+            if (WANT_LOSS && lane == 0) loss[first + t / LANES] = sum;
+            if (lane > 0) dx[(first + t / LANES) * N + lane - 1] = sum;
+        }
     }
     const auto copy_out = [&](unsigned W_count, unsigned x_count) {
         if (WANT_DX && LANES <= WARP) {
