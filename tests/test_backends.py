@@ -1,7 +1,9 @@
 """The table of backends: what it says about each, what a call gets, and how a backend that cannot run refuses."""
 
 import importlib
+import importlib.abc
 import importlib.machinery
+import re
 import sys
 import types
 from types import SimpleNamespace
@@ -47,29 +49,107 @@ def old_driver():
     raise RuntimeError("cudaErrorInsufficientDriver")
 
 
+def found_in(**places):
+    """numba.cuda.cuda_paths, where ``places`` are None or the paths of what numba-cuda compiles with."""
+    found = {name: SimpleNamespace(info=place) for name, place in places.items()}
+    return library("numba.cuda.cuda_paths", get_cuda_paths=lambda: found)
+
+
+def no_libnvvm():
+    found = RuntimeError('Failure finding "libnvvm.so.4": No such file\n  listdir("/usr/lib"): ...')
+    raise RuntimeError(f"cannot infer CUDA_HOME; original nvvm error: {found}") from found
+
+
 NO_DEVICE, OLD_DRIVER = SimpleNamespace(is_available=lambda: False), SimpleNamespace(is_available=old_driver)
-INSTALLED = {"numba_cuda": library("numba_cuda")}
-BROKEN = "raise OSError('libnvrtc.so.13: cannot open shared object file')"
+INSTALLED = {"numba_cuda": library("numba_cuda", __version__="0.30.4")}
+# Each finds no device.
+SUCCESSOR = {
+    "numba_cuda": None,
+    "numba_cuda_mlir": library("numba_cuda_mlir", __path__=[]),
+    "numba_cuda_mlir.cuda": NO_DEVICE,
+}
+COMPILES = {
+    **INSTALLED,
+    "numba.cuda": library("numba.cuda", __path__=[], is_available=NO_DEVICE.is_available),
+    "numba.cuda.np": library("numba.cuda.np", __path__=[]),
+    "numba.cuda.np.arrayobj": library("numba.cuda.np.arrayobj"),
+    "numba.cuda.cuda_paths": found_in(libdevice="libdevice.10.bc"),
+}
+# numba-cuda 0.30.3 beside numba 0.68.1, and 0.30.4 beside NumPy 2.5.
+NPDATETIME = AttributeError("module 'numba.cuda.types' has no attribute 'NPDatetime'")
+ROW_STACK = AttributeError("module 'numpy' has no attribute 'row_stack'")
 INSTALL, DRIVER = r"pip install 'sigmoid-l2\[cuda13\]'", "check that nvidia-smi lists a GPU"
+NUMBA_CUDA = r"pip install 'numba-cuda\[cu13\]>=0\.30\.4' \(or \[cu12\], to match the driver\)"
+TOOLKIT = NUMBA_CUDA + ", or set CUDA_HOME to a CUDA toolkit that has it$"
+FIT = r"install versions that fit together \(here numba_cuda 0\.30\.4 and "
 UNAVAILABLE = [
     ("cupy", {"cupy": None}, "cupy is not installed: " + INSTALL, []),
-    ("cupy", {"cupy": BROKEN}, "importing cupy failed with OSError: libnvrtc.*reinstall it: " + INSTALL, [OSError]),
+    ("cupy", {"cupy": OSError("libnvrtc")}, "cupy failed with OSError: libnvrtc; reinstall it: " + INSTALL, [OSError]),
     ("cupy", {"cupy": library("cupy", cuda=NO_DEVICE)}, "CuPy finds no CUDA device: " + DRIVER, []),
     ("cupy", {"cupy": library("cupy", cuda=OLD_DRIVER)}, r"driver \(cudaErrorInsu.*\): " + DRIVER, [RuntimeError]),
     ("numba", {"numba": None}, "numba is not installed: pip install numba", []),
     ("numba-cuda", {"numba": None}, "numba is not installed: pip install numba", []),
+    (
+        "numba-cuda",
+        {"numba": library("numba", config=SimpleNamespace(ENABLE_CUDASIM=1))},
+        "NUMBA_ENABLE_CUDASIM is set, .*: unset it$",
+        [],
+    ),
     ("numba-cuda", {"numba_cuda": None}, "numba_cuda is not installed: " + INSTALL, []),
-    ("numba-cuda", {**INSTALLED, "numba.cuda": NO_DEVICE}, "numba-cuda finds no CUDA device: " + DRIVER, []),
-    ("numba-cuda", {**INSTALLED, "numba.cuda": OLD_DRIVER}, r"driver \(cudaErrorInsu.*\): " + DRIVER, [RuntimeError]),
+    (
+        "numba-cuda",
+        {**COMPILES, "numba.cuda": NPDATETIME},
+        rf"numba\.cuda failed with .*NPDatetime'; {FIT}numba \S+\): {NUMBA_CUDA}$",
+        [AttributeError],
+    ),
+    (
+        "numba-cuda",
+        {**COMPILES, "numba.cuda": OSError("libcudart")},
+        rf"numba\.cuda failed with OSError: libcudart; reinstall it: {INSTALL}",
+        [OSError],
+    ),
+    (
+        "numba-cuda",
+        {**COMPILES, "numba.cuda.np.arrayobj": ROW_STACK},
+        rf"arrayobj failed with .*row_stack'; {FIT}numpy {re.escape(np.__version__)}\): pip install 'numpy<2\.5'$",
+        [AttributeError],
+    ),
+    (
+        "numba-cuda",
+        {**COMPILES, "numba.cuda.cuda_paths": library("numba.cuda.cuda_paths", get_cuda_paths=no_libnvvm)},
+        rf'numba-cuda cannot compile \(Failure finding "libnvvm\.so\.4"\): {TOOLKIT}',
+        [RuntimeError],
+    ),
+    (
+        "numba-cuda",
+        {**COMPILES, "numba.cuda.cuda_paths": found_in(libdevice=None)},
+        rf"numba-cuda cannot compile \(Failure finding libdevice\.10\.bc\): {TOOLKIT}",
+        [FileNotFoundError],
+    ),
+    ("numba-cuda", COMPILES, "numba-cuda finds no CUDA device: " + DRIVER, []),
+    ("numba-cuda", SUCCESSOR, "numba-cuda finds no CUDA device: " + DRIVER, []),
+    ("numba-cuda", {**COMPILES, "numba.cuda": OLD_DRIVER}, r"driver \(cudaErrorInsu.*\): " + DRIVER, [RuntimeError]),
 ]
 
 
+class Broken(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds a module whose import raises ``error``."""
+
+    def __init__(self, module, error):
+        self.module, self.error = module, error
+
+    def find_spec(self, name, path, target=None):
+        return importlib.machinery.ModuleSpec(name, self) if name == self.module else None
+
+    def exec_module(self, module):
+        raise self.error
+
+
 @pytest.mark.parametrize(("name", "modules", "words", "cause"), UNAVAILABLE)
-def test_each_reason_is_told_and_nothing_is_substituted(name, modules, words, cause, monkeypatch, tmp_path):
+def test_each_reason_is_told_and_nothing_is_substituted(name, modules, words, cause, monkeypatch):
     for module, content in modules.items():
-        if isinstance(content, str):
-            (tmp_path / f"{module}.py").write_text(content, encoding="utf-8")
-            monkeypatch.syspath_prepend(tmp_path)
+        if isinstance(content, Exception):
+            monkeypatch.setattr(sys, "meta_path", [Broken(module, content), *sys.meta_path])
             monkeypatch.delitem(sys.modules, module, raising=False)
         else:
             monkeypatch.setitem(sys.modules, module, content)

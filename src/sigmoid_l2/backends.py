@@ -22,6 +22,7 @@ from sigmoid_l2.version import __version__
 ENVIRONMENT_VARIABLE = "SIGMOID_L2_BACKEND"
 PREFERENCES = ("auto", "cpu", "gpu")
 _INSTALL_GPU = "pip install 'sigmoid-l2[cuda13]' (or [cuda12], to match the driver)"
+_INSTALL_NUMBA_CUDA = "pip install 'numba-cuda[cu13]>=0.30.4' (or [cu12], to match the driver)"
 
 
 class BackendUnavailableError(RuntimeError):
@@ -78,14 +79,15 @@ class _NotAvailableError(Exception):
     """One sentence: why a backend cannot run here, and the fix."""
 
 
-def _import(module: str, package: str, fix: str) -> Any:
+def _import(module: str, package: str, fix: str, refit: str = "") -> Any:
+    """``module`` of ``package``, which ``fix`` installs; ``refit`` helps where it looks for what another has not."""
     try:
         if importlib.util.find_spec(package) is not None:
             return importlib.import_module(module)
     except Exception as error:  # a broken installation raises anything: it must not take the other backends along
-        raise _NotAvailableError(
-            f"importing {module} failed with {type(error).__name__}: {error}; reinstall it: {fix}"
-        ) from error
+        repair = refit if refit and isinstance(error, AttributeError | ImportError) else f"reinstall it: {fix}"
+        what = f"{type(error).__name__}: {str(error).strip()}"
+        raise _NotAvailableError(f"importing {module} failed with {what}; {repair}") from error
     raise _NotAvailableError(f"{package} is not installed: {fix}")
 
 
@@ -110,9 +112,38 @@ def _probe_numba() -> None:
 
 
 def _probe_numba_cuda() -> None:
-    _import("numba", "numba", "pip install numba")
-    cuda = _import(cuda_framework.module(), cuda_framework.package(), _INSTALL_GPU)
+    numba = _import("numba", "numba", "pip install numba")
+    if getattr(getattr(numba, "config", None), "ENABLE_CUDASIM", False):
+        raise _NotAvailableError("NUMBA_ENABLE_CUDASIM is set, and numba's simulator has no warp shuffles: unset it")
+    package = cuda_framework.package()
+    library = _import(package, package, _INSTALL_GPU)
+    if package == "numba_cuda":
+        _require_compiler(library, numba)
+    cuda = _import(cuda_framework.module(), package, _INSTALL_GPU)
     _require_device("numba-cuda", cuda.is_available)
+
+
+def _require_compiler(numba_cuda: Any, numba: Any) -> None:
+    """What numba-cuda needs to compile: `import numba.cuda` may succeed without it, and then every call fails.
+
+    nvJitLink is not needed: without it numba-cuda lets the driver link.
+    """
+
+    def refit(other: Any, fix: str) -> str:
+        here = " and ".join(f"{m.__name__} {getattr(m, '__version__', '')}" for m in (numba_cuda, other))
+        return f"install versions that fit together (here {here}): {fix}"
+
+    _import("numba.cuda", "numba_cuda", _INSTALL_GPU, refit(numba, _INSTALL_NUMBA_CUDA))
+    _import("numba.cuda.np.arrayobj", "numba_cuda", _INSTALL_GPU, refit(np, "pip install 'numpy<2.5'"))
+    paths = _import("numba.cuda.cuda_paths", "numba_cuda", _INSTALL_GPU)
+    try:
+        if paths.get_cuda_paths()["libdevice"].info is None:  # where libnvrtc or libnvvm is missing, it raises
+            raise FileNotFoundError("Failure finding libdevice.10.bc")
+    except Exception as error:
+        what = str(error.__cause__ or error).partition(":")[0]  # every folder that was searched follows
+        raise _NotAvailableError(
+            f"numba-cuda cannot compile ({what}): {_INSTALL_NUMBA_CUDA}, or set CUDA_HOME to a CUDA toolkit that has it"
+        ) from error
 
 
 def _probe_cupy() -> None:

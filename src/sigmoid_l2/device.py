@@ -151,8 +151,9 @@ class NumbaLayer:
         return self.cuda.external_stream(handle) if handle else self.cuda.default_stream()
 
     def _extras(self) -> dict[Any, Any]:
-        """What is kept with the device's context, for as long; numba's simulator keeps nothing."""
-        return getattr(self.cuda.current_context(), "extras", {})
+        """What is kept with the device's context, for as long."""
+        extras: dict[Any, Any] = self.cuda.current_context().extras
+        return extras
 
     def kernel_stream(self) -> Any:
         """The device's stream for kernels."""
@@ -189,5 +190,5 @@ class NumbaLayer:
         values.copy_to_host(to, stream=stream)
 
     def launch(self, arrays: Sequence[Any], stream: Any) -> None:
-        """Queue the kernel; numba's simulator has one stream, without a handle."""
-        self.fused(*arrays, stream=stream_handle(stream) if hasattr(stream, "handle") else None)
+        """Queue the kernel."""
+        self.fused(*arrays, stream=stream_handle(stream))

@@ -58,7 +58,8 @@ def get_device_memory_limit() -> int:
 def carry(problem: Problem, arrays: Sequence[Any], layer: Layer, handle: int | None, piece_bytes: int) -> None:
     """Compute host arrays W, x, loss, dW, dx (None: not wanted) on a GPU; they are complete when it returns.
 
-    ``handle`` is the caller's stream for the kernels. A piece has at most ``piece_bytes`` of W.
+    ``handle`` is the caller's stream for the kernels. A piece has at most ``piece_bytes`` of W. Where the GPU fails,
+    outputs have the results of the first pieces, as many as had come back, and nothing of the others.
     """
     wanted = [None if a is None else shape for a, shape in zip(arrays, problem.pair_shapes, strict=True)]
     pair_bytes = sum(prod(shape) for shape in wanted if shape is not None) * problem.dtype.itemsize
