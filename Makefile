@@ -6,16 +6,18 @@
 #                writes docs/accuracy.md (10 minutes)
 # make fuzz      search for inputs that break the library, a minute (FUZZ_LIMIT) for each of two targets (Linux x86-64)
 # make faults    kills, full disks, memory limits, signals and many threads, at length
+# make proof     the GPU kernels executed without a GPU at every border of their classes (10 minutes)
 # make large     more than 2^31 elements, in up to 17 GB of memory
 # make oldest    the tests with the oldest versions that pyproject.toml allows (Python 3.11)
 # make advisories, make reproducible: known vulnerabilities of what is installed; two builds of the wheel, same bytes
 # make mutation  plant mistakes in the sources one at a time: the tests must notice each
-# make gpu    everything that needs a GPU, in the environment of PYTHON (default: .venv); works offline
+# make gpu    everything that needs a GPU, in the environment of PYTHON (default: .venv), in 6 minutes; works offline;
+#             make gpu PYTHON=python3 GPU_OPTIONS="--only parity small --out DIR"
 
 PYTHON = .venv/bin/python
 PIP = .venv/bin/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: run test lint package bench gpu accuracy fuzz faults large mutation oldest advisories reproducible clean
+.PHONY: run test lint package bench gpu accuracy fuzz faults proof large mutation oldest advisories reproducible clean
 
 run: .venv/.run
 	.venv/bin/sigmoid-l2 trace
@@ -49,7 +51,7 @@ ifeq ($(PYTHON),.venv/bin/python)
 gpu: .venv/.test .venv/.bench
 endif
 gpu:
-	$(PYTHON) bench/gpu_check.py
+	$(PYTHON) bench/gpu_check.py $(GPU_OPTIONS)
 
 accuracy: .venv/.test .venv/.bench
 	PYTHONPATH=tests .venv/bin/python -m accuracy
@@ -65,6 +67,9 @@ mutation: .venv/.test
 # -rP shows what the tests that pass have printed: what was met how often.
 faults: .venv/.test
 	.venv/bin/python -m pytest -m faults -rP tests/test_faults_files.py tests/test_faults_calls.py
+
+proof: .venv/.test
+	.venv/bin/python -m pytest -m proof tests/gpu
 
 large: .venv/.test
 	.venv/bin/python -m pytest -m large tests/test_large.py

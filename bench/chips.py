@@ -24,6 +24,7 @@ class Chip(NamedTuple):
     multiprocessors: int
     gb_per_s: float  # of its memory
     ghz: float  # the highest clock
+    l2_bytes: int
     source: str
 
 
@@ -36,10 +37,10 @@ LIMITS = {
     100: Limits(threads=2048, blocks=32, shared=228 << 10, shared_unit=128, shared_reserved=1024),
 }
 CHIPS = {
-    "T4": Chip(75, 40, 320, 1.59, "NVIDIA T4 datasheet; Turing architecture whitepaper"),
-    "A100": Chip(80, 108, 2039, 1.41, "NVIDIA A100 80GB SXM datasheet; Ampere architecture whitepaper"),
-    "H100": Chip(90, 132, 3350, 1.98, "NVIDIA H100 SXM datasheet; Hopper architecture whitepaper"),
-    "H200": Chip(90, 132, 4800, 1.98, "NVIDIA H200 SXM datasheet"),
+    "T4": Chip(75, 40, 320, 1.59, 4 << 20, "NVIDIA T4 datasheet; Turing architecture whitepaper"),
+    "A100": Chip(80, 108, 2039, 1.41, 40 << 20, "NVIDIA A100 80GB SXM datasheet; Ampere architecture whitepaper"),
+    "H100": Chip(90, 132, 3350, 1.98, 50 << 20, "NVIDIA H100 SXM datasheet; Hopper architecture whitepaper"),
+    "H200": Chip(90, 132, 4800, 1.98, 50 << 20, "NVIDIA H200 SXM datasheet; the L2: the same chip as H100's"),
 }
 REGISTERS = 65536  # of a multiprocessor
 REGISTERS_UNIT = 256  # a warp's registers are rounded up to a multiple

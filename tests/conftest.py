@@ -1,8 +1,6 @@
 """What all test files share: the backend under test, the dtype it computes in, and how hard hypothesis tries.
 
-Two environment variables, for a child process under numba's CUDA simulator: SIGMOID_L2_TEST_BACKENDS limits the
-backends (comma separated), and NUMBA_ENABLE_CUDASIM=1 (numba's own) makes the GPU kernels' blocks small, because the
-simulator runs one OS thread a CUDA thread.
+The environment variable SIGMOID_L2_TEST_BACKENDS limits the backends (comma separated).
 """
 
 import importlib
@@ -15,14 +13,8 @@ import pytest
 from sigmoid_l2.problem import DTYPES
 
 backends = importlib.import_module("sigmoid_l2.backends")  # the attribute sigmoid_l2.backends is the function
-SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
 
 os.environ.pop(backends.ENVIRONMENT_VARIABLE, None)  # tests that want a default backend set it
-
-if SIMULATED:
-    import simulator
-
-    simulator.install()  # of numba's; kernels/cuda_numba.py is imported later
 
 # Derandomized: a run of the suite means the same everywhere. SIGMOID_L2_TEST_RANDOM=1 looks further.
 hypothesis.settings.register_profile(
@@ -30,7 +22,7 @@ hypothesis.settings.register_profile(
     derandomize=os.environ.get("SIGMOID_L2_TEST_RANDOM") != "1",
     database=None,
     deadline=None,  # the first call of a compiled backend takes seconds
-    max_examples=8 if SIMULATED else 150,
+    max_examples=150,
 )
 hypothesis.settings.load_profile("sigmoid-l2")
 

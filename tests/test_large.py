@@ -1,8 +1,7 @@
 """More than 2^31 elements of W, for which 32 bits do not count: `make large`, in up to 17 GB of memory, a GPU's too.
 
 W and x are zero but for a few pairs, and memory that is read and was never written takes no room on a CPU: so it is
-mostly dW that does. What the last block of a GPU computes there is tested without one by test_cuda_host_run.py and
-simulator_large.py.
+mostly dW that does. What the last blocks of a GPU compute there is tested without one by gpu/test_proof.py.
 """
 
 import importlib

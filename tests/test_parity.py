@@ -3,7 +3,6 @@
 import ast
 import functools
 import importlib.util
-import os
 import warnings
 from pathlib import Path
 
@@ -15,14 +14,13 @@ from contract import Results, allowed, assert_contract, worst
 import sigmoid_l2 as sl2
 
 backends = importlib.import_module("sigmoid_l2.backends")
-SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
 
 # Between them the shapes meet every path that a size can choose: blocks of pairs, blocks of rows, tiles, rows; m and n
 # around the lanes of a vector; rows longer than dx in a GPU's shared memory (5000); pairs longer than blocks (300x400)
 SMALL = [(1, 1), (1, 7), (7, 1), (2, 5), (3, 3), (5, 3), (8, 8), (13, 17)]
-SMALL += [] if SIMULATED else [(11, 9), (10, 16), (1, 65), (6, 33), (66, 15)]
-LARGE = [] if SIMULATED else [(61, 3), (37, 7), (64, 65), (1000, 1), (1, 5000), (300, 40), (300, 400)]
-BATCHES = (1, 2, 7, 8, 9) if SIMULATED else (1, 2, 7, 8, 9, 31, 127, 129, 4097)
+SMALL += [(11, 9), (10, 16), (1, 65), (6, 33), (66, 15)]
+LARGE = [(61, 3), (37, 7), (64, 65), (1000, 1), (1, 5000), (300, 40), (300, 400)]
+BATCHES = (1, 2, 7, 8, 9, 31, 127, 129, 4097)
 
 
 def poisoned(batch, m, n, dtype):
@@ -45,7 +43,7 @@ def check(W, x, backend, pairs=slice(None)):
 
 @pytest.mark.parametrize(("m", "n"), SMALL)
 def test_small_shapes(backend, dtype, m, n):
-    for B in BATCHES[: 2 if SIMULATED and m * n > 50 else None]:
+    for B in BATCHES:
         check(*normal(B, m, n, dtype), backend, pairs=[0, B // 2, B - 1][: 3 if m * n < 50 else 1])
 
 
@@ -59,12 +57,11 @@ def whole_range(dtype):
     """q of every size to where g underflows and beyond; ±0, subnormal, tiny, huge; where an exp's reduction steps."""
     info = np.finfo(dtype)
     end = {"float16": 25, "float32": 120, "float64": 800}[dtype.name]
-    dense, far = (60, 60) if SIMULATED else (801, 400)
     magnitudes = [0, info.smallest_subnormal, info.tiny / 2, info.tiny, info.eps, info.max]
     decades = 2.0 ** np.linspace(info.minexp, info.maxexp - 1, 60)
     steps = (np.arange(0.5, 200) * np.log(2) / 2).astype(dtype)
-    steps = [] if SIMULATED else [steps, np.nextafter(steps, dtype.type(0)), np.nextafter(steps, dtype.type(end))]
-    q = np.concatenate([np.linspace(0, 100, dense), np.linspace(0, end, far), magnitudes, decades, *steps])
+    steps = [steps, np.nextafter(steps, dtype.type(0)), np.nextafter(steps, dtype.type(end))]
+    q = np.concatenate([np.linspace(0, 100, 801), np.linspace(0, end, 400), magnitudes, decades, *steps])
     return np.concatenate([q, -q]).astype(dtype)
 
 
@@ -76,7 +73,7 @@ def test_whole_range_of_q(backend, dtype):
 def test_large_q_of_several_terms(backend, dtype):
     rng = np.random.default_rng(1)
     limit = 20 if dtype == np.float16 else 100
-    W = rng.standard_normal((12 if SIMULATED else 60, 3, 3))
+    W = rng.standard_normal((60, 3, 3))
     x = rng.standard_normal((len(W), 3))
     scale = rng.uniform(-limit, limit, (len(W), 3)) / (W @ x[:, :, None])[..., 0]  # q uniform to the limit
     x = x.astype(dtype)
@@ -96,7 +93,7 @@ def test_tiny_and_huge_factors(backend, dtype):
 
 @pytest.mark.parametrize(("m", "n"), [(3, 3), (13, 17)])
 def test_value_and_grad_alone_have_the_same_bits(backend, dtype, m, n):
-    W, x = normal(2 if SIMULATED else 37, m, n, dtype)
+    W, x = normal(37, m, n, dtype)
     loss, dW, dx = sl2.value_and_grad(W, x, backend=backend)
     assert sl2.value(W, x, backend=backend).tobytes() == loss.tobytes()
     alone = sl2.grad(W, x, backend=backend)
@@ -144,8 +141,6 @@ def test_nan_touches_no_other_pair(backend, dtype):
     assert dW[5, [0, 2]].tobytes() == clean.dW[5, [0, 2]].tobytes(), "rows without NaN have their gradient"
 
 
-# The simulator computes with NumPy's scalars and, for fused operations, with its functions, which warn.
-@pytest.mark.filterwarnings("ignore::RuntimeWarning" if SIMULATED else "error")
 def test_infinite_q(backend, dtype):
     big = np.finfo(dtype).max
     for W, expected in ((big, 1), (-big, 0)):  # W and x are finite, their product is not
@@ -157,7 +152,6 @@ def test_infinite_q(backend, dtype):
     assert dW.ravel().tolist() == [0, 0]
 
 
-@pytest.mark.filterwarnings("ignore::RuntimeWarning" if SIMULATED else "error")
 @pytest.mark.parametrize(("m", "n"), [(3, 3), (37, 5), (21, 10), (13, 40)])
 def test_infinite_x_with_rows_that_fill_no_vector(backend, dtype, m, n):
     """Where a kernel computes on beyond the last row, 0 times infinity must not reach dx."""
@@ -168,7 +162,6 @@ def test_infinite_x_with_rows_that_fill_no_vector(backend, dtype, m, n):
     assert not dx[1].any()
 
 
-@pytest.mark.skipif(SIMULATED, reason="the simulator computes with NumPy's scalars, which warn")
 def test_no_warning_for_finite_input(backend, dtype):
     """Not even where products overflow, exp underflows, or the caller turned floating-point flags into errors."""
     q = whole_range(dtype)

@@ -16,8 +16,7 @@ import sigmoid_l2 as sl2
 from sigmoid_l2 import execute, threads
 
 backends = importlib.import_module("sigmoid_l2.backends")
-SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
-SHAPES = [(3, 3), (2, 40)] if SIMULATED else [(1, 1), (3, 3), (2, 9), (1, 40), (40, 1), (13, 17), (3, 300)]
+SHAPES = [(1, 1), (3, 3), (2, 9), (1, 40), (40, 1), (13, 17), (3, 300)]
 
 
 def normal(batch, m, n, dtype, seed=0):
@@ -32,11 +31,11 @@ def bits(results, pairs=...):
 @pytest.mark.parametrize(("m", "n"), SHAPES)
 def test_batch_size_and_place(backend, dtype, m, n):
     """Alone, in slices at every offset from the lanes of a vector, and across ranges of threads and blocks."""
-    B = 10 if SIMULATED else max(100, 3 * (1 << 16) // (m * n))
+    B = max(100, 3 * (1 << 16) // (m * n))
     W, x = normal((B,), m, n, dtype)
     whole = sl2.value_and_grad(W, x, backend=backend)
     places = [(0, 1), (1, 2), (B - 1, B), (0, 7), (1, 9), (B // 2, B), (B // 3, B // 3 + 33), (5, B - 3)]
-    for first, last in places[: 5 if SIMULATED else None]:
+    for first, last in places:
         part = sl2.value_and_grad(W[first:last], x[first:last], backend=backend)
         assert bits(part) == bits(whole, slice(first, last)), f"pairs {first} to {last} of {B}"
     one = sl2.value_and_grad(W[7], x[7], backend=backend)
@@ -45,8 +44,8 @@ def test_batch_size_and_place(backend, dtype, m, n):
 
 @given(data=st.data())
 def test_any_slice_of_any_batch(backend, dtype, data):
-    m, n = data.draw(st.sampled_from([(1, 1), (3, 2)] if SIMULATED else [(1, 1), (3, 2), (2, 16), (5, 33), (16, 3)]))
-    B = data.draw(st.integers(1, 12 if SIMULATED else 200))
+    m, n = data.draw(st.sampled_from([(1, 1), (3, 2), (2, 16), (5, 33), (16, 3)]))
+    B = data.draw(st.integers(1, 200))
     first = data.draw(st.integers(0, B - 1))
     last = data.draw(st.integers(first + 1, B))
     step = data.draw(st.sampled_from([1, 2, 3, -1, -2]))
@@ -130,13 +129,13 @@ def test_chunks(backend, dtype, batch, pairs, monkeypatch):
 
 @pytest.mark.parametrize("number", [1, 2, 3, 16])
 def test_number_of_threads(backend, dtype, number, monkeypatch):
-    W, x = normal((7 if SIMULATED else 1001,), 3, 3, dtype)
+    W, x = normal((1001,), 3, 3, dtype)
     expected = sl2.value_and_grad(W, x, backend=backend)
     monkeypatch.setattr(threads, "get_num_threads", lambda: number)
     monkeypatch.setattr(threads, "THREAD_WORK", 1)
     threads._pool.cache_clear()  # the pool has the old number
     try:
-        for B in (1, 2, 3, 7) if SIMULATED else (1, 2, 3, 7, 16, 17, 99, 100, 1001):
+        for B in (1, 2, 3, 7, 16, 17, 99, 100, 1001):
             out = tuple(np.full_like(a[:B], np.nan) for a in expected)
             sl2.value_and_grad(W[:B], x[:B], out=out, backend=backend)
             assert bits(out) == bits(expected, slice(B))
@@ -144,7 +143,6 @@ def test_number_of_threads(backend, dtype, number, monkeypatch):
         threads._pool.cache_clear()
 
 
-@pytest.mark.skipif(SIMULATED, reason="the simulator itself is not safe for threads")
 def test_many_threads_at_once(backend):
     shapes = [((2000,), 3, 3), ((), 200, 300), ((50, 7), 5, 2), ((3,), 1, 5000), ((4097,), 1, 1), ((0,), 3, 3)]
     calls = [(*normal(*shape, np.dtype(name)), seed) for seed, shape in enumerate(shapes) for name in ("f4", "f8")]
@@ -203,7 +201,6 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.skipif(SIMULATED, reason="about the CPU backends")
 @pytest.mark.parametrize("how", ["threads", "os.fork", "fork", "spawn", "forkserver"])
 def test_processes(how, tmp_path):
     if how not in ("threads", "spawn") and not hasattr(os, "fork"):
@@ -236,7 +233,6 @@ atexit.register(lambda: print(loss() == before))
 """
 
 
-@pytest.mark.skipif(SIMULATED, reason="about the CPU backends")
 @pytest.mark.parametrize("name", [b.name for b in backends.BACKENDS if b.device == "cpu"])
 def test_threads_that_outlive_the_main_program(name):
     command = [sys.executable, "-c", AT_EXIT, name]

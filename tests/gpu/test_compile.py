@@ -1,0 +1,128 @@
+"""Both GPU kernels compiled for real chips, with no GPU: what they use of one."""
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gpu import code
+from gpu.launches import launches_of
+from sigmoid_l2.kernels import cuda_framework, cuda_launch
+from sigmoid_l2.kernels.cuda_launch import Rows, Staged
+
+PACKAGES = {"cupy": "cupy", "numba-cuda": cuda_framework.package()}  # without which nothing is compiled
+FEW_CHIPS = (75, 90, 100)
+SHARED_BYTES = 48 * 1024  # that a block may declare, on every chip
+CUPY_ROWS_THREADS = 768  # of a multiprocessor, that cuda_launch.FLIGHT_BYTES counts on
+
+# (m, n) in float32 and in float64: for each kernel the most that a lane or a thread owns, and what is between.
+TINY_4, TINY_8 = [(1, 1), (3, 3), (5, 5), (29, 1)], [(3, 3), (1, 7), (13, 1)]
+STAGED_4, STAGED_8 = [(10, 10), (30, 30), (784, 10), (319, 32), (20000, 1)], [(14, 1), (16, 16), (2000, 16)]
+# For each size of a team, and with each number of rows at once; also of rows that no vector divides.
+ROWS_4 = [(3, 33), (784, 100), (80, 512), (9, 511), (9, 4096), (2, 16383), (100, 16000)]
+ROWS_8 = [(80, 256), (9, 2047), (2, 8192)]
+LONG = [(2, 20000)]
+# More of CuPy's, which are compiled sooner.
+CUPY_STAGED_4 = [(1, 32), (300, 3), (3413, 3), (4096, 32)]
+CUPY_STAGED_8 = [(5, 5), (1, 16), (784, 10), (1706, 3), (5120, 3), (20000, 1), (4096, 16)]
+CUPY_ROWS_4 = [(64, 64), (64, 128), (256, 256), (9, 1024), (9, 4095), (2, 16384)]
+CUPY_ROWS_8 = [(3, 17), (64, 64), (9, 255), (9, 1024), (9, 2048)]
+
+
+def cases(of_float32, of_float64, backends=PACKAGES):
+    shapes = {"float32": of_float32, "float64": of_float64}
+    return [(backend, m, n, dtype) for dtype in shapes for m, n in shapes[dtype] for backend in backends]
+
+
+TINY = cases(TINY_4, TINY_8)
+OTHERS = cases(STAGED_4 + ROWS_4 + LONG, STAGED_8 + ROWS_8 + LONG)
+OTHERS += cases(CUPY_STAGED_4 + CUPY_ROWS_4, CUPY_STAGED_8 + CUPY_ROWS_8, ["cupy"])
+
+
+def named(case):
+    return "-".join(map(str, case))
+
+
+def launched(backend, m, n, dtype, *, wide=True, wanted=(True, True, True)):
+    """The plan, and what a call with one pair launches."""
+    pytest.importorskip(PACKAGES[backend], exc_type=ImportError)
+    W, x, *outputs = (np.zeros(shape, dtype) for shape in ((1, m, n), (1, n), (1,), (1, m, n), (1, n)))
+    outputs = [a if is_wanted else None for a, is_wanted in zip(outputs, wanted, strict=True)]
+    return cuda_launch.plan(m, n, W.itemsize), launches_of(backend, W, x, *outputs, wide=wide)[0]
+
+
+def least_occupancy(backend, launch, p, chip):
+    """The part of a multiprocessor's threads that the plan counts on."""
+    if launch.name == "finish" or (isinstance(p, Staged) and p.lanes == 1):
+        return 0.5
+    if backend == "cupy" and isinstance(p, Rows):
+        threads = CUPY_ROWS_THREADS if p.threads == cuda_launch.BLOCK_THREADS else p.threads
+        return threads / code.chips.LIMITS[chip].threads
+    return 0
+
+
+def assert_fits(case, chips, **how):
+    """Nothing in local memory, which is as slow as global memory, and enough blocks fit on a multiprocessor."""
+    p, launches = launched(*case, **how)
+    for launch in launches:
+        for chip in chips:
+            used = code.used(launch, chip)
+            assert used.stack == 0, used
+            assert used.shared <= SHARED_BYTES, used
+            occupancy = code.chips.occupancy(chip, launch.threads, used.registers, used.shared)
+            assert occupancy >= (least_occupancy(case[0], launch, p, chip) or 1e-9), used
+
+
+@pytest.mark.parametrize("case", TINY + OTHERS, ids=named)
+def test_it_fits(case):
+    """The kernel, and the kernel finish where pairs are cut into slices; for tiny pairs on every chip."""
+    assert_fits(case, code.CHIPS if case in TINY else FEW_CHIPS)
+
+
+@pytest.mark.parametrize("how", [{"wide": False}, {"wanted": (True, False, False)}], ids=str)
+@pytest.mark.parametrize("case", cases([(3, 3), (784, 10), (9, 4096)], [(2, 8192)]), ids=named)
+def test_other_ways(case, how):
+    assert_fits(case, [90], **how)
+
+
+def test_each_class_with_the_successor():
+    """For one chip: its 0.6.0 spills up to 56 bytes a thread for sm_100."""
+    pytest.importorskip(
+        "numba_cuda_mlir", reason="not installed: pip install 'numba-cuda-mlir[cu13]'", exc_type=ImportError
+    )
+    program = """if True:
+        import sys
+        sys.modules["numba_cuda"] = None
+        from gpu.test_compile import *
+        for case in cases([(3, 3), (784, 10), (80, 512), (2, 20000)], [(2000, 16), (2, 8192)], ["numba-cuda"]):
+            assert_fits(case, [90])
+        print(cuda_framework.package())"""
+    child = subprocess.run(
+        [sys.executable, "-c", program], cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=600
+    )
+    assert child.stdout == "numba_cuda_mlir\n", child.stderr
+
+
+def test_local_memory_is_seen():
+    cupy, _ = (pytest.importorskip(package, exc_type=ImportError) for package in ("cupy", "numba_cuda"))
+    cuda = importlib.import_module("numba.cuda")
+
+    def local(W, loss):
+        a = cuda.local.array(64, np.float32)
+        for k in range(64):
+            a[int(W[k])] = k
+        loss[0] = a[int(W[64])]
+
+    text = "T a[64]; for (int k = 0; k < 64; ++k) a[int(W[k])] = k; loss[0] = a[int(W[64])];"
+    kernel = cupy.ElementwiseKernel("raw T W", "raw T loss", text, "local", no_return=True)
+    for chip in FEW_CHIPS:
+        stack = code.cupy_used(kernel, "float32", (1, 1), chip).stack
+        assert stack == code.numba_used(local, "float32", (1, 1), 0, (32, 1), chip).stack == 256
+
+
+def test_spills_are_seen():
+    (launch,) = launched("cupy", 5, 5, "float32")[1]
+    assert code.cupy_used(launch.source, "float32", (3, 2, 1, 3, 2), 90, "--maxrregcount=24").stack > 0

@@ -1,0 +1,266 @@
+"""The GPU kernels proven without a GPU: the PTX that would run there, executed.
+
+Each launch is that of the real host code. Results are held to the accuracy contract; whatever a GPU would leave
+undefined (see ``machine``) is an error. `make test` runs one of each way through each kernel, `make proof` all borders.
+"""
+
+import dataclasses
+import importlib
+import re
+from functools import cache, partial
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import test_parity
+from contract import assert_contract
+from fenced import NAMES, assert_same_bits, batch, run, shapes
+
+from gpu import launches
+from gpu.launches import aligned
+from gpu.memory import FaultError
+from sigmoid_l2.kernels import cuda_launch
+
+backends = importlib.import_module("sigmoid_l2.backends")  # the attribute sigmoid_l2.backends is the function
+
+SLICE_BYTES = 32 << 10  # of W, from which on a pair of WAYS is cut into slices; the real 512 KiB are in BORDERS
+# One of each way through each kernel, with little work: B, m, n.
+WAYS = {
+    "tiny": (131, 3, 3),
+    "tiny, pairs in a row": (1031, 1, 1),
+    "group": (9, 10, 10),
+    "block, staged": (3, 40, 30),
+    "split, staged": (3, 1100, 10),
+    "group, rows": (9, 3, 40),
+    "block, rows": (3, 20, 70),
+    "block, a row": (2, 5, 1030),
+    "split, rows": (3, 70, 128),
+    "long": (2, 2, 16400),
+}
+# Pairs that take all ways through each kernel, and those on both sides of each border between two ways to do a pair.
+SHAPES = [
+    (1, 1),
+    (1, 7),
+    (7, 1),
+    (2, 2),
+    (2, 5),
+    (3, 3),
+    (5, 5),
+    (8, 8),
+    (10, 10),
+    (13, 17),
+    (300, 3),
+    (3, 40),
+    (2, 64),
+]
+BORDERS = {
+    "float32": "9x3 tiny, 10x3 group, 1x15 tiny, 1x16 group, 319x3 group, 320x3 block, 3412x3 block, 3413x3 split, "
+    "1x32 group, 1x33 group, 19x64 group, 20x64 block, 3x512 group, 3x513 block, 1x4096 block, 1x4097 block, "
+    "2x16384 block, 2x16385 long",
+    "float64": "3x3 tiny, 4x3 group, 1x7 tiny, 1x8 group, 159x3 group, 160x3 block, 1705x3 block, 1706x3 split, "
+    "3x16 group, 3x17 group, 19x64 group, 20x64 block, 3x256 group, 3x257 block, 1x2048 block, 1x2049 block, "
+    "2x8192 block, 2x8193 long, 256x256 block, 257x256 split",
+}
+WANTED = [("loss",), ("dW",), ("dx",), ("loss", "dW"), ("dW", "dx"), ("loss", "dx")]
+at_length = pytest.mark.proof
+
+
+@pytest.fixture(params=["cupy", "numba-cuda"])
+def backend(request):
+    pytest.importorskip(request.param.replace("-", "_"), exc_type=ImportError)
+    return request.param
+
+
+@pytest.fixture
+def small_slices(monkeypatch):
+    """Cut pairs into slices where they are small enough for a quick test; the compiled kernels do not know."""
+    monkeypatch.setattr(cuda_launch, "SLICE_BYTES", SLICE_BYTES)
+    cuda_launch.plan.cache_clear()
+    yield
+    cuda_launch.plan.cache_clear()
+
+
+def execute(backend, W, x, wanted=NAMES, to_device=aligned):
+    return run(partial(launches.fused, backend), W, x, wanted, to_device=to_device)
+
+
+def between(a):
+    """A copy that begins between multiples of 16 bytes."""
+    return aligned(a, a.itemsize)
+
+
+def tile_pairs(m, n, dtype):
+    """Pairs of a block."""
+    p, itemsize = cuda_launch.plan(m, n, np.dtype(dtype).itemsize), np.dtype(dtype).itemsize
+    return max(1, p.units * (cuda_launch.lane_pairs(m, n, itemsize) if isinstance(p, cuda_launch.Staged) else 1))
+
+
+def assert_proven(backend, W, x, pairs, parts):
+    """The contract for ``pairs``, the same bits in ``parts`` of the batch, and where no array begins on 16 bytes."""
+    whole = execute(backend, W, x)
+    assert_contract(W[pairs], x[pairs], *(whole[name][pairs] for name in NAMES), backend=backend)
+    for part in parts:
+        assert_same_bits(execute(backend, W[part], x[part]), {name: a[part] for name, a in whole.items()})
+    assert_same_bits(execute(backend, W, x, to_device=between), whole)
+
+
+@pytest.mark.usefixtures("small_slices")
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way(backend, way):
+    B, m, n = WAYS[way]
+    assert cuda_launch.size_class(cuda_launch.plan(m, n, 4)) == way.partition(",")[0]
+    W, x = batch(B, m, n, np.float32)
+    tile = tile_pairs(m, n, np.float32)
+    parts = [slice(1), slice(1, None), slice(tile), slice(max(1, tile - 1))]
+    assert_proven(backend, W, x, [-1] if m * n > 1000 else [0, -1], parts)
+
+
+@pytest.mark.parametrize("way", ["tiny", "group", "block, rows", "split, staged"])
+def test_float64(backend, way):
+    W, x = batch(*WAYS[way], np.float64)
+    whole = execute(backend, W, x)
+    assert_contract(W[-1:], x[-1:], *(whole[name][-1:] for name in NAMES), backend=backend)
+
+
+@at_length
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("m", "n"), SHAPES)
+def test_tiles(backend, dtype, m, n):
+    """Batches that end around the end of a tile."""
+    tile = tile_pairs(m, n, dtype)
+    W, x = batch(2 * tile + 3, m, n, dtype)
+    ends = (slice(1), slice(tile - 1 or 1), slice(tile), slice(tile + 1), slice(1, None), slice(tile + 2, None))
+    assert_proven(backend, W, x, sorted({0, tile - 1, tile, 2 * tile + 2}), ends)
+
+
+@at_length
+@pytest.mark.parametrize(
+    ("dtype", "pair"), [(dtype, pair) for dtype, pairs in BORDERS.items() for pair in pairs.split(", ")]
+)
+def test_class_borders(backend, dtype, pair):
+    shape, size_class = pair.split()
+    m, n = map(int, shape.split("x"))
+    W, x = batch(3, m, n, dtype)
+    assert cuda_launch.size_class(cuda_launch.plan(m, n, W.itemsize)) == size_class
+    assert_proven(backend, W, x, [2], [slice(2, None)])
+
+
+@cache
+def results_of(backend, way, dtype="float32"):
+    return execute(backend, *batch(*WAYS[way], dtype))
+
+
+@pytest.mark.usefixtures("small_slices")
+@pytest.mark.parametrize(
+    ("way", "wanted", "dtype"),
+    [
+        pytest.param(way, wanted, dtype, marks=() if (way, dtype) == ("tiny", "float32") else at_length)
+        for way in WAYS
+        for wanted in WANTED
+        for dtype in ("float32", "float64")
+    ],
+)
+def test_each_set_of_outputs(backend, way, wanted, dtype):
+    assert_same_bits(execute(backend, *batch(*WAYS[way], dtype), wanted), results_of(backend, way, dtype))
+
+
+class Executed(backends.Backend):
+    """A GPU backend for host arrays, without a GPU."""
+
+    @property
+    def kernel(self):
+        return SimpleNamespace(fused=partial(launches.fused, self.name))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_parity_tests_that_meet_the_ends_of_the_range(backend, monkeypatch, dtype):
+    """Those of test_parity.py where the arithmetic decides."""
+    dtype = np.dtype(dtype)
+    fields = [f.name for f in dataclasses.fields(backends.Backend)]
+    executed = tuple(
+        Executed(**{name: getattr(b, name) for name in fields} | {"device": "cpu", "probe": lambda: None})
+        if b.name == backend
+        else b
+        for b in backends.BACKENDS
+    )
+    monkeypatch.setattr(backends, "BACKENDS", executed)
+    test_parity.test_whole_range_of_q(backend, dtype)
+    test_parity.test_large_q_of_several_terms(backend, dtype)
+    test_parity.test_tiny_and_huge_factors(backend, dtype)
+    test_parity.test_nan_touches_no_other_pair(backend, dtype)
+    test_parity.test_infinite_q(backend, dtype)
+    for m, n in ((3, 3), (13, 40)):
+        test_parity.test_infinite_x_with_rows_that_fill_no_vector(backend, dtype, m, n)
+
+
+@pytest.mark.usefixtures("small_slices")
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("way", WAYS)
+def test_what_is_not_finite_stays_in_its_pair(backend, way, value):
+    """Also where a lane or a thread has rows or columns that are not there."""
+    W, x = batch(*WAYS[way], np.float32)
+    x[-1] = value
+    outputs = [np.empty(shape, np.float32) for shape in shapes(W).values()]
+    launches.fused(backend, *map(aligned, (np.abs(W), np.abs(x))), *outputs)
+    if value == np.inf:  # so q = inf, s = 1, g = 0, except that 0 * inf = NaN in dW
+        assert outputs[0][-1] == W.shape[1]
+        assert (outputs[2][-1] == 0).all()
+    launches.fused(backend, *map(aligned, (W, x)), *outputs)
+    found = {name: a[:-1] for name, a in zip(NAMES, outputs, strict=True)}
+    assert_same_bits(found, {name: a[:-1] for name, a in results_of(backend, way).items()})
+
+
+@pytest.mark.parametrize(("m", "n"), [(3, 3), (20, 70), (1100, 10), (33, 4096)])
+def test_offsets_beyond_32_bits(backend, m, n):
+    """The blocks of the last pair of 2^31 elements of W: memory that is not touched is not there."""
+    B = 2**31 // (m * n) + 130
+    try:
+        W, x = np.zeros((B, m, n), np.float32), np.zeros((B, n), np.float32)
+        results = {name: np.zeros(shape, np.float32) for name, shape in shapes(W).items()}
+    except MemoryError:
+        pytest.skip("the operating system does not lend memory that it may not have")
+    W[-1:], x[-1:] = batch(1, m, n, np.float32)
+    expected = execute(backend, W[-1:], x[-1:])
+    launched, memory = launches.launches_of(backend, W, x, *results.values())
+    slices = cuda_launch.plan(m, n, 4).slices
+    for launch in launched[-2 if slices > 1 else -1 :]:
+        of_pair = n // cuda_launch.WARP + 1 if launch.name == "finish" else slices
+        launches.run([launch], memory, only=range(launch.blocks - of_pair, launch.blocks))
+    assert_same_bits({name: a[-1:] for name, a in results.items()}, expected)
+
+
+# --- that the proof sees what is wrong -----------------------------------------------------------------------------
+
+BARRIER = re.compile(r"bar\.(?:warp\.)?sync[^;]*;")
+# By backend and way, the number of the barrier in the text that this launch does not need.
+NOT_NEEDED = {("numba-cuda", "split, staged"): [2]}  # the few columns of dx of one unit stay with the same threads
+
+
+def has_race(launch, memory, text):
+    try:
+        launches.run([launch], memory, change=lambda _: text)
+    except FaultError as fault:
+        return "race of threads" in str(fault)
+    return False
+
+
+@pytest.mark.usefixtures("small_slices")
+@pytest.mark.parametrize("way", WAYS)
+def test_each_barrier_that_is_left_out_is_seen(backend, way):
+    W, x = batch(*WAYS[way], np.float32)
+    outputs = [np.full(shape, np.nan, np.float32) for shape in shapes(W).values()]
+    launched, memory = launches.launches_of(backend, *map(aligned, (W, x, *outputs)))
+    unseen = []
+    for launch in launched[:2]:  # further ones are the same again
+        text = launch.text()
+        assert not has_race(launch, memory, text)
+        for k, barrier in enumerate(BARRIER.finditer(text)):
+            if not has_race(launch, memory, text[: barrier.start()] + text[barrier.end() :]):
+                unseen.append(k)
+    assert unseen == NOT_NEEDED.get((backend, way), [])
+
+
+def test_a_batch_of_more_pairs_than_the_workspace_has_room_for(backend):
+    W, x = batch(3, 1100, 10, np.float32)
+    launched, _ = launches.launches_of(backend, W, x, *(np.empty(s, np.float32) for s in shapes(W).values()))
+    assert [launch.name for launch in launched] == ["staged", "finish"] * 2

@@ -1,0 +1,104 @@
+"""What both GPU kernels move, counted from the PTX that would run: sectors of memory, and conflicts for banks.
+
+One block of each launch is counted, over a full tile of arrays that begin on a multiple of 128 bytes.
+"""
+
+import numpy as np
+import pytest
+from fenced import batch, shapes
+
+from gpu import launches
+from gpu.launches import aligned
+from gpu.memory import WARP, WORD
+from gpu.test_proof import backend as backend
+from gpu.test_proof import tile_pairs
+from gpu.traffic import SECTOR_BYTES
+from sigmoid_l2.kernels import cuda_launch
+from sigmoid_l2.kernels.cuda_launch import Rows, plan
+
+EXCESS = 1.05  # sectors moved over the least possible, at most
+CONFLICTS = 1.1  # accesses to shared memory over those without bank conflicts, at most
+
+SINGLE = [(1, 1), (2, 5), (3, 3), (5, 5), (8, 8), (16, 16), (30, 30), (1, 64), (64, 64), (256, 256), (10, 784)]
+SINGLE += [(784, 10), (9, 4096), (3000, 10), (64, 4096)]
+DOUBLE = [(1, 1), (3, 3), (16, 16), (64, 64), (784, 10)]
+AT_LENGTH = [(1, 3), (2, 2), (4, 4), (10, 32), (24, 16), (8, 2048), (2, 8192), (5120, 3), (1100, 10)]
+# Where it is more, (excess, conflicts), and why it cannot be less.
+ROWS_IN_SECTORS = "a row begins within a sector, which the row before ends in; L1 has it for loads, L2 joins stores"
+UNEVEN_LANES = "the rows of a pair are no multiple of its lanes', so lanes of several pairs are not equally far apart"
+BETWEEN = "a thread moves its vector element by element, and finds in L1 what one access leaves of a sector"
+READ_AGAIN = "x has no room in the registers, and is read for each row, from L1"
+MORE = {
+    (20, 70, "float32", True): (1.21, 1, ROWS_IN_SECTORS),
+    (100, 33, "float32", True): (1.46, 1, ROWS_IN_SECTORS),
+    (10, 785, "float32", True): (1.19, 1, ROWS_IN_SECTORS),
+    (100, 21, "float64", True): (1.19, 1, ROWS_IN_SECTORS),
+    (10, 10, "float32", True): (1, 1.5, UNEVEN_LANES),
+    (9, 6, "float32", True): (1, 1.39, UNEVEN_LANES),
+    (25, 3, "float32", True): (1, 2.28, UNEVEN_LANES),
+    (5, 5, "float64", True): (1, 1.33, UNEVEN_LANES),
+    (64, 64, "float32", False): (2.04, 1, BETWEEN),
+    (10, 784, "float32", False): (4, 1, BETWEEN),
+}
+NUMBA_MORE = {(2, 8192, "float64", True): (1.5, 1, READ_AGAIN)}
+at_length = pytest.mark.proof
+
+
+def assert_moves(backend, m, n, dtype, *, wide=True, excess=EXCESS, conflicts=CONFLICTS):
+    """W is read once, outputs are written once, nothing else is touched; the bounds; the greatest that was found."""
+    itemsize, p = np.dtype(dtype).itemsize, plan(m, n, np.dtype(dtype).itemsize)
+    pairs = tile_pairs(m, n, dtype)
+    W, x = batch(pairs, m, n, dtype)
+    outputs = [np.zeros(shape, dtype) for shape in shapes(W).values()]
+    launched, memory = launches.launches_of(backend, *map(aligned, (W, x, *outputs)), wide=wide)
+    found = []
+    for launch in launched:
+        ((issued, traffic),) = launches.run([launch], memory, only=range(1), count=True)
+        words = {key: np.unique(memory.touched(*key), return_counts=True) for key in traffic.sectors}
+        assert dtype == "float64" or not [opcode for opcode in issued if ".f64" in opcode]
+        once = {key[0]: count.max() == 1 for key, (_, count) in words.items() if key != ("x", False)}
+        assert all(once.values()), once
+        least = sum(-(-len(own) * WORD // SECTOR_BYTES) for own, _ in words.values())
+        moved = {name: len(own) * WORD // itemsize for (name, _), (own, _) in words.items()}
+        if launch.name == "finish":
+            assert set(words) == {("workspace", False), ("dx", True), *([("loss", True)] if n < WARP else [])}
+            assert moved["dx"] == min(n, WARP)
+        else:
+            rows, partial = p.rows * pairs, ["workspace"] if p.slices > 1 else ["loss", "dx"]
+            assert set(words) == {("W", False), ("x", False), ("dW", True), *((name, True) for name in partial)}
+            assert (moved["W"], moved["x"], moved["dW"]) == (rows * n, pairs * n, rows * n)
+            assert sum(map(moved.get, partial)) == pairs * (n + 1)
+            width = p.vector * itemsize if isinstance(p, Rows) else cuda_launch.WIDE_BYTES
+            sizes = {size for name, _, size in traffic.accesses if name in ("W", "dW")}
+            assert sizes == {width if wide and (isinstance(p, Rows) or W[0].nbytes * pairs % 16 == 0) else itemsize}
+        if launch.name != "finish" or n >= WARP:  # the partial sums of short rows are no whole sectors
+            found.append(sum(traffic.sectors.values()) / least)
+            assert found[-1] <= excess, launch.name
+        found.append(traffic.wavefronts / max(1, traffic.conflict_free))
+        assert found[-1] <= conflicts, launch.name
+    return found
+
+
+@pytest.mark.parametrize(
+    ("m", "n", "dtype"),
+    [(m, n, dtype) for dtype, some in (("float32", SINGLE), ("float64", DOUBLE)) for m, n in some]
+    + [pytest.param(m, n, dtype, marks=at_length) for m, n in AT_LENGTH for dtype in ("float32", "float64")],
+)
+def test_everything_moves_once(backend, m, n, dtype):
+    if backend == "cupy" or (m, n, dtype, True) not in NUMBA_MORE:
+        assert_moves(backend, m, n, dtype)
+
+
+@pytest.mark.parametrize(("m", "n"), [(3, 3), (8, 8), (784, 10), (3, 40)])
+def test_staged_tiles_move_once_element_by_element(backend, m, n):
+    assert_moves(backend, m, n, "float32", wide=False)
+
+
+@pytest.mark.parametrize("case", [*MORE, *NUMBA_MORE], ids=lambda case: "-".join(map(str, case)))
+def test_what_moves_more(backend, case):
+    if case in NUMBA_MORE and backend == "cupy":
+        pytest.skip("only numba's kernel reads x again")
+    excess, conflicts, _ = (MORE | NUMBA_MORE)[case]
+    *shape, wide = case
+    found = assert_moves(backend, *shape, wide=wide, excess=max(excess, EXCESS), conflicts=max(conflicts, CONFLICTS))
+    assert max(found) > EXCESS, "it belongs into the other table"
