@@ -1,21 +1,19 @@
-"""Both GPU kernels beside a device-to-device copy of the same bytes; the time of a small call; the promises of `out`.
+"""Both GPU kernels beside a device-to-device copy of the same bytes; the promises of `out`; the time of a small call.
 
-python bench/bench_gpu.py [-o FILE.json]
+python bench/bench_gpu.py [shapes] [promises] [small] [--out DIR] [--backend NAME...] [--share K/N] [--in-turn]
 
-Prints the tables of ``gpu_report`` and exits with 1 if a target is missed, with 2 where no GPU is. ``gpu_peers`` adds
-the peers to the same file.
+Compiles what it needs, measures, prints the tables of ``gpu_report``, and exits with 1 if a target is missed, with 2
+where no GPU is. ``gpu_peers`` adds the peers to the same file.
 """
 
-import argparse
 import sys
 from collections.abc import Callable, Iterator
 from math import prod
-from pathlib import Path
 
-from gpu_calls import promises, small
-from gpu_measure import Arrays, Copy, bytes_of_W, device_times, pairs, require_gpu
+from gpu_calls import PROMISES, SMALL, promises, small
+from gpu_measure import BACKENDS, Arrays, Copy, bytes_of_W, compile_kernels, device_times, pairs, require_gpu
 from gpu_report import COPY, report
-from gpu_results import new_results, one_line, results_path, row, write
+from gpu_results import add, one_line, options, results_path, row, wait_for_turn
 from measure import Case
 from rows import Row
 
@@ -27,17 +25,20 @@ DTYPES = ("float32", "float64")
 ROUNDS = 21
 
 
-def shapes(backends: list[str]) -> Iterator[list[Row]]:
-    """Every shape and dtype, beside the copy; a case that fails gets rows with the reason."""
+def all_shapes() -> list[Case]:
+    """Every shape and dtype."""
     size = bytes_of_W()
-    for m, n in SHAPES:
-        for dtype in DTYPES:
-            case = Case("gpu", dtype, m, n, pairs(m, n, dtype, size))
-            print(f"shapes: {case}", file=sys.stderr)
-            try:
-                yield with_copy(case, backends)
-            except Exception as error:  # too little memory, say
-                yield [row("shapes", backend, case) | {"reason": one_line(error)} for backend in backends]
+    return [Case("gpu", dtype, m, n, pairs(m, n, dtype, size)) for m, n in SHAPES for dtype in DTYPES]
+
+
+def shapes(cases: list[Case], backends: list[str]) -> Iterator[list[Row]]:
+    """Each case beside the copy; one that fails gets rows with the reason."""
+    for case in cases:
+        print(f"shapes: {case}", file=sys.stderr)
+        try:
+            yield with_copy(case, backends)
+        except Exception as error:  # too little memory, say
+            yield [row("shapes", backend, case) | {"reason": one_line(error)} for backend in backends]
 
 
 def with_copy(case: Case, backends: list[str]) -> list[Row]:
@@ -62,20 +63,33 @@ def with_copy(case: Case, backends: list[str]) -> list[Row]:
     return rows
 
 
-def main() -> None:
-    """Measure, write, report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-o", type=Path, metavar="FILE", help="default: bench/results/<date>-<gpu>.json")
-    args = parser.parse_args()
+PARTS: dict[str, tuple[Callable[[], list[Case]], Callable[[list[Case], list[str]], Iterator[list[Row]]]]] = {
+    "shapes": (all_shapes, shapes),
+    "promises": (lambda: PROMISES, promises),
+    "small": (lambda: SMALL, small),
+}
 
-    backends = require_gpu()
-    path = args.o or results_path()
-    results = new_results()
-    for part in (small, promises, shapes):
-        for rows in part(backends):
-            results["rows"] += rows
-            write(results, path)  # what is measured stays, whatever happens later
-    sys.exit(not report(path))
+
+def main() -> None:
+    """Compile, measure, write, report."""
+    parser = options(__doc__, BACKENDS)
+    parser.add_argument("part", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; default: all")
+    args = parser.parse_args()
+    if unknown := set(args.part) - set(PARTS):
+        parser.error(f"unknown: {', '.join(unknown)}; there are {', '.join(PARTS)}")
+
+    backends = require_gpu(args.backend)
+    path = results_path(args.out)
+    cases = {part: PARTS[part][0]()[args.share] for part in args.part or PARTS}
+    compile_kernels([case for own in cases.values() for case in own], backends)
+    if args.in_turn:
+        wait_for_turn()
+    failed = False
+    for part, own in cases.items():
+        for rows in PARTS[part][1](own, backends):
+            add(rows, path)  # what is measured stays, whatever happens later
+            failed |= any("reason" in row for row in rows)
+    sys.exit(failed if args.in_turn else not report(path))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
 """Each GPU kernel of one backend once for every class of sizes and dtype: a small program for compute-sanitizer.
 
-python bench/every_class.py BACKEND
+python bench/every_class.py BACKEND [K/N]
+
+With K/N only every N-th case from K on, so that several processes can share them.
 """
 
 import sys
 
 from gpu_measure import Arrays
+from gpu_results import share
 from measure import Case
 
 # The fewest pairs that fill more than one block and end in the middle of one, wide and not; every way in cuda_launch.
@@ -27,10 +30,11 @@ CASES = (
 
 def main() -> None:
     """Compute and compare with the reference."""
-    for m, n, B in CASES:
-        for dtype in ("float32", "float64"):
-            Arrays(Case("gpu", dtype, m, n, B)).call(sys.argv[1])
-            print(f"{sys.argv[1]}: {B} pairs {m}x{n} {dtype} are right")
+    backend, part = (*sys.argv[1:], "0/1")[:2]
+    cases = [Case("gpu", dtype, m, n, B) for m, n, B in CASES for dtype in ("float32", "float64")]
+    for case in cases[share(part)]:
+        Arrays(case).call(backend)
+        print(f"{backend}: {case.B} pairs {case.m}x{case.n} {case.dtype} are right", flush=True)
 
 
 if __name__ == "__main__":

@@ -6,24 +6,26 @@ Used by bench_gpu.
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import product
 from typing import Any
 
 import numpy as np
 from gpu_measure import Arrays, Copy, host_seconds
 from gpu_results import one_line, row
-from measure import Case
+from measure import Case, Times
 from rows import Row
 
 import sigmoid_l2 as sl2
 
 # A small call is timed as the mean of so many in a row, and of that the median of so many rounds.
-SMALL_BATCHES, SMALL_CALLS, SMALL_ROUNDS = (1, 1000), 500, 11
+SMALL = [Case("gpu", "float32", 3, 3, B) for B in (1, 1000)]
+SMALL_CALLS, SMALL_ROUNDS = 500, 11
 # What a call must keep with outputs given: one kernel, and slices of a pair with sums in a workspace.
-PROMISES = ((3, 3, 1000), (2000, 20, 50))
+PROMISES = [Case("gpu", "float32", m, n, B) for m, n, B in ((3, 3, 1000), (2000, 20, 50))]
 AHEAD = 500  # copies of 130 MB that the device has to do before a call: 13 ms at 4.8 TB/s
 
 
-def empty_kernel(backend: str, arrays: Arrays) -> Callable[[], object]:
+def empty_kernel(arrays: Arrays, backend: str) -> Callable[[], object]:
     """The launch of a kernel that does nothing, through the framework of ``backend``, with the arguments of ours.
 
     The arrays are the framework's own, so that nothing is converted.
@@ -53,40 +55,47 @@ def empty_cupy_kernel() -> Any:
     return cupy.ElementwiseKernel(inputs, outputs, ";", "sigmoid_l2_nothing", no_return=True)
 
 
-def small(backends: list[str]) -> Iterator[list[Row]]:
-    """What the host spends on a 3x3 float32 call, beside the launch of an empty kernel, and the replay of a graph."""
+def small(cases: list[Case], backends: list[str]) -> Iterator[list[Row]]:
+    """What the host spends on a small call, beside the launch of an empty kernel, and the launch of a graph of it."""
     import cupy
 
     wait = cupy.cuda.Device().synchronize
-    for backend in backends:
-        for B in SMALL_BATCHES:
-            rows = []
-            case = Case("gpu", "float32", 3, 3, B)
-            print(f"small: {backend}, {case}", file=sys.stderr)
+    whats = {"call": Arrays.call, "empty kernel": empty_kernel, "graph": graph_launch}
+    for case, backend in product(cases, backends):
+        print(f"small: {backend}, {case}", file=sys.stderr)
+        arrays = Arrays(case)
+        runs: dict[str, Callable[[], object]] = {}
+        rows = []
+        for what, build in whats.items():
             try:
-                arrays = Arrays(case)
-                call = arrays.call(backend)
-                stream, graph = captured(arrays, backend)
-
-                def replay(graph: Any = graph, stream: Any = stream) -> None:
-                    graph.launch(stream)
-
-                runs = {"call": call, "empty kernel": empty_kernel(backend, arrays), "graph": replay}
-                times: dict[str, list[float]] = {what: [] for what in runs}
-                for run in runs.values():
-                    run()
-                for _ in range(SMALL_ROUNDS):
-                    for what, run in runs.items():
-                        wait()
-                        times[what].append(host_seconds(run, SMALL_CALLS))
+                run = build(arrays, backend)
+                run()
+                runs[what] = run
+            except Exception as error:  # one of them: the others are measured
+                rows.append(row("small", backend, case) | {"what": what, "reason": one_line(error)})
+        times: dict[str, list[float]] = {what: [] for what in runs}
+        for _ in range(SMALL_ROUNDS):
+            for what, run in runs.items():
                 wait()
-                for what, t in times.items():
-                    median, p20, p80 = np.percentile(t, (50, 20, 80)).tolist()
-                    spread = {"median": median, "p20": p20, "p80": p80, "rounds": SMALL_ROUNDS}
-                    rows.append(row("small", backend, case) | {"what": what} | spread)
-            except Exception as error:
-                rows = [row("small", backend, case) | {"what": "call", "reason": one_line(error)}]
-            yield rows
+                times[what].append(host_seconds(run, SMALL_CALLS))
+        wait()
+        for what, t in times.items():
+            spread = Times(*np.percentile(t, (50, 20, 80)).tolist(), SMALL_ROUNDS)
+            rows.append(row("small", backend, case) | {"what": what} | spread._asdict())
+        yield rows
+
+
+def graph_launch(arrays: Arrays, backend: str) -> Callable[[], object]:
+    """The launch of a CUDA graph of a call, which writes the results again."""
+    import cupy
+
+    stream, graph = captured(arrays, backend)
+    arrays.poison()
+    cupy.cuda.Device().synchronize()
+    graph.launch(stream)
+    stream.synchronize()
+    arrays.check(arrays.out)
+    return lambda: graph.launch(stream)
 
 
 def captured(arrays: Arrays, backend: str) -> tuple[Any, Any]:
@@ -105,20 +114,18 @@ def captured(arrays: Arrays, backend: str) -> tuple[Any, Any]:
     return stream, graph
 
 
-def promises(backends: list[str]) -> Iterator[list[Row]]:
+def promises(cases: list[Case], backends: list[str]) -> Iterator[list[Row]]:
     """Whether a call with outputs given allocates nothing, does not wait for the device, and can be captured."""
-    for backend in backends:
-        for m, n, B in PROMISES:
-            for what, measure in (("bytes allocated", allocated), ("waits", waits), ("graph is right", graph_is_right)):
-                case = Case("gpu", "float32", m, n, B)
-                print(f"promises: {backend}, {case}, {what}", file=sys.stderr)
-                try:
-                    arrays = Arrays(case)
-                    arrays.call(backend)
-                    value = {"value": measure(arrays, backend)}
-                except Exception as error:
-                    value = {"reason": one_line(error)}
-                yield [row("promises", backend, case) | {"what": what} | value]
+    whats = {"bytes allocated": allocated, "waits": waits, "graph is right": graph_is_right}
+    for case, backend, what in product(cases, backends, whats):
+        print(f"promises: {backend}, {case}, {what}", file=sys.stderr)
+        try:
+            arrays = Arrays(case)
+            arrays.call(backend)
+            value = {"value": whats[what](arrays, backend)}
+        except Exception as error:
+            value = {"reason": one_line(error)}
+        yield [row("promises", backend, case) | {"what": what} | value]
 
 
 def allocated(arrays: Arrays, backend: str) -> int:
@@ -184,12 +191,4 @@ def waits(arrays: Arrays, backend: str) -> bool:
 
 def graph_is_right(arrays: Arrays, backend: str) -> bool:
     """Whether a call can be captured, and its replay writes the results again."""
-    import cupy
-
-    stream, graph = captured(arrays, backend)
-    arrays.poison()
-    cupy.cuda.Device().synchronize()
-    graph.launch(stream)
-    stream.synchronize()
-    arrays.check(arrays.out)
-    return True
+    return callable(graph_launch(arrays, backend))

@@ -1,10 +1,14 @@
 """What the GPU benchmarks share: which backends run, arrays on the device, and times taken by its own clock."""
 
+import importlib
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import replace
 from functools import cache, cached_property
-from math import ceil
+from itertools import product
+from math import ceil, prod
 from typing import Any
 
 import numpy as np
@@ -19,16 +23,22 @@ TIMES_L2, LEAST_BYTES_OF_W = 8, 400 * 10**6
 # All arrays of a case are at most this many times W: at 1x1 W, x, loss, dW, dx and the two of the copy.
 ARRAYS = 8
 CHECKED = 16  # pairs at either end of a batch that are compared with the reference
+# Random numbers that come from the host; the device repeats them, because the host takes seconds for as many as a case
+# needs. A prime number, so that neighbouring pairs are not alike.
+NUMBERS = 1_000_003
+FEW = 64  # pairs, at most, of a call that is there to have its kernels compiled
 
 
-def require_gpu() -> list[str]:
-    """The GPU backends that run here; ends the program with 2 and one line where there is none, or no CuPy."""
-    reasons = {info.name: "; ".join(info.reasons) for info in sl2.backends() if info.name in BACKENDS}
-    available = [name for name in BACKENDS if not reasons[name]]
-    if "cupy" not in available:  # its arrays, events and copies are used for both
+def require_gpu(names: Iterable[str] = BACKENDS) -> list[str]:
+    """Those of ``names`` that run here; ends the program with 2 and one line where none does, or CuPy does not."""
+    table = {b.name: b for b in importlib.import_module("sigmoid_l2.backends").BACKENDS}
+    # CuPy's arrays, events and copies are used for both.
+    reasons = {name: "; ".join(table[name].reasons()) for name in dict.fromkeys(("cupy", *names))}
+    available = [name for name in names if not reasons[name]]
+    if reasons["cupy"] or not available:
         print("no GPU benchmark here: " + "; ".join(f"{n}: {reason}" for n, reason in reasons.items() if reason))
         sys.exit(2)
-    for name in BACKENDS:
+    for name in names:
         if reasons[name]:
             print(f"backend {name} is left out: {reasons[name]}", file=sys.stderr)
     return available
@@ -49,8 +59,22 @@ def pairs(m: int, n: int, dtype: str, size: int) -> int:
 
 
 @cache
-def _random(dtype: str, size: int) -> Any:
-    return np.random.default_rng(0).standard_normal(size, dtype)
+def _numbers(dtype: str) -> Any:
+    return np.random.default_rng(0).standard_normal(NUMBERS, dtype)
+
+
+def _repeated(numbers: Any, *shape: int) -> Any:
+    """A device array of ``numbers``, again and again."""
+    import cupy
+
+    size, there = prod(shape), min(prod(shape), NUMBERS)
+    array = cupy.empty(size, numbers.dtype)
+    array[:there] = cupy.asarray(numbers[:there])
+    while there < size:
+        more = min(there, size - there)
+        array[there : there + more] = array[:more]
+        there += more
+    return array.reshape(shape)
 
 
 class Arrays:
@@ -60,9 +84,9 @@ class Arrays:
         import cupy
 
         B, m, n = case.B, case.m, case.n
-        numbers = _random(case.dtype, 1 << (B * m * n - 1).bit_length())  # which cases of about one size share
-        self.W = cupy.asarray(numbers[: B * m * n].reshape(B, m, n))
-        self.x = cupy.asarray(numbers[::-1][: B * n].reshape(B, n) * numbers.dtype.type(n**-0.5))
+        numbers = _numbers(case.dtype)
+        self.W = _repeated(numbers, B, m, n)
+        self.x = _repeated(numbers[::-1] * numbers.dtype.type(n**-0.5), B, n)
         self.out = (cupy.empty(B, case.dtype), cupy.empty((B, m, n), case.dtype), cupy.empty((B, n), case.dtype))
         self.tolerance = {"float32": 1e-4, "float64": 1e-10}[case.dtype]
 
@@ -93,6 +117,14 @@ class Arrays:
             assert found.shape == right.shape, f"{name} has shape {found.shape}, not {right.shape}"
             error = np.abs(found - right).max() / np.abs(right).max()
             assert error <= self.tolerance, f"{name} is wrong by {error:.2g} of its largest value"
+
+
+def compile_kernels(cases: Iterable[Case], backends: Iterable[str]) -> None:
+    """Have the kernels of ``cases`` compiled by calls of a few pairs; what fails will fail again and be told then."""
+    for case, backend in product(cases, backends):
+        print(f"compiling: {backend}, {case}", file=sys.stderr)
+        with suppress(Exception):
+            Arrays(replace(case, B=min(case.B, FEW))).call(backend)
 
 
 def ends(a: Any) -> Any:

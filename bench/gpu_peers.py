@@ -1,31 +1,29 @@
 """The peers on the GPU, in turn with both kernels and with the device copy, added to the results of bench_gpu.
 
-python bench/gpu_peers.py [-o FILE.json]
+python bench/gpu_peers.py [--out DIR] [--backend NAME...] [--share K/N] [--in-turn]
 
 Every contender is timed alike: the wall time of a call and of the wait until the device is done. What is not installed
 or fails gets a row with the reason. Exits with 1 if a target of the whole file is missed, with 2 where no GPU is.
 """
 
-import argparse
-import json
 import os
 import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import frameworks
-from gpu_measure import Arrays, Copy, pairs, require_gpu
+from gpu_measure import BACKENDS, Arrays, Copy, pairs, require_gpu
 from gpu_report import COPY, report
-from gpu_results import new_results, one_line, results_path, row, write
+from gpu_results import add, one_line, options, results_path, row, wait_for_turn
 from measure import Case, interleaved
 from peers import matmul
 from rows import Row
 
-# 3x3 is judged; the others are told. W has up to so many bytes, and no more than this part of the memory.
+# 3x3 is judged; the others are told. W has up to so many bytes, and no more than this part of the memory: the arrays of
+# all cases are there at once, because what is compiled is compiled for its size.
 SHAPES = ((3, 3), (8, 8), (64, 64))
-BYTES_OF_W, PART_OF_MEMORY = 10**9, 1 / 24
+BYTES_OF_W, PART_OF_MEMORY = 10**9, 1 / 72
 ROUNDS, WITHIN_S = 11, 5
 
 
@@ -56,8 +54,8 @@ PEERS: tuple[tuple[str, Callable[..., Any]], ...] = (
 )
 
 
-def compare(case: Case, backends: list[str]) -> list[Row]:
-    """All contenders of one case; each peer's results are compared with the reference before it is timed."""
+def contenders(case: Case, backends: list[str]) -> tuple[dict[str, Callable[[], object]], list[Row]]:
+    """All contenders of one case, compiled and compared with the reference; and rows for those that failed."""
     import cupy
 
     wait = cupy.cuda.Device().synchronize
@@ -84,31 +82,28 @@ def compare(case: Case, backends: list[str]) -> list[Row]:
             rows.append(row("peers", name, case) | {"reason": one_line(error)})
             print(f"  {name}: {one_line(error)}", file=sys.stderr)
     runs[COPY] = finished(Copy(case))
-    for name, times in interleaved(runs, ROUNDS, WITHIN_S).items():
-        rows.append(row("peers", name, case) | times._asdict() | {"gb_per_s": case.traffic / times.median / 1e9})
-    return rows
+    return runs, rows
 
 
 def main() -> None:
-    """Measure, add to the file, report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-o", type=Path, metavar="FILE", help="default: bench/results/<date>-<gpu>.json")
-    args = parser.parse_args()
-
+    """Compile, measure, add to the file, report."""
+    args = options(__doc__, BACKENDS).parse_args()
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # JAX would take most of the memory
-    backends = require_gpu()
+    backends = require_gpu(args.backend)
     import cupy
 
-    path = args.o or results_path()
-    results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else new_results()
-    results["rows"] = [r for r in results["rows"] if r["part"] != "peers"]
+    path = results_path(args.out)
     size = int(min(BYTES_OF_W, cupy.cuda.runtime.memGetInfo()[0] * PART_OF_MEMORY))
-    for m, n in SHAPES:
-        case = Case("gpu", "float32", m, n, pairs(m, n, "float32", size))
+    cases = [Case("gpu", "float32", m, n, pairs(m, n, "float32", size)) for m, n in SHAPES][args.share]
+    compiled = [(case, *contenders(case, backends)) for case in cases]
+    if args.in_turn:
+        wait_for_turn()
+    for case, runs, rows in compiled:
         print(f"peers: {case}", file=sys.stderr)
-        results["rows"] += compare(case, backends)
-        write(results, path)
-    sys.exit(not report(path))
+        for name, times in interleaved(runs, ROUNDS, WITHIN_S).items():
+            rows.append(row("peers", name, case) | times._asdict() | {"gb_per_s": case.traffic / times.median / 1e9})
+        add(rows, path)
+    sys.exit(not args.in_turn and not report(path))
 
 
 if __name__ == "__main__":

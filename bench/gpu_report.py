@@ -1,15 +1,19 @@
-"""The tables, the targets and the picture of a run of bench_gpu and gpu_peers.
+"""The tables, the targets and the picture of a run of bench_gpu and gpu_peers; last, what a README would tell of it.
 
 python bench/gpu_report.py FILE.json
+
+Exits with 1 if a target is missed.
 """
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
+from gpu_results import GPU_LIBRARIES, write
 from report import duration, judged, markdown
-from rows import Row
+from rows import Row, caption
 from targets import judge
 
 COPY = "device copy"
@@ -116,7 +120,10 @@ def peers_table(rows: list[Row]) -> str:
 
 def notes(rows: list[Row]) -> str:
     """What failed, and which times are doubtful."""
-    lines = [f"- {row['contender']}, {case(row)}: {row['reason']}" for row in rows if "reason" in row]
+    lines = []
+    for row in (row for row in rows if "reason" in row):
+        what = f", {row['what']}" if "what" in row else ""
+        lines.append(f"- {row['contender']}, {case(row)}{what}: {row['reason']}")
     for row in (row for row in rows if row.get("held_up")):
         rounds = f"{row['held_up']} of {row['rounds']} rounds"
         lines.append(f"- {row['contender']}, {case(row)}: in {rounds} the device waited for the host")
@@ -146,20 +153,50 @@ def tables(results: dict[str, Any]) -> str:
     return "\n\n".join(filter(None, sections))
 
 
+def for_readme(results: dict[str, Any]) -> str:
+    """The table and the sentences that one would want to paste: what was measured, on what, with what, when."""
+    rows, versions = results["rows"], results["machine"]["versions"]
+    used = ", ".join(f"{name} {versions[name]}" for name in GPU_LIBRARIES if name in versions)
+    shapes = [row for row in rows if row["part"] == "shapes"]
+    columns = list(dict.fromkeys((r["contender"], r["dtype"]) for r in shapes if r["contender"] in OURS))
+    columns.sort(key=lambda column: (OURS.index(column[0]), column[1]))
+    lines = []
+    for m, n in dict.fromkeys((row["m"], row["n"]) for row in shapes):
+        own = {(r["contender"], r["dtype"]): r for r in shapes if (r["m"], r["n"]) == (m, n)}
+        copy = next((f"{r['gb_per_s']:,.0f}" for (who, _), r in own.items() if who == COPY), "-")
+        fractions = [own.get(column, {}).get("fraction_of_copy") for column in columns]
+        lines.append([f"{m}x{n}", copy, *(f"{f:.2f}" if f else "-" for f in fractions)])
+    told = [f"Outputs given, the device's time; {caption(results)}, {used}. Of the speed of a device copy:"]
+    if lines:
+        told.append(markdown(["W", "copy, GB/s", *map(", ".join, columns)], lines, words=1))
+    for call in (row for row in rows if row["part"] == "small" and row["what"] == "call" and "median" in row):
+        if ratio := small_ratio(rows, call):
+            launches = f"{ratio:.2f} times the launch of an empty kernel"
+            told.append(f"{call['contender']}: {case(call)} takes the host {duration(call['median'])}, {launches}.")
+    for row in (row for row in rows if row["part"] == "peers" and row["contender"] in OURS and "median" in row):
+        others = [r for r in rows if same_peers_case(r, row) and r["contender"] not in (*OURS, COPY) and "median" in r]
+        if fastest := min(others, key=lambda r: r["median"], default=None):
+            ratio = fastest["median"] / row["median"]
+            told.append(f"{row['contender']}: {case(row)}, {ratio:.1f} times as fast as {fastest['contender']}.")
+    return "\n\n".join(told)
+
+
 def report(path: Path) -> bool:
-    """Judge, keep the judgement in the file, print, draw; whether every must is met."""
+    """Judge, keep the judgement in the file, draw, print; whether every must is met."""
     results = json.loads(path.read_text(encoding="utf-8"))
+    results["rows"].sort(key=lambda row: (row["m"] * row["n"], row["m"], row["dtype"]))
     results["targets"] = targets(results["rows"])
-    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    print(tables(results))
-    print(f"\nresults: {path}")
-    try:
-        import pictures
-    except ImportError as error:
-        print(f"no picture: {error}")
-    else:
-        if any("fraction_of_copy" in row for row in results["rows"]):
+    write(results, path)
+    if any("fraction_of_copy" in row for row in results["rows"]):
+        try:
+            import pictures
+
             print(f"picture: {pictures.gpu(results, path)[0]}")
+        except Exception as error:  # no matplotlib, say: the tables are worth more
+            print(f"no picture: {error}")
+    print(f"results: {path}\n")
+    print(tables(results))
+    print(f"\n## For the README\n\n{for_readme(results)}")
     return all(target["met"] for target in results["targets"])
 
 
@@ -167,7 +204,7 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("json", type=Path, help="written by bench_gpu.py")
-    report(parser.parse_args().json)
+    sys.exit(not report(parser.parse_args().json))
 
 
 if __name__ == "__main__":

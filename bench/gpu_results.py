@@ -1,5 +1,9 @@
-"""The results of the GPU benchmarks: a JSON file with the machine and a row for each thing that was measured."""
+"""The results of the GPU benchmarks: a JSON file with the machine and a row for each thing that was measured.
 
+And what their programs share as commands: the options, and that each waits for its turn after it has compiled.
+"""
+
+import argparse
 import json
 import re
 import shutil
@@ -12,13 +16,43 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gpu_steps import COMPILED
 from measure import Case
 from rows import Row
 
 from sigmoid_l2.kernels.cuda_launch import plan, size_class
 
 RESULTS = Path(__file__).resolve().parent / "results"
-LIBRARIES = ("sigmoid-l2", "numpy", "cupy-cuda13x", "cupy-cuda12x", "numba", "numba-cuda", "torch", "triton", "jax")
+GPU_LIBRARIES = ("cupy-cuda13x", "cupy-cuda12x", "numba-cuda", "numba-cuda-mlir")
+COMPILERS = ("cuda-bindings", "cuda-core", "nvidia-cuda-nvrtc", "nvidia-nvvm", "nvidia-nvjitlink")
+LIBRARIES = ("sigmoid-l2", "numpy", "numba", *GPU_LIBRARIES, *COMPILERS, "torch", "triton", "jax")
+
+
+def options(description: str, backends: tuple[str, ...]) -> argparse.ArgumentParser:
+    """The options of every program that measures."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS, metavar="DIR", help="for <date>-<gpu>.json; default: bench/results"
+    )
+    parser.add_argument("--backend", nargs="+", choices=backends, default=backends, help="default: both")
+    parser.add_argument(
+        "--share", type=share, default=slice(None), metavar="K/N", help="only every N-th case, from K on"
+    )
+    parser.add_argument("--in-turn", action="store_true", help="measure when a line comes to stdin, and do not report")
+    return parser
+
+
+def share(text: str) -> slice:
+    """The slice of "K/N": every N-th from K on."""
+    first, step = map(int, text.split("/"))
+    return slice(first, None, step)
+
+
+def wait_for_turn() -> None:
+    """Say that everything is compiled, and wait until nobody else compiles or measures."""
+    print(COMPILED, flush=True)
+    if not sys.stdin.readline():
+        sys.exit("nobody is there to give the turn")
 
 
 @cache
@@ -48,7 +82,10 @@ def driver() -> str:
     if not (smi := shutil.which("nvidia-smi")):
         return "unknown: no nvidia-smi"
     command = [smi, "--query-gpu=driver_version", "--format=csv,noheader"]
-    told = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except subprocess.TimeoutExpired:
+        return "unknown: nvidia-smi hangs"
     return (told.stdout.split() or ["unknown: nvidia-smi told nothing"])[0]
 
 
@@ -60,21 +97,32 @@ def installed(distribution: str) -> str | None:
         return None
 
 
-def results_path() -> Path:
+def results_path(folder: Path) -> Path:
     """Where the results of today on this GPU are."""
     name = re.sub(r"\W+", "-", machine()["gpu"].lower()).strip("-")
-    return RESULTS / f"{datetime.now():%Y-%m-%d}-{name}.json"
+    return folder / f"{datetime.now():%Y-%m-%d}-{name}.json"
+
+
+def add(rows: list[Row], path: Path) -> None:
+    """Put ``rows`` into the file, in the place of older ones of the same things: what is measured stays."""
+    results = {"date": datetime.now().astimezone().isoformat(timespec="seconds"), "machine": machine(), "rows": []}
+    if path.exists():
+        results = json.loads(path.read_text(encoding="utf-8"))
+    new = [_what(row) for row in rows]
+    results["rows"] = [row for row in results["rows"] if _what(row) not in new] + rows
+    write(results, path)
+
+
+def _what(row: Row) -> tuple[Any, ...]:
+    return tuple(row.get(key) for key in ("part", "contender", "dtype", "m", "n", "B", "what"))
 
 
 def write(results: dict[str, Any], path: Path) -> None:
-    """Keep what has been measured so far."""
+    """Replace the file at once, so that a program that is killed leaves the old one or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-
-
-def new_results() -> dict[str, Any]:
-    """Results without rows."""
-    return {"date": datetime.now().astimezone().isoformat(timespec="seconds"), "machine": machine(), "rows": []}
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    new.replace(path)
 
 
 def row(part: str, contender: str, case: Case) -> Row:

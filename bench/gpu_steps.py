@@ -1,0 +1,175 @@
+"""How gpu_check runs commands: each with a log and a limit, side by side or in turn, ended with all that it started."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, NamedTuple, Self
+
+ROOT = Path(__file__).resolve().parent.parent
+GRACE = 3.0  # seconds at the end of a limit, in which what still runs is ended
+PAUSE = 0.05  # seconds between two looks at what runs
+SHOWN = 40  # lines of the log of a failure
+# Of its step's limit that one of several commands in turn may take: so one that hangs leaves time to the others.
+TURN = 1 / 3
+COMPILED = "compiled, waiting for the turn"  # the line of a program that measures in turn
+
+Commands = dict[str, list[str]]  # by the names of their logs
+Show = Literal["always", "failures", "never"]  # what a command has printed
+
+
+class Process:
+    """A running command. It is in a session of its own, so that all that it starts can be ended."""
+
+    def __init__(self, log: Path, command: list[str], environment: dict[str, str]) -> None:
+        self.log, self.name = log, log.stem
+        self.late = False  # whether it had to be ended
+        with log.open("wb") as file:
+            self.process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def text(self) -> str:
+        """What it has printed."""
+        return self.log.read_text(encoding="utf-8", errors="replace")
+
+    def runs(self) -> bool:
+        """Whether it is not done."""
+        return self.process.poll() is None
+
+    def compiles(self) -> bool:
+        """Whether it neither waits for its turn nor is done."""
+        return self.runs() and COMPILED not in self.text()
+
+    def give_turn(self) -> None:
+        """It may measure."""
+        if self.runs():
+            with contextlib.suppress(BrokenPipeError):  # it has just died
+                os.write(self.process.stdin.fileno(), b"\n")
+
+    def send(self, number: int) -> None:
+        """A signal to it and to all that it has started."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, number)
+
+    def result(self) -> str:
+        """How it went."""
+        status = self.process.poll()
+        if self.late:
+            return "FAILED: not done in time"
+        if status == 0:
+            return "ok"
+        return f"FAILED: killed by {signal.Signals(-status).name}" if status < 0 else f"FAILED with {status}"
+
+
+def end(processes: list[Process]) -> None:
+    """End what still runs: pytest tells at SIGINT what has failed so far, and Python at SIGABRT where it hangs."""
+    running = [p for p in processes if p.runs()]
+    for process in running:
+        process.late = True
+    for number in (signal.SIGINT, signal.SIGABRT, signal.SIGKILL):
+        for process in running:
+            process.send(number)
+        until = time.monotonic() + GRACE / 3
+        while any(p.runs() for p in running) and time.monotonic() < until:
+            time.sleep(PAUSE)
+    for process in processes:
+        process.send(signal.SIGKILL)  # what it has left behind
+        process.process.stdin.close()
+
+
+class Line(NamedTuple):
+    """How a command went."""
+
+    step: str
+    name: str
+    result: str
+    seconds: float
+
+
+class Steps:
+    """Runs steps within ``limits``, in seconds, and remembers how they went; ``told`` is called after each line."""
+
+    def __init__(
+        self, out: Path, environment: dict[str, str], limits: dict[str, float], told: Callable[[], None] = lambda: None
+    ) -> None:
+        self.out, self.environment, self.limits, self.told = out, environment, limits, told
+        self.lines: list[Line] = []
+        self.failed = False
+        self.started: list[Process] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        end([p for p in self.started if p.runs()])
+
+    def note(self, step: str, name: str, result: str, seconds: float = 0) -> None:
+        """One line, now and in the summary."""
+        self.lines.append(Line(step, name, result, seconds))
+        self.failed |= result.startswith("FAILED")
+        print(f"== {step}, {name}: {result}, {seconds:.0f} s", flush=True)
+        self.told()
+
+    def start(self, commands: Commands) -> list[Process]:
+        """Start ``commands``."""
+        processes = [Process(self.out / f"{n}.log", command, self.environment) for n, command in commands.items()]
+        self.started += processes
+        return processes
+
+    def side_by_side(self, step: str, commands: Commands, show: Show = "failures") -> list[Process]:
+        """Run ``commands`` all at once."""
+        print(f"== {step}: at most {self.limits[step]:.0f} s", flush=True)
+        processes = self.start(commands)
+        self._finish(step, processes, self.limits[step], show)
+        return processes
+
+    def compiled(self, step: str, processes: list[Process], limit: float) -> None:
+        """Wait until all of ``processes`` have compiled, at most ``limit`` seconds: the late go on in their turn."""
+        print(f"== {step}: at most {limit:.0f} s", flush=True)
+        began = time.monotonic()
+        while any(p.compiles() for p in processes) and time.monotonic() < began + limit:
+            time.sleep(PAUSE)
+        late = " ".join(p.name for p in processes if p.compiles())
+        told = f"FAILED: {late} not in time, what is timed may be disturbed" if late else "ok"
+        self.note(step, f"{len(processes)} processes", told, time.monotonic() - began)
+
+    def in_turn(self, step: str, processes: list[Process]) -> None:
+        """Let ``processes`` measure one after the other."""
+        limit = self.limits[step]
+        print(f"== {step}: at most {limit:.0f} s", flush=True)
+        until = time.monotonic() + limit
+        for process in processes:
+            process.give_turn()
+            turn = limit * max(TURN, 1 / len(processes))
+            self._finish(step, [process], min(turn, until - time.monotonic()))
+
+    def _finish(self, step: str, processes: list[Process], limit: float, show: Show = "failures") -> None:
+        """Wait until ``processes`` are done, at most ``limit`` seconds, and tell how each went."""
+        began = time.monotonic()
+        waiting = list(processes)
+        while waiting:
+            if time.monotonic() > began + limit - GRACE:
+                end(waiting)
+            for process in [p for p in waiting if p.late or not p.runs()]:
+                waiting.remove(process)
+                end([process])
+                self._tell(step, process, time.monotonic() - began, show)
+            time.sleep(PAUSE)
+
+    def _tell(self, step: str, process: Process, seconds: float, show: Show) -> None:
+        result, lines = process.result(), process.text().splitlines()
+        if show == "always":
+            print("\n".join(lines), flush=True)
+        elif show == "failures" and result != "ok":
+            print("\n".join(lines[-SHOWN:]), flush=True)
+        self.note(step, process.name, result, seconds)
