@@ -6,7 +6,7 @@
 #                writes docs/accuracy.md (10 minutes)
 # make fuzz      search for inputs that break the library, a minute (FUZZ_LIMIT) for each of two targets (Linux x86-64)
 # make faults    kills, full disks, memory limits, signals and many threads, at length
-# make proof     the GPU kernels executed without a GPU at every border of their classes (10 minutes)
+# make proof     the GPU kernels executed without a GPU at every border of their classes (6 minutes)
 # make large     more than 2^31 elements, in up to 17 GB of memory
 # make oldest    the tests with the oldest versions that pyproject.toml allows (Python 3.11)
 # make advisories, make reproducible: known vulnerabilities of what is installed; two builds of the wheel, same bytes
@@ -24,8 +24,10 @@ run: .venv/.run
 	@echo
 	.venv/bin/python bench/throughput.py
 
+# The GPU kernels take seconds each to compile: on several processes.
 test: .venv/.test
-	.venv/bin/python -m pytest tests
+	.venv/bin/python -m pytest tests --ignore tests/gpu
+	.venv/bin/python -m pytest -n auto --maxprocesses 8 tests/gpu
 
 lint: .venv/.dev
 	.venv/bin/ruff check .
@@ -69,7 +71,7 @@ faults: .venv/.test
 	.venv/bin/python -m pytest -m faults -rP tests/test_faults_files.py tests/test_faults_calls.py
 
 proof: .venv/.test
-	.venv/bin/python -m pytest -m proof tests/gpu
+	.venv/bin/python -m pytest -n auto --maxprocesses 8 -m proof tests/gpu
 
 large: .venv/.test
 	.venv/bin/python -m pytest -m large tests/test_large.py
