@@ -7,11 +7,15 @@ graph (a call in a CUDA graph, and that it allocates nothing), small (calls), sa
 
 Uses the packages of the Python that runs it and no network. Before anything is timed, all that is timed is compiled,
 in processes side by side on all cores; then each measures in its turn. A step that fails, hangs or is killed leaves
-the results of the others. DIR gets summary.md, the results as JSON, the picture and the logs; without --out it is
-build/gpu, and the results go to bench/results as well. Results of the same day on the same GPU that are in DIR already
-stay where they are not measured again.
+the results of the others.
 
-Exits with 1 if a step failed, a target is missed or a GPU backend is missing, with 2 where there is no GPU backend.
+All is written to build/gpu: a log for each command, summary.md, the results as JSON and their picture. DIR gets what
+one would carry away: summary.md, the JSON and the picture of this run, each after every command, and at the end the
+logs as logs.tar.gz. Without --out the JSON goes to bench/results as well. Results of the same day on the same GPU that
+are in build/gpu already stay in the JSON where they are not measured again.
+
+Exits with 1 if a step failed, a GPU backend is missing or a speed target is missed, as is predicted for the class long;
+with 2 where there is no GPU backend, and with 130 after Ctrl-C.
 """
 
 import argparse
@@ -21,28 +25,32 @@ import resource
 import shutil
 import signal
 import sys
+import tarfile
 import time
 import tomllib
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
 
-from gpu_steps import ROOT, Commands, Process, Steps
+from gpu_steps import ROOT, SHOWN, Commands, Process, Steps, commit
 
 BUILD, RESULTS = ROOT / "build" / "gpu", ROOT / "bench" / "results"
 PACKAGES = BUILD / "packages"
+TOOLKIT = Path("/usr/local/cuda")  # the usual folder of NVIDIA's CUDA toolkit
+RESULTS_OF_GPU = "20??-??-??-*.json"  # as gpu_results names them
 BACKENDS = ("cupy", "numba-cuda")
 # Seconds of each step, in all less than 360. On an H100 with 16 cores are expected: 8, 45, 20, 20, 5, 10, 35, 0, 10, 3.
 LIMITS = {
-    "here": 30,
-    "parity": 90,
+    "here": 60,
+    "parity": 80,
     "compile": 40,
-    "benchmark": 45,
+    "benchmark": 41,
     "graph": 16,
     "small": 24,
-    "sanitizer": 50,
-    "compile peers": 20,  # and the time of the sanitizer, beside which they compile
+    "sanitizer": 45,
+    "compile peers": 10,  # and the time of the sanitizer, beside which they compile
     "peers": 30,
     "report": 10,
 }
@@ -50,6 +58,7 @@ STEPS = ("here", "parity", "benchmark", "graph", "small", "sanitizer", "peers")
 # Of the GPU's memory that a process needs which only tests or compiles: a context of half a GB, and pools.
 PROCESS_MIB = 2000
 PORTS = 100  # from one compute-sanitizer to the next, which tries 10 ports or, in some versions, 64
+ONE_CASE = "0/1000"  # every_class's first
 PYTHON = [sys.executable]
 
 
@@ -57,19 +66,31 @@ def main() -> None:
     """All steps that are wanted."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", metavar="STEP", help=f"of {', '.join(STEPS)}; `here` always runs")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="default: build/gpu and bench/results")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="for what one would carry away; see above")
     args = parser.parse_args()
     wanted = args.only or STEPS
     if unknown := [step for step in wanted if step not in STEPS]:
         parser.error(f"unknown step {', '.join(unknown)}; there are {', '.join(STEPS)}")
 
-    out = (args.out or BUILD).resolve()
-    out.mkdir(parents=True, exist_ok=True)
+    out = args.out.resolve() if args.out else None
+    try:
+        for folder in (BUILD, out or RESULTS):
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--out: {error}")
+    for old in (*BUILD.glob("*.log"), BUILD / "summary.md"):  # they would pass for this run's
+        old.unlink(missing_ok=True)
     assemble()
-    summary = Summary(out, None if args.out else RESULTS)
-    with Steps(summary.out, environment(), LIMITS, summary.write) as summary.steps:
-        run(summary.steps, wanted)
-    print(f"\n{summary.path.read_text(encoding='utf-8')}\nall of this: {summary.path}")
+    summary = Summary(out)
+    try:
+        with summary.steps as steps:
+            run(steps, wanted)
+    except KeyboardInterrupt:
+        print(f"interrupted; what is there so far: {out or BUILD}", file=sys.stderr)
+        sys.exit(130)
+    finally:
+        summary.close()
+    print(f"\nall of this: {out or BUILD}\n\n{summary.path.read_text(encoding='utf-8')}")
     if not any(line.result == "ok" for line in summary.steps.lines if line.name in BACKENDS):
         print("no GPU backend can run here: for each the reason and the fix are above")
         sys.exit(2)
@@ -92,8 +113,8 @@ def run(steps: Steps, wanted: Sequence[str]) -> None:
         measure(steps, wanted, available, processes)
     else:
         steps.note("benchmark", "and all after it", "left out: they need CuPy's arrays")
-    if results := sorted(steps.out.glob("*.json"), key=lambda path: path.stat().st_mtime):
-        steps.side_by_side("report", {"report": [*PYTHON, "bench/gpu_report.py", str(results[-1])]}, show="never")
+    if results := sorted(steps.written(RESULTS_OF_GPU), key=lambda path: path.stat().st_mtime):
+        steps.side_by_side("report", {"targets": [*PYTHON, "bench/gpu_report.py", str(results[-1])]}, show="never")
 
 
 def at_once(told: str) -> int:
@@ -111,7 +132,8 @@ def tests(available: list[str], processes: int) -> Commands:
     kernels = ["tests/test_parity.py", "tests/test_same_bits.py"]
     commands: Commands = {}
     for name in available:
-        own = ["env", f"SIGMOID_L2_TEST_BACKENDS={name}", *pytest, "-m", "gpu"]
+        # JAX is compared with here and can do so on the CPU: each process would start it on the GPU.
+        own = ["env", "JAX_PLATFORMS=cpu", f"SIGMOID_L2_TEST_BACKENDS={name}", *pytest, "-m", "gpu"]
         if find_spec("xdist"):
             side_by_side = ["-n", str(max(1, processes // len(available))), "--dist", "worksteal"]
             commands[f"tests-{name}"] = [*own, *side_by_side, *kernels]
@@ -163,40 +185,66 @@ def sanitize(steps: Steps, available: list[str], processes: int) -> None:
     runs = [(tool, name) for tool in ("memcheck", "racecheck") for name in available]
     shares = max(1, processes // len(runs))
     commands: Commands = {}
+
+    def command(tool: str, name: str, part: str) -> list[str]:
+        port = ["--port", str(20_000 + PORTS * len(commands))]
+        return [sanitizer, "--tool", tool, *port, *options, *PYTHON, "bench/every_class.py", name, part]
+
+    # It refuses some virtualised devices: one case tells, and a refusal is told once.
+    limit = steps.limits["sanitizer"]
+    until = time.monotonic() + limit
+    (probe,) = steps.side_by_side("sanitizer", {"probe": command("memcheck", available[0], ONE_CASE)}, limit=limit / 2)
+    if probe.result() != "ok":
+        told = [line for line in probe.text().splitlines() if "error" in line.lower()] or ["it said nothing"]
+        steps.note("sanitizer", "all others", f"left out: {told[0].strip('= ')}")
+        return
     for tool, name in runs:
         for k in range(shares):
-            port = ["--port", str(20_000 + PORTS * len(commands))]
-            program = [*PYTHON, "bench/every_class.py", name, f"{k}/{shares}"]
-            commands[f"{tool}-{name}-{k}"] = [sanitizer, "--tool", tool, *port, *options, *program]
-    steps.side_by_side("sanitizer", commands)
+            commands[f"{tool}-{name}-{k}"] = command(tool, name, f"{k}/{shares}")
+    steps.side_by_side("sanitizer", commands, limit=until - time.monotonic())
 
 
 class Summary:
-    """What one would carry away to read: how each step went, what is here, the tables; results go to ``kept`` too."""
+    """What one would read: the commit, how each step went, what is here, the end of each failure's log, the tables.
 
-    def __init__(self, out: Path, kept: Path | None) -> None:
-        self.out, self.path, self.kept = out, out / "summary.md", kept
+    It and the results of this run are copied to ``out``, or without one the results to bench/results.
+    """
+
+    def __init__(self, out: Path | None) -> None:
+        self.out, self.path = out, BUILD / "summary.md"
         self.date = datetime.now().astimezone().isoformat(timespec="seconds")
-        self.steps: Steps
+        self.steps = Steps(BUILD, environment(), LIMITS, self.write)
 
     def write(self) -> None:
         """Anew after each command."""
-        lines = [f"# gpu_check, {self.date}", "", "| step | command | result | seconds |", "| --- | --- | --- | ---: |"]
+        lines = [f"# gpu_check, {self.date}", "", f"Commit: {commit()}", ""]
+        lines += ["| step | command | result | seconds |", "| --- | --- | --- | ---: |"]
         lines += [f"| {line.step} | {line.name} | {line.result} | {line.seconds:.0f} |" for line in self.steps.lines]
+        report: list[str] = []
         for line in self.steps.lines:
             text = self.log(line.name)
-            if line.step == "here":
-                lines += ["", f"## {line.name}", "", "```", text, "```"]
             if line.step == "report":
-                lines += ["", text]
-        self.path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        for results in self.out.glob("*.json") if self.kept else ():
-            shutil.copy(results, self.kept)
+                report = ["", *text]
+            elif text and (line.step == "here" or line.result.startswith("FAILED")):
+                lines += ["", f"## {line.name}", "", "```", *(text if line.step == "here" else text[-SHOWN:]), "```"]
+        self.path.write_text("\n".join(lines + report) + "\n", encoding="utf-8")
+        for pattern in ("summary.md", "*.json", "*.png") if self.out else ("*.json",):
+            for path in self.steps.written(pattern):
+                with suppress(shutil.SameFileError):  # DIR is build/gpu
+                    shutil.copy(path, self.out or RESULTS)
 
-    def log(self, name: str) -> str:
-        """What a command has printed."""
-        path = self.out / f"{name}.log"
-        return path.read_text(encoding="utf-8", errors="replace").strip() if path.exists() else ""
+    def close(self) -> None:
+        """Copy what is there, whatever has happened, and put the logs into one file."""
+        self.write()
+        if self.out:
+            with tarfile.open(self.out / "logs.tar.gz", "w:gz") as archive:
+                for log in sorted(BUILD.glob("*.log")):
+                    archive.add(log, log.name)
+
+    def log(self, name: str) -> list[str]:
+        """The lines that a command has printed."""
+        path = BUILD / f"{name}.log"
+        return path.read_text(encoding="utf-8", errors="replace").strip().splitlines() if path.exists() else []
 
 
 def assemble() -> None:
@@ -216,6 +264,9 @@ def environment() -> dict[str, str]:
     path = os.pathsep.join(filter(None, (str(PACKAGES), os.environ.get("PYTHONPATH"))))
     own = {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}
     own["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # JAX would take most of the GPU's memory
+    own["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # torch would start a process for each core
+    if not {"CUDA_HOME", "CUDA_PATH"} & os.environ.keys() and (TOOLKIT / "nvvm").is_dir():
+        own["CUDA_HOME"] = str(TOOLKIT)  # only so numba-cuda finds a libnvvm that is not from pip
     return {**os.environ, **own}
 
 

@@ -48,8 +48,8 @@ def bytes_of_W() -> int:  # noqa: N802 - the name of the mathematics
     """How large W is in the cases that are compared with the copy; less where the GPU is small."""
     import cupy
 
-    free, _ = cupy.cuda.runtime.memGetInfo()
-    return int(min(max(LEAST_BYTES_OF_W, TIMES_L2 * machine()["l2_mb"] * 1e6), free / ARRAYS))
+    _, total = cupy.cuda.runtime.memGetInfo()  # not the free memory: a case must be the same in every run
+    return int(min(max(LEAST_BYTES_OF_W, TIMES_L2 * machine()["l2_mb"] * 1e6), total / (ARRAYS + 2)))
 
 
 def pairs(m: int, n: int, dtype: str, size: int) -> int:

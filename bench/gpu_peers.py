@@ -7,8 +7,10 @@ or fails gets a row with the reason. Exits with 1 if a target of the whole file 
 """
 
 import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -20,11 +22,12 @@ from measure import Case, interleaved
 from peers import matmul
 from rows import Row
 
-# 3x3 is judged; the others are told. W has up to so many bytes, and no more than this part of the memory: the arrays of
-# all cases are there at once, because what is compiled is compiled for its size.
-SHAPES = ((3, 3), (8, 8), (64, 64))
-BYTES_OF_W, PART_OF_MEMORY = 10**9, 1 / 72
+SHAPES = ((3, 3), (8, 8), (64, 64))  # of W; 3x3 is judged, the others are told
+# W has up to so many bytes, and no more than this part of the GPU's memory: the arrays of all cases are there at once,
+# because what is compiled is compiled for its size.
+BYTES_OF_W, PART_OF_MEMORY = 5 * 10**8, 1 / 72
 ROUNDS, WITHIN_S = 11, 5
+COMPILE_S = 20.0  # seconds in which a contender must import its library and compile
 
 
 def jax_on_gpu(build: Callable[..., Any], W: Any, x: Any, out: Any) -> Any:
@@ -33,6 +36,7 @@ def jax_on_gpu(build: Callable[..., Any], W: Any, x: Any, out: Any) -> Any:
 
     if jax.default_backend() != "gpu":
         raise RuntimeError(f"JAX computes on the {jax.default_backend()} here")
+    jax.config.update("jax_default_matmul_precision", "highest")  # float32 products would be in TF32
     return build(W.get(), x.get(), None)
 
 
@@ -43,15 +47,31 @@ def cupy_matmul(W: Any, x: Any, out: Any) -> Any:
     return matmul(cupy, W, x, out)
 
 
-# The name, and how to build the call; what writes to given outputs gets them.
+# The name, and how to build the call; what writes to given outputs gets them. The slowest to compile come last.
 PEERS: tuple[tuple[str, Callable[..., Any]], ...] = (
     ("CuPy matmul, outputs given", cupy_matmul),
-    ("torch.compile by hand, outputs given", frameworks.torch_compile_hand),
-    ("torch.compile of vmap", frameworks.torch_compile_vmap),
     ("JAX, multiply-and-sum", partial(jax_on_gpu, frameworks.jax_sum)),
     ("JAX, W @ x", partial(jax_on_gpu, frameworks.jax_matmul)),
     ("torch eager", frameworks.torch_eager),
+    ("torch.compile by hand, outputs given", frameworks.torch_compile_hand),
+    ("torch.compile of vmap", frameworks.torch_compile_vmap),
 )
+
+
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """TimeoutError after ``seconds``, where Python code runs or waits."""
+
+    def late(*_: object) -> None:
+        raise TimeoutError(f"not compiled within {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def contenders(case: Case, backends: list[str]) -> tuple[dict[str, Callable[[], object]], list[Row]]:
@@ -74,9 +94,10 @@ def contenders(case: Case, backends: list[str]) -> tuple[dict[str, Callable[[], 
 
     for name, build in (*((b, None) for b in backends), *PEERS):
         try:
-            run = finished(build(arrays.W, arrays.x, arrays.out) if build else arrays.call(name))
-            arrays.poison()
-            arrays.check(run())
+            with within(COMPILE_S):
+                run = finished(build(arrays.W, arrays.x, arrays.out) if build else arrays.call(name))
+                arrays.poison()
+                arrays.check(run())
             runs[name] = run
         except Exception as error:  # of any library: not installed, a compiler that is not there, no memory
             rows.append(row("peers", name, case) | {"reason": one_line(error)})
@@ -93,16 +114,17 @@ def main() -> None:
     import cupy
 
     path = results_path(args.out)
-    size = int(min(BYTES_OF_W, cupy.cuda.runtime.memGetInfo()[0] * PART_OF_MEMORY))
+    size = int(min(BYTES_OF_W, cupy.cuda.runtime.memGetInfo()[1] * PART_OF_MEMORY))
     cases = [Case("gpu", "float32", m, n, pairs(m, n, "float32", size)) for m, n in SHAPES][args.share]
     compiled = [(case, *contenders(case, backends)) for case in cases]
     if args.in_turn:
         wait_for_turn()
     for case, runs, rows in compiled:
         print(f"peers: {case}", file=sys.stderr)
-        for name, times in interleaved(runs, ROUNDS, WITHIN_S).items():
-            rows.append(row("peers", name, case) | times._asdict() | {"gb_per_s": case.traffic / times.median / 1e9})
-        add(rows, path)
+        add(rows, path)  # what failed stays, even where something hangs now
+        timed = interleaved(runs, ROUNDS, WITHIN_S).items()
+        speeds = [t._asdict() | {"gb_per_s": case.traffic / t.median / 1e9} for _, t in timed]
+        add([row("peers", name, case) | speed for (name, _), speed in zip(timed, speeds, strict=True)], path)
     sys.exit(not args.in_turn and not report(path))
 
 

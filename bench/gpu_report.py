@@ -2,16 +2,18 @@
 
 python bench/gpu_report.py FILE.json
 
-Exits with 1 if a target is missed.
+Exits with 10 if a target is missed. The picture is drawn last, so that a limit of time cannot cost the tables.
 """
 
 import argparse
 import json
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from gpu_results import GPU_LIBRARIES, write
+from gpu_steps import MISSED
 from report import duration, judged, markdown
 from rows import Row, caption
 from targets import judge
@@ -87,7 +89,8 @@ def shapes_table(rows: list[Row]) -> str:
     for copy in (row for row in rows if row["contender"] == COPY):
         line = [case(copy), copy["class"], f"{copy['gb_per_s']:,.0f}"]
         for backend in backends:
-            own = next(r for r in rows if r["contender"] == backend and same_peers_case(r, copy))
+            found = (r for r in rows if r["contender"] == backend and same_peers_case(r, copy))
+            own = next(found, {"reason": "not measured"})
             if "reason" in own:
                 line += ["-", "-", "-"]
             else:
@@ -154,7 +157,7 @@ def tables(results: dict[str, Any]) -> str:
 
 
 def for_readme(results: dict[str, Any]) -> str:
-    """The table and the sentences that one would want to paste: what was measured, on what, with what, when."""
+    """The sentences and the table that one would want to paste: what was measured, on what, with what, when."""
     rows, versions = results["rows"], results["machine"]["versions"]
     used = ", ".join(f"{name} {versions[name]}" for name in GPU_LIBRARIES if name in versions)
     shapes = [row for row in rows if row["part"] == "shapes"]
@@ -166,9 +169,7 @@ def for_readme(results: dict[str, Any]) -> str:
         copy = next((f"{r['gb_per_s']:,.0f}" for (who, _), r in own.items() if who == COPY), "-")
         fractions = [own.get(column, {}).get("fraction_of_copy") for column in columns]
         lines.append([f"{m}x{n}", copy, *(f"{f:.2f}" if f else "-" for f in fractions)])
-    told = [f"Outputs given, the device's time; {caption(results)}, {used}. Of the speed of a device copy:"]
-    if lines:
-        told.append(markdown(["W", "copy, GB/s", *map(", ".join, columns)], lines, words=1))
+    told = [f"Measured with outputs given; {caption(results)}, {used}."]
     for call in (row for row in rows if row["part"] == "small" and row["what"] == "call" and "median" in row):
         if ratio := small_ratio(rows, call):
             launches = f"{ratio:.2f} times the launch of an empty kernel"
@@ -178,25 +179,29 @@ def for_readme(results: dict[str, Any]) -> str:
         if fastest := min(others, key=lambda r: r["median"], default=None):
             ratio = fastest["median"] / row["median"]
             told.append(f"{row['contender']}: {case(row)}, {ratio:.1f} times as fast as {fastest['contender']}.")
+    if lines:
+        told.append("Of the speed of a device copy, by the device's clock:")
+        told.append(markdown(["W", "copy, GB/s", *map(", ".join, columns)], lines, words=1))
     return "\n\n".join(told)
 
 
 def report(path: Path) -> bool:
-    """Judge, keep the judgement in the file, draw, print; whether every must is met."""
+    """Judge, keep the judgement in the file, print, draw; whether every must is met."""
     results = json.loads(path.read_text(encoding="utf-8"))
     results["rows"].sort(key=lambda row: (row["m"] * row["n"], row["m"], row["dtype"]))
     results["targets"] = targets(results["rows"])
     write(results, path)
-    if any("fraction_of_copy" in row for row in results["rows"]):
+    draws = find_spec("matplotlib") is not None
+    print(f"results: {path}{'' if draws else '; no picture: matplotlib is not installed'}\n")
+    print(tables(results))
+    print(f"\n## For the README\n\n{for_readme(results)}", flush=True)
+    if draws and any("fraction_of_copy" in row for row in results["rows"]):
         try:
             import pictures
 
-            print(f"picture: {pictures.gpu(results, path)[0]}")
-        except Exception as error:  # no matplotlib, say: the tables are worth more
-            print(f"no picture: {error}")
-    print(f"results: {path}\n")
-    print(tables(results))
-    print(f"\n## For the README\n\n{for_readme(results)}")
+            pictures.gpu(results, path)
+        except Exception as error:  # the tables are worth more
+            print(f"no picture: {error}", file=sys.stderr)
     return all(target["met"] for target in results["targets"])
 
 
@@ -204,7 +209,7 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("json", type=Path, help="written by bench_gpu.py")
-    sys.exit(not report(parser.parse_args().json))
+    sys.exit(0 if report(parser.parse_args().json) else MISSED)
 
 
 if __name__ == "__main__":

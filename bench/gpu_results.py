@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gpu_steps import COMPILED
+from gpu_steps import COMPILED, commit
 from measure import Case
 from rows import Row
 
@@ -57,7 +57,7 @@ def wait_for_turn() -> None:
 
 @cache
 def machine() -> dict[str, Any]:
-    """The GPU, its driver and what is installed."""
+    """The GPU, its driver, what is installed and the commit that is measured."""
     import cupy
 
     runtime = cupy.cuda.runtime
@@ -73,6 +73,7 @@ def machine() -> dict[str, Any]:
         "cuda_of_the_driver": runtime.driverGetVersion(),
         "cuda_runtime": runtime.runtimeGetVersion(),
         "python": sys.version.split()[0],
+        "commit": commit(),
         "versions": {name: found for name in LIBRARIES if (found := installed(name))},
     }
 
@@ -104,13 +105,12 @@ def results_path(folder: Path) -> Path:
 
 
 def add(rows: list[Row], path: Path) -> None:
-    """Put ``rows`` into the file, in the place of older ones of the same things: what is measured stays."""
-    results = {"date": datetime.now().astimezone().isoformat(timespec="seconds"), "machine": machine(), "rows": []}
-    if path.exists():
-        results = json.loads(path.read_text(encoding="utf-8"))
+    """Put ``rows`` into the file, in the place of older ones of the same things; date and machine are the newest."""
+    old = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
     new = [_what(row) for row in rows]
-    results["rows"] = [row for row in results["rows"] if _what(row) not in new] + rows
-    write(results, path)
+    kept = [row for row in old if _what(row) not in new]
+    date = datetime.now().astimezone().isoformat(timespec="seconds")
+    write({"date": date, "machine": machine(), "rows": kept + rows}, path)
 
 
 def _what(row: Row) -> tuple[Any, ...]:

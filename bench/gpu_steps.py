@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Literal, NamedTuple, Self
 
@@ -16,9 +17,26 @@ SHOWN = 40  # lines of the log of a failure
 # Of its step's limit that one of several commands in turn may take: so one that hangs leaves time to the others.
 TURN = 1 / 3
 COMPILED = "compiled, waiting for the turn"  # the line of a program that measures in turn
+# Exit status of the report where a target is missed; not one of Python's, pytest's or compute-sanitizer's.
+MISSED = 10
 
 Commands = dict[str, list[str]]  # by the names of their logs
 Show = Literal["always", "failures", "never"]  # what a command has printed
+
+
+@cache
+def commit() -> str:
+    """The commit of this checkout, and whether anything but results has changed since."""
+
+    def git(*words: str) -> str:
+        command = ["git", "--no-optional-locks", *words]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!bench/results")
+        return git("rev-parse", "HEAD") + ", with changes" * bool(changed)
+    except (OSError, subprocess.SubprocessError):  # no git, or no repository
+        return "unknown"
 
 
 class Process:
@@ -68,6 +86,8 @@ class Process:
             return "FAILED: not done in time"
         if status == 0:
             return "ok"
+        if status == MISSED:
+            return "FAILED: a target is missed, see Targets"
         return f"FAILED: killed by {signal.Signals(-status).name}" if status < 0 else f"FAILED with {status}"
 
 
@@ -103,6 +123,7 @@ class Steps:
         self, out: Path, environment: dict[str, str], limits: dict[str, float], told: Callable[[], None] = lambda: None
     ) -> None:
         self.out, self.environment, self.limits, self.told = out, environment, limits, told
+        self.began = time.time() - 0.02  # seconds; the clock of files lags by up to 0.01
         self.lines: list[Line] = []
         self.failed = False
         self.started: list[Process] = []
@@ -120,17 +141,24 @@ class Steps:
         print(f"== {step}, {name}: {result}, {seconds:.0f} s", flush=True)
         self.told()
 
+    def written(self, pattern: str) -> list[Path]:
+        """The files of ``out`` that have been written since the start."""
+        return [path for path in self.out.glob(pattern) if path.stat().st_mtime >= self.began]
+
     def start(self, commands: Commands) -> list[Process]:
         """Start ``commands``."""
         processes = [Process(self.out / f"{n}.log", command, self.environment) for n, command in commands.items()]
         self.started += processes
         return processes
 
-    def side_by_side(self, step: str, commands: Commands, show: Show = "failures") -> list[Process]:
-        """Run ``commands`` all at once."""
-        print(f"== {step}: at most {self.limits[step]:.0f} s", flush=True)
+    def side_by_side(
+        self, step: str, commands: Commands, show: Show = "failures", limit: float | None = None
+    ) -> list[Process]:
+        """Run ``commands`` all at once, within the limit of ``step`` or another one."""
+        limit = self.limits[step] if limit is None else limit
+        print(f"== {step}: at most {limit:.0f} s", flush=True)
         processes = self.start(commands)
-        self._finish(step, processes, self.limits[step], show)
+        self._finish(step, processes, limit, show)
         return processes
 
     def compiled(self, step: str, processes: list[Process], limit: float) -> None:
@@ -147,11 +175,14 @@ class Steps:
         """Let ``processes`` measure one after the other."""
         limit = self.limits[step]
         print(f"== {step}: at most {limit:.0f} s", flush=True)
-        until = time.monotonic() + limit
-        for process in processes:
+        until = time.monotonic() + limit - GRACE
+        for k, process in enumerate(processes):
+            left = until - time.monotonic()
+            if left < GRACE:  # all that remain at once: one after the other, each could take as long as GRACE
+                self._finish(step, processes[k:], 0)
+                break
             process.give_turn()
-            turn = limit * max(TURN, 1 / len(processes))
-            self._finish(step, [process], min(turn, until - time.monotonic()))
+            self._finish(step, [process], min(limit * max(TURN, 1 / len(processes)), left))
 
     def _finish(self, step: str, processes: list[Process], limit: float, show: Show = "failures") -> None:
         """Wait until ``processes`` are done, at most ``limit`` seconds, and tell how each went."""

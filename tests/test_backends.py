@@ -104,6 +104,12 @@ UNAVAILABLE = [
     ),
     (
         "numba-cuda",
+        {**COMPILES, "numba.cuda": library("numba.cuda", __path__=[], implementation="Built-in")},
+        "numba's own numba.cuda is in the way: .*: install numba-cuda into the environment, or site.addsitedir",
+        [],
+    ),
+    (
+        "numba-cuda",
         {**COMPILES, "numba.cuda": OSError("libcudart")},
         rf"numba\.cuda failed with OSError: libcudart; reinstall it: {INSTALL}",
         [OSError],

@@ -4,8 +4,10 @@ import importlib
 import io
 import json
 import sys
+import time
 from collections import Counter
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 from fake_bench import CUPY, NUMBA_CUDA, RUNTIME, Calls, Event, MemoryHook, Stream, install
@@ -54,6 +56,60 @@ def test_every_line_of_the_benchmark(gpu, tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     for line in ("| 3x3 float32, B = 138 | tiny |", "nobody, 3x3 float32, B = 138: ZeroDivisionError", "Stand-in"):
         assert line in printed
+
+
+def test_the_table_comes_before_the_picture_and_last(gpu, tmp_path, monkeypatch, capsys):
+    for there, out, err in (
+        (None, "; no picture: matplotlib is not installed\n", ""),
+        (1, ".json\n", "no picture: bug\n"),
+    ):
+        monkeypatch.setattr(gpu_report, "find_spec", lambda name, there=there: there)
+        monkeypatch.setitem(sys.modules, "pictures", SimpleNamespace(gpu=Mock(side_effect=ValueError("bug"))))
+        run(bench_gpu, tmp_path, monkeypatch, "shapes")
+        told = capsys.readouterr()
+        assert out in told.out
+        assert told.out.splitlines()[-1].startswith("| 40x30 | ")
+        assert told.err.endswith(err)
+
+
+def test_a_backend_that_an_older_file_has_not_measured(gpu, tmp_path, monkeypatch):
+    _, results = run(bench_gpu, tmp_path, monkeypatch, "shapes")
+    rows = [row for row in results["rows"] if (row["contender"], row["m"]) != ("numba-cuda", 3)]
+    lines = gpu_report.shapes_table(rows).splitlines()
+    assert [line.endswith("| - | - | - |") for line in lines] == [False, False, True, True, False, False]
+
+
+def test_the_file_tells_of_the_newest_run(gpu, tmp_path, monkeypatch):
+    path = tmp_path / "results.json"
+    gpu_results.write({"date": "old", "machine": {}, "rows": [{"part": "old"}]}, path)
+    gpu_results.add([{"part": "new"}], path)
+    results = json.loads(path.read_text(encoding="utf-8"))
+    assert results["rows"] == [{"part": "old"}, {"part": "new"}]
+    assert results["date"] != "old"
+    assert results["machine"]["commit"]
+
+
+def test_the_sizes_are_the_same_in_every_run(gpu, monkeypatch):
+    for free in (1, 10**9):
+        monkeypatch.setattr(RUNTIME, "memGetInfo", lambda free=free: (free, 40_000))
+        assert gpu_measure.bytes_of_W() == 4000
+
+
+def test_a_peer_that_hangs_costs_only_its_row(gpu, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_peers, "COMPILE_S", 0.3)
+    monkeypatch.setattr(gpu_peers, "PEERS", (*gpu_peers.PEERS[:1], ("sleeper", lambda W, x, out: time.sleep(60))))
+    _, results = run(gpu_peers, tmp_path, monkeypatch, "--share", "0/3")
+    assert {row["contender"]: row.get("reason") for row in results["rows"]} == {
+        **dict.fromkeys(("cupy", "numba-cuda", "CuPy matmul, outputs given", "device copy")),
+        "sleeper": "TimeoutError: not compiled within 0.3 s",
+    }
+
+
+def test_jax_multiplies_in_float32(monkeypatch):
+    jax = SimpleNamespace(default_backend=lambda: "gpu", config=Mock())
+    monkeypatch.setitem(sys.modules, "jax", jax)
+    gpu_peers.jax_on_gpu(Mock(), Mock(), Mock(), None)
+    jax.config.update.assert_called_once_with("jax_default_matmul_precision", "highest")
 
 
 def test_shares_in_turn_make_one_file(gpu, tmp_path, monkeypatch, capsys):

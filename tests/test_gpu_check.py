@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -42,10 +43,10 @@ if how == "hang":
     hang()
 if how == "die":
     os.kill(os.getpid(), signal.SIGKILL)
-if "shapes" in command:
+if "--out" in command:
     out = sys.argv[sys.argv.index("--out") + 1]
-    pathlib.Path(out, "results.json").write_text("measured")
-sys.exit(3 if how == "fail" else 0)
+    pathlib.Path(out, "2026-11-26-stand-in.json").write_text("measured")
+sys.exit(3 if how == "fail" else 10 if how == "miss" else 0)
 """
 # Programs that are found on the PATH.
 NVIDIA_SMI = "echo 'name, driver, memory.free [MiB]'; echo 'NVIDIA Stand-in, 580.0, 81000 MiB'"
@@ -64,15 +65,16 @@ def check(tmp_path, monkeypatch):
         program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     monkeypatch.setattr(gpu_check, "PYTHON", [sys.executable, "-S", "-E", str(python)])
+    monkeypatch.setattr(gpu_check, "BUILD", tmp_path / "build")
     monkeypatch.setattr(gpu_check.os, "cpu_count", lambda: 8)
     monkeypatch.setattr(gpu_check, "find_spec", lambda name: True)
 
-    def run(*options, how=""):
+    def run(*options, how="", out=("--out", str(tmp_path / "out"))):
         monkeypatch.setenv("HOW", how)
-        monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--out", str(tmp_path / "out"), *options])
+        monkeypatch.setattr(sys, "argv", ["gpu_check.py", *out, *options])
         with pytest.raises(SystemExit) as end:
             gpu_check.main()
-        text = (tmp_path / "out" / "summary.md").read_text(encoding="utf-8")
+        text = (tmp_path / "build" / "summary.md").read_text(encoding="utf-8")
         return end.value.code, re.findall(r"^\| (.+) \| (.+) \| (.+) \| \d+ \|$", text.split("\n## ")[0], re.M), text
 
     return run
@@ -85,11 +87,11 @@ ALL = {
     "benchmark": "shapes-0 shapes-1 shapes-2 shapes-3",
     "graph": "promises-cupy promises-numba-cuda",
     "small": "small-cupy small-numba-cuda",
-    "sanitizer": "memcheck-cupy-0 memcheck-cupy-1 memcheck-numba-cuda-0 memcheck-numba-cuda-1 "
+    "sanitizer": "memcheck-cupy-0 memcheck-cupy-1 memcheck-numba-cuda-0 memcheck-numba-cuda-1 probe "
     "racecheck-cupy-0 racecheck-cupy-1 racecheck-numba-cuda-0 racecheck-numba-cuda-1",
     "compile peers": "3 processes",
     "peers": "peers-0 peers-1 peers-2",
-    "report": "report",
+    "report": "targets",
 }
 
 
@@ -120,7 +122,8 @@ def test_all_steps(check):
                 "benchmark": "shapes-0 shapes-1 shapes-2 shapes-3 shapes-4 shapes-5",
                 "graph": "promises-cupy",
                 "small": "small-cupy",
-                "sanitizer": " ".join(f"{tool}-cupy-{k}" for tool in ("memcheck", "racecheck") for k in range(4)),
+                "sanitizer": "memcheck-cupy-0 memcheck-cupy-1 memcheck-cupy-2 memcheck-cupy-3 probe "
+                "racecheck-cupy-0 racecheck-cupy-1 racecheck-cupy-2 racecheck-cupy-3",
             },
         ),
         (
@@ -141,9 +144,7 @@ def test_a_backend_that_cannot_run(check, capsys, how, status, expected):
 
 @pytest.mark.parametrize("xdist", [True, False])
 def test_only_some(check, monkeypatch, xdist):
-    """And what others have left in the folder stays in the report."""
     monkeypatch.setattr(gpu_check, "find_spec", lambda name: xdist)
-    check("--only", "benchmark")
     status, lines, _ = check("--only", "parity", "small")
     files = (
         [ALL["parity"]]
@@ -152,18 +153,65 @@ def test_only_some(check, monkeypatch, xdist):
     )
     parity = " ".join(sorted([*files, *["tests-arrays"] * (not xdist)]))
     expected = {"here": ALL["here"], "parity": parity, "compile": "2 processes", "small": ALL["small"]}
-    assert (status, by_step(lines)) == (0, expected | {"report": "report"})
+    assert (status, by_step(lines)) == (0, expected | {"report": "targets"})
 
 
-def test_without_out_the_results_are_kept(tmp_path):
-    results, kept = tmp_path / "gpu" / "results.json", tmp_path / "kept"
-    kept.mkdir()
-    summary = gpu_check.Summary(results.parent, kept)
-    summary.steps = gpu_steps.Steps(results.parent, {}, {})
-    results.parent.mkdir()
-    results.write_text("measured", encoding="utf-8")
-    summary.write()
-    assert (kept / "results.json").read_text(encoding="utf-8") == "measured"
+def test_what_is_carried_away(check, tmp_path):
+    """What this run has written, and nothing of an earlier one."""
+    build, results = tmp_path / "build", "2026-11-26-stand-in.json"
+    build.mkdir()
+    for name in ("earlier.log", "earlier.json", "earlier.png", "tests-cupy.log"):
+        (build / name).write_text("earlier", encoding="utf-8")
+        os.utime(build / name, (1, 1))
+    *_, text = check("--only", "small", "parity")
+    out = tmp_path / "out"
+    assert sorted(path.name for path in out.iterdir()) == [results, "logs.tar.gz", "summary.md"]
+    with tarfile.open(out / "logs.tar.gz") as archive:
+        assert archive.getnames() == sorted(path.name for path in build.glob("*.log"))
+        assert "earlier.log" not in archive.getnames()
+    assert (out / "summary.md").read_text(encoding="utf-8") == text
+    check("--only", "parity", out=("--out", str(tmp_path / "other")))
+    assert sorted(path.name for path in (tmp_path / "other").iterdir()) == ["logs.tar.gz", "summary.md"]
+    assert (build / results).exists()
+
+
+def test_a_kill_loses_only_the_archive(check, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_check.Summary, "close", lambda self: None)
+    check("--only", "small")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["2026-11-26-stand-in.json", "summary.md"]
+
+
+def test_without_out_the_results_are_kept(check, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_check, "RESULTS", tmp_path / "results")
+    check("--only", "small", out=())
+    assert [path.name for path in (tmp_path / "results").iterdir()] == ["2026-11-26-stand-in.json"]
+
+
+def test_interrupted(check, tmp_path, monkeypatch, capsys):
+    def interrupt(steps, wanted):
+        steps.side_by_side("here", {"cupy": [*gpu_check.PYTHON, "bench/gpu_here.py"]})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gpu_check, "run", interrupt)
+    status, lines, _ = check()
+    assert (status, lines) == (130, [("here", "cupy", "ok")])
+    assert capsys.readouterr().err.count("\n") == 1
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["logs.tar.gz", "summary.md"]
+
+
+def test_out_is_a_file(check, tmp_path, capsys):
+    (tmp_path / "file").write_text("kept", encoding="utf-8")
+    with pytest.raises(FileNotFoundError):  # no summary
+        check(out=("--out", str(tmp_path / "file")))
+    assert "error: --out: " in capsys.readouterr().err
+
+
+def test_a_device_that_the_sanitizer_refuses(check, tmp_path, monkeypatch):
+    program = tmp_path / "bin" / "compute-sanitizer"
+    program.write_text("#!/bin/sh\necho '========= Error: Device not supported.'\nexit 1\n", encoding="utf-8")
+    _, lines, _ = check("--only", "sanitizer")
+    refused = ("sanitizer", "all others", "left out: Error: Device not supported.")
+    assert lines[3:] == [("sanitizer", "probe", "FAILED with 1"), refused]
 
 
 def test_an_unknown_step(check, capsys):
@@ -184,17 +232,20 @@ FAILURES = {
     "promises --backend numba-cuda: hang": {"promises-numba-cuda": "FAILED: not done in time"},
     "small --backend cupy: fail": {"small-cupy": "FAILED with 3"},
     "every_class.py cupy 1/2: hang": {f"{t}check-cupy-1": "FAILED: not done in time" for t in ("mem", "race")},
-    "gpu_report: fail": {"report": "FAILED with 3"},
+    "gpu_report: miss": {"targets": "FAILED: a target is missed, see Targets"},
 }
 
 
 def test_what_fails_leaves_the_others(check, monkeypatch):
     monkeypatch.setattr(gpu_steps, "GRACE", 0.3)
     monkeypatch.setattr(gpu_check, "LIMITS", dict.fromkeys(gpu_check.LIMITS, 3.0))
-    status, lines, _ = check(how="; ".join(FAILURES))
+    status, lines, text = check(how="; ".join(FAILURES))
     assert (status, by_step(lines)) == (1, ALL)
     expected = {name: result for failure in FAILURES.values() for name, result in failure.items()}
     assert {name: result for _, name, result in lines if result != "ok"} == expected
+    assert "## small-cupy\n\n```\nbench/bench_gpu.py" in text, "the end of the log"
+    assert "## small-numba-cuda" not in text
+    assert text.splitlines()[-1].startswith("bench/gpu_report.py")
 
 
 def lives(pid):
@@ -210,10 +261,45 @@ def test_the_limit_is_kept_where_everything_hangs(check, tmp_path, monkeypatch):
     status, lines, _ = check(how="gpu_here: ok; : hang")
     assert time.monotonic() - began < sum(limits.values()) + 2
     assert status == 1
-    assert {step: result for step, _, result in lines}["sanitizer"] == "FAILED: not done in time"
-    children = re.findall(r"child (\d+)", "".join(log.read_text() for log in (tmp_path / "out").glob("*.log")))
+    assert {step: result for step, _, result in lines}["small"] == "FAILED: not done in time"
+    children = re.findall(r"child (\d+)", "".join(log.read_text() for log in (tmp_path / "build").glob("*.log")))
     assert len(children) > 5
     assert not [pid for pid in children if lives(pid)], "what they had started is ended, too"
+
+
+def test_many_that_hang_in_turn_keep_the_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_steps, "GRACE", 0.6)
+    stubborn = "import signal, time; [signal.signal(n, signal.SIG_IGN) for n in (2, 6)]; time.sleep(600)"
+    with gpu_steps.Steps(tmp_path, {}, {"peers": 3.0}) as steps:
+        processes = steps.start({f"peers-{k}": [sys.executable, "-S", "-c", stubborn] for k in range(9)})
+        began = time.monotonic()
+        steps.in_turn("peers", processes)
+        assert time.monotonic() - began < 3.6
+    assert [line.result for line in steps.lines] == ["FAILED: not done in time"] * 9
+
+
+def test_the_environment(tmp_path, monkeypatch):
+    for name in ("CUDA_HOME", "CUDA_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(gpu_check, "TOOLKIT", tmp_path)
+    assert "CUDA_HOME" not in gpu_check.environment()
+    (tmp_path / "nvvm").mkdir()
+    assert gpu_check.environment()["CUDA_HOME"] == str(tmp_path)
+    monkeypatch.setenv("CUDA_PATH", "/elsewhere")
+    assert "CUDA_HOME" not in gpu_check.environment()
+
+
+def test_only_the_tests_of_arrays_start_jax_on_the_gpu():
+    commands = gpu_check.tests([*gpu_check.BACKENDS], 4)
+    assert {name for name, words in commands.items() if "JAX_PLATFORMS=cpu" not in words} == {"tests-arrays"}
+
+
+def test_the_commit(tmp_path, monkeypatch):
+    assert re.fullmatch(r"[0-9a-f]{40}(, with changes)?|unknown", gpu_steps.commit.__wrapped__())
+    monkeypatch.setattr(gpu_steps, "ROOT", tmp_path)
+    assert gpu_steps.commit.__wrapped__() == "unknown"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert gpu_steps.commit.__wrapped__() == "unknown"
 
 
 def test_the_limits():
@@ -252,9 +338,10 @@ def test_on_the_stand_in_for_cupy(check, tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_check.os, "cpu_count", lambda: 2)
     status, lines, text = check("--only", "benchmark", "graph", "small", "peers")
     assert status == 1, "the stand-in misses the targets"
-    assert [name for _, name, result in lines if result != "ok"] == ["report"]
+    assert [name for _, name, result in lines if result != "ok"] == ["targets"]
     (results,) = (tmp_path / "out").glob("*-nvidia-stand-in.json")
     told = text[text.index("## For the README") :]
+    assert told.splitlines()[-1].startswith("| 40x30 | "), "the table comes last"
     for words in ("NVIDIA Stand-in, driver", "| 3x3 | ", "cupy: 3x3 float32, B = 1 takes the host", "times as fast as"):
         assert words in told
     assert '"part": "peers"' in results.read_text(encoding="utf-8")
@@ -292,4 +379,4 @@ def test_on_the_driver_with_numba_cuda(check, tmp_path, monkeypatch):
     }
     assert "cupy is not available: cupy is not installed: pip install" in text
     assert "numba-cuda: a call of one pair is right" in text
-    assert "1 passed" in (tmp_path / "out" / "tests-numba-cuda-test_parity.log").read_text(encoding="utf-8")
+    assert "1 passed" in (tmp_path / "build" / "tests-numba-cuda-test_parity.log").read_text(encoding="utf-8")

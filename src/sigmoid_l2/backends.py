@@ -133,7 +133,12 @@ def _require_compiler(numba_cuda: Any, numba: Any) -> None:
         here = " and ".join(f"{m.__name__} {getattr(m, '__version__', '')}" for m in (numba_cuda, other))
         return f"install versions that fit together (here {here}): {fix}"
 
-    _import("numba.cuda", "numba_cuda", _INSTALL_GPU, refit(numba, _INSTALL_NUMBA_CUDA))
+    cuda = _import("numba.cuda", "numba_cuda", _INSTALL_GPU, refit(numba, _INSTALL_NUMBA_CUDA))
+    if getattr(cuda, "implementation", "") == "Built-in":
+        raise _NotAvailableError(
+            "numba's own numba.cuda is in the way: numba-cuda takes its place by a .pth file, which Python does not "
+            "read on PYTHONPATH: install numba-cuda into the environment, or site.addsitedir its folder"
+        )
     _import("numba.cuda.np.arrayobj", "numba_cuda", _INSTALL_GPU, refit(np, "pip install 'numpy<2.5'"))
     paths = _import("numba.cuda.cuda_paths", "numba_cuda", _INSTALL_GPU)
     try:

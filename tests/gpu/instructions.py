@@ -60,9 +60,12 @@ def fma(a: Any, b: Any, c: Any) -> Any:
 
 def fma_down(a: Any, b: Any, c: Any) -> Any:
     """a * b + c of float32, towards minus infinity."""
-    exact = a.astype(np.float64) * b + c
-    near = exact.astype(np.float32)
-    return np.where(near > exact, np.nextafter(near, np.float32(-np.inf)), near)
+    product = a.astype(np.float64) * b  # exact
+    total = product + c
+    part = total - product
+    lost = (product - (total - part)) + (c - part)  # what the sum was rounded by
+    near = total.astype(np.float32)
+    return np.where((near > total) | ((near == total) & (lost < 0)), np.nextafter(near, np.float32(-np.inf)), near)
 
 
 def shift(left: bool) -> Callable[..., Any]:
@@ -81,13 +84,13 @@ def shift(left: bool) -> Callable[..., Any]:
 
 def insert(source: Any, target: Any, first: Any, count: Any) -> Any:
     """``target`` with ``count`` bits from ``first`` on taken from ``source``."""
-    one = target.dtype.type(1)
+    one, first, count = target.dtype.type(1), first & 255, count & 255
     mask = ((one << count.astype(target.dtype)) - one) << first.astype(target.dtype)
     return (target & ~mask) | ((source << first.astype(target.dtype)) & mask)
 
 
 def divide(a: Any, b: Any) -> Any:
-    """The quotient towards zero; by zero it is not defined, and is 0 here."""
+    """The quotient towards zero; what is divided by zero is taken for undefined, see ``steps``."""
     safe = np.where(b == 0, b.dtype.type(1), b)
     quotient = a // safe
     if a.dtype.kind == "i":
@@ -154,7 +157,7 @@ define("fma.rm.ftz", ("f32",), flushing(fma_down), "t t t")
 define("rcp.rn", FLOATS, lambda a: 1 / a, "t")
 define("rcp.rn.ftz", ("f32",), flushing(lambda a: 1 / a), "t")
 define("rcp.approx.ftz", ("f32",), flushing(lambda a: wrong(1 / a.astype(np.float64), a, 2**-23)), "t")
-define("rcp.approx.ftz", ("f64",), about_reciprocal, "t")
+define("rcp.approx.ftz", ("f64",), flushing(about_reciprocal), "t")
 define("ex2.approx.ftz", ("f32",), flushing(lambda a: wrong(np.exp2(a.astype(np.float64)), a, 2**-22)), "t")
 define("selp", (*INTEGERS, *BITS, *FLOATS), lambda a, b, p: np.where(p, a, b), "t t pred")
 define("setp.eq", (*INTEGERS, *BITS), np.equal, "t t", "pred")

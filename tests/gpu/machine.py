@@ -34,8 +34,10 @@ def launch(
     ``traffic`` is a ``traffic.Traffic`` that notes down the accesses to memory. Raises FaultError or, for an
     instruction that is not known, NotKnownError, each with the line.
     """
-    if threads % WARP or not 0 < threads <= 1024:
-        raise FaultError(f"{threads} threads are not the whole warps of one block")
+    if threads % WARP or not 0 < threads <= kernel.most_threads:
+        raise FaultError(f"{threads} threads are not the whole warps of one block of at most {kernel.most_threads}")
+    if not 0 < blocks < 2**31:
+        raise FaultError(f"{blocks} blocks")
     if [len(p) for p in parameters] != [size for _, size in kernel.parameters]:
         raise FaultError(f"parameters of {[len(p) for p in parameters]} bytes, not {kernel.parameters}")
     given = {name: value for (name, _), value in zip(kernel.parameters, parameters, strict=True)}

@@ -44,7 +44,8 @@ class Global:
         k = bisect_right(self.arrays, first, key=lambda a: a[0]) - 1
         address, name, held = self.arrays[max(k, 0)]
         if k < 0 or last + size > address + held.nbytes:
-            raise FaultError(f"bytes {first - address} to {last + size - address} of {name}, which has {held.nbytes}")
+            where = f"bytes {first - address} to {last + size - address}"
+            raise FaultError(f"one instruction takes {where} of {name}, which has {held.nbytes}")
         return address, name, held
 
     def touch(self, name: str, write: bool, offsets: Any, size: int, who: Any) -> None:
@@ -99,12 +100,16 @@ class Shared:
         self.warp_phase += 1
 
     def meet(self, lanes: Any) -> None:
-        """The lanes of warps have met at a warp's barrier."""
-        self.warp_phase[np.unique(np.flatnonzero(lanes) // WARP)] += 1
+        """Lanes have met at a warp's barrier; where they are not a whole warp, that orders nothing here."""
+        self.warp_phase[lanes.reshape(-1, WARP).all(axis=1)] += 1
 
     def check(self, addresses: Any, size: int, who: Any, write: bool) -> None:
         """Note down accesses of ``size`` bytes by the threads ``who``; FaultError where one must not be."""
-        outside = (addresses < 0) | (addresses + size > self.kernel.shared_bytes)
+        outside = np.logical_and.reduce(
+            [(addresses < first) | (addresses + size > first + held) for first, held in self.kernel.shared.values()],
+            initial=True,
+        )
+        outside = np.broadcast_to(outside, addresses.shape)
         if outside.any():
             raise FaultError(f"byte {addresses[outside][0]} of {self.kernel.shared_bytes} of shared memory")
         words, who = _words(addresses, size), np.repeat(who, size // WORD)

@@ -68,6 +68,7 @@ class Kernel:
     shared: dict[str, tuple[int, int]] = field(default_factory=dict)  # name: first byte and bytes
     code: list[Instruction] = field(default_factory=list)
     labels: dict[str, int] = field(default_factory=dict)  # name: index in the code
+    most_threads: int = 1024  # of a block, .maxntid
 
     @property
     def shared_bytes(self) -> int:
@@ -87,6 +88,8 @@ def parse(text: str) -> Kernel:
     head, _, body = rest.partition("{")
     for line in head.splitlines():
         _require(line.strip().partition(" ")[0] in IGNORED, line)
+        if found := re.match(r"\s*\.maxntid\s+(\d+)", line):
+            kernel.most_threads = int(found[1])
     for declaration in re.findall(r"^\s*\.shared[^;]*;", text.partition(".entry")[0], re.MULTILINE):
         _declare_shared(kernel, declaration.strip(" ;"))
     names: dict[str, Register] = {}

@@ -20,7 +20,13 @@ Reader = Callable[[Any], tuple[Any, Any]]  # of a block: an operand's values, an
 @cache
 def steps_of(kernel: Kernel) -> tuple[Step, ...]:
     """The steps of the kernel's instructions; NotKnownError with the line of one that is not known."""
-    return tuple(_step(kernel, instruction) for instruction in kernel.code)
+    steps = []
+    for instruction in kernel.code:
+        try:
+            steps.append(_step(kernel, instruction))
+        except (NotKnownError, AttributeError, TypeError, ValueError) as error:  # operands of another kind
+            raise NotKnownError(f"{instruction.line}: {error}") from error
+    return tuple(steps)
 
 
 def _step(kernel: Kernel, instruction: Instruction) -> Step:
@@ -124,9 +130,17 @@ def _go_on(block: Any, mask: Any, ready: Any, at: int) -> int | None:
     return None
 
 
+def _defined(block: Any, mask: Any, read: Reader) -> Any:
+    """An operand of a meeting, for each thread."""
+    value, undefined = read(block)
+    if (undefined & mask).any():
+        raise FaultError("an undefined lane or mask of lanes")
+    return block.full(value)
+
+
 def _meeting(members: Reader) -> Step:
     def step(block: Any, mask: Any, at: int) -> int | None:
-        ready = block.meet(at, mask, block.full(members(block)[0]))
+        ready = block.meet(at, mask, _defined(block, mask, members))
         block.shared.meet(ready)
         return _go_on(block, mask, ready, at)
 
@@ -135,22 +149,21 @@ def _meeting(members: Reader) -> Step:
 
 def _shuffle(kernel: Kernel, instruction: Instruction) -> Step:
     (target, in_range), *operands = instruction.operands
-    value, distance, clamp, members = (_reader(kernel, operand, TYPES["u32"]) for operand in operands)
+    value, *how = (_reader(kernel, operand, TYPES["u32"]) for operand in operands)
     by_xor = ".bfly." in instruction.opcode
 
     def step(block: Any, mask: Any, at: int) -> int | None:
-        names = block.full(members(block)[0])
+        distance, clamp, names = (_defined(block, mask, read) for read in how)
         ready = block.meet(at, mask, names)
-        if (block.full(clamp(block)[0])[ready] != WARP - 1).any():
+        if (clamp[ready] != WARP - 1).any():
             raise NotKnownError("a shuffle within a part of a warp")
         lane = block.ids % WARP
-        other = lane ^ distance(block)[0] if by_xor else block.full(distance(block)[0])
-        source = np.where(other < WARP, block.ids - lane + other, block.ids).astype(int)
+        source = block.ids - lane + ((lane ^ distance) if by_xor else distance).astype(int) % WARP
         if (ready & ~(ready[source] & (names[source] == names))).any():
             raise FaultError("a lane takes the value of one that does not take part")
         values, undefined = value(block)
         block.write(target, block.full(values)[source], block.normal(undefined[source]), ready)
-        block.write(in_range, other < WARP, block.none, ready)
+        block.write(in_range, block.all, block.none, ready)
         return _go_on(block, mask, ready, at)
 
     return step
@@ -166,10 +179,13 @@ def _arithmetic(kernel: Kernel, instruction: Instruction) -> Step:
         raise NotKnownError(instruction.line)
     readers = [_reader(kernel, source, dtype) for source, dtype in zip(sources, types, strict=True)]
     activity, selects = _activity(kernel, instruction), instruction.opcode.startswith("selp.")
+    divides = instruction.opcode.startswith(("div.", "rem."))
 
     def step(block: Any, mask: Any, at: int) -> int:
         values, undefined = zip(*[read(block) for read in readers], strict=True)
         unknown = block.union(undefined)
+        if divides:  # by zero
+            unknown = block.normal(unknown | block.full(values[1] == 0))
         if selects and unknown is not block.none:
             unknown = np.where(values[2], undefined[0], undefined[1]) | undefined[2]
         value = np.asarray(function(*values)).astype(result, copy=False)
@@ -185,13 +201,15 @@ def _unpack(kernel: Kernel, parts: tuple[Register, Register], source: Any) -> St
     def step(block: Any, mask: Any, at: int) -> int:
         value, undefined = read(block)
         for part, bits in zip(parts, (value, value >> np.uint64(32)), strict=True):
-            block.write(part, bits.astype(np.uint32), undefined, mask)
+            if part != "_":  # a value that nobody wants
+                block.write(part, bits.astype(np.uint32), undefined, mask)
         return at + 1
 
     return step
 
 
 def _pack(kernel: Kernel, target: Register, parts: tuple[Any, Any]) -> Step:
+    """Where one half is undefined, all is."""
     low, high = (_reader(kernel, part, TYPES["u32"]) for part in parts)
 
     def step(block: Any, mask: Any, at: int) -> int:
@@ -249,6 +267,8 @@ def _access(kernel: Kernel, instruction: Instruction, kind: str, space: str, wid
         else:
             start, name, memory = block.memory.find(addresses, size)
             offsets = addresses - start
+            if start % dtype.itemsize or memory.nbytes % dtype.itemsize:
+                raise NotKnownError(f"{dtype} of {name}, which does not begin or end between two of them")
             block.memory.touch(name, write, offsets, size, block.number * block.threads + who)
         if block.traffic is not None:
             block.traffic.add(name, write, who, offsets, size)

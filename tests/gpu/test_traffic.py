@@ -91,8 +91,9 @@ def test_everything_moves_once(backend, m, n, dtype):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(("m", "n"), MORE_SHAPES)
 def test_everything_moves_once_in_more_shapes(backend, m, n, dtype):
-    if backend == "cupy" or (m, n, dtype, True) not in NUMBA_MORE:
-        assert_moves(backend, m, n, dtype)
+    if backend == "numba-cuda" and (m, n, dtype, True) in NUMBA_MORE:
+        pytest.skip("it is in the table of what moves more")
+    assert_moves(backend, m, n, dtype)
 
 
 @pytest.mark.parametrize(("m", "n"), [(3, 3), (784, 10), (3, 40)])
