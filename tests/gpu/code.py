@@ -35,11 +35,9 @@ class Used(NamedTuple):
 
 def used(launch, chip):
     """What the machine code of a ``launches.Launch`` uses."""
-    dimensions = tuple(a.ndim for a in launch.arguments if not isinstance(a, int))
     if launch.bounds is None:
-        return cupy_used(launch.source, launch.dtype, dimensions, chip)
-    integers = len(launch.arguments) - len(dimensions)
-    return numba_used(launch.source, launch.dtype, dimensions, integers, launch.bounds, chip)
+        return cupy_used(launch.source, launch.dtype, launch.types[0], chip)
+    return numba_used(launch.source, launch.dtype, *launch.types, launch.bounds, chip)
 
 
 @cache

@@ -42,13 +42,17 @@ class Launch(NamedTuple):
         """The kernel's: "staged", "rows", "long" or "finish"."""
         return (self.source.__name__ if self.bounds else self.source.name).rpartition("_")[2]
 
+    @property
+    def types(self) -> tuple[tuple[int, ...], int]:
+        """The number of dimensions of each array, and how many integers come after them."""
+        dimensions = tuple(a.ndim for a in self.arguments if not isinstance(a, int))
+        return dimensions, len(self.arguments) - len(dimensions)
+
     def text(self) -> str:
         """The PTX that would run."""
-        dimensions = tuple(a.ndim for a in self.arguments if not isinstance(a, int))
         if self.bounds is None:
-            return code.cupy_ptx(self.source, self.dtype, dimensions)
-        integers = sum(isinstance(a, int) for a in self.arguments)
-        return code.numba_ptx(self.source, self.dtype, dimensions, integers, self.bounds)
+            return code.cupy_ptx(self.source, self.dtype, self.types[0])
+        return code.numba_ptx(self.source, self.dtype, *self.types, self.bounds)
 
     def parameters(self) -> list[bytes]:
         """The arguments as the kernel gets them."""
@@ -151,13 +155,6 @@ def _in_numba(kernels: Any, launched: list[Launch], W: Any, address: Any) -> Sta
     yield kernels, {"_device_array": lambda a: a, **_numba_builders()}
 
 
-class Done(NamedTuple):
-    """What a launch has done."""
-
-    issued: Counter[str]  # instructions to warps, by opcode
-    traffic: Traffic | None  # where it is counted
-
-
 def run(
     launched: list[Launch],
     memory: Global,
@@ -165,14 +162,17 @@ def run(
     only: range | None = None,
     count: bool = False,
     change: Callable[[str], str] = lambda text: text,
-) -> list[Done]:
-    """Execute the launches, or ``only`` some blocks of each, from their PTX after ``change``."""
+) -> list[tuple[Counter[str], Any]]:
+    """Execute the launches, or ``only`` some blocks of each, from their PTX after ``change``.
+
+    For each the instructions issued to warps, by opcode, and (None if not ``count``) the Traffic.
+    """
     done = []
     for launch in launched:
         kernel, traffic = ptx.parse(change(launch.text())), Traffic() if count else None
         sizes = launch.blocks, launch.threads
         issued = machine.launch(kernel, *sizes, launch.parameters(), memory, only=only, traffic=traffic)
-        done.append(Done(issued, traffic))
+        done.append((issued, traffic))
     return done
 
 
