@@ -14,7 +14,7 @@ from gpu.test_proof import backend as backend
 from gpu.test_proof import tile_pairs
 from gpu.traffic import SECTOR_BYTES
 from sigmoid_l2.kernels import cuda_launch
-from sigmoid_l2.kernels.cuda_launch import Rows, plan
+from sigmoid_l2.kernels.cuda_launch import Rows, Staged, plan
 
 EXCESS = 1.05  # sectors moved over the least possible, at most
 CONFLICTS = 1.1  # accesses to shared memory over those without bank conflicts, at most
@@ -70,8 +70,11 @@ def assert_moves(backend, m, n, dtype, *, wide=True, excess=EXCESS, conflicts=CO
             assert (moved["W"], moved["x"], moved["dW"]) == (rows * n, pairs * n, rows * n)
             assert sum(map(moved.get, partial)) == pairs * (n + 1)
             width = p.vector * itemsize if isinstance(p, Rows) else cuda_launch.WIDE_BYTES
-            sizes = {size for name, _, size in traffic.accesses if name in ("W", "dW")}
-            assert sizes == {width if wide and (isinstance(p, Rows) or W[0].nbytes * pairs % 16 == 0) else itemsize}
+            fits = isinstance(p, Rows) or W[0].nbytes * pairs % 16 == 0
+            # For the smallest pairs x and dx are as much as W, and must move as widely.
+            checked = ("W", "dW", "x", "dx") if isinstance(p, Staged) and p.lanes == 1 else ("W", "dW")
+            sizes = {size for name, _, size in traffic.accesses if name in checked}
+            assert sizes == {width if wide and fits else itemsize}
         if launch.name != "finish" or n >= WARP:  # the partial sums of short rows are no whole sectors
             found.append(sum(traffic.sectors.values()) / least)
             assert found[-1] <= excess, launch.name
