@@ -370,7 +370,7 @@ def test_on_the_driver_with_numba_cuda(check, tmp_path, monkeypatch):
     python.write_text(ON_THE_DRIVER, encoding="utf-8")
     monkeypatch.setattr(gpu_check, "PYTHON", [sys.executable, str(python)])
     monkeypatch.setattr(gpu_check, "find_spec", lambda name: None)
-    monkeypatch.setenv("PYTEST_ADDOPTS", "-k '(nan_touches or chunks and 100-batch0) and numba-cuda-float32'")
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-k '(nan_touches or chunks and 100-batch0) and float32'")
     status, lines, text = check()
     assert status == 1, "CuPy is missing"
     assert {name: result for _, name, result in lines if name not in ("cupy", "and all after it")} == {
