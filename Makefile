@@ -26,19 +26,21 @@ run: .venv/.run
 
 # The GPU kernels take seconds each to compile: on several processes.
 test: .venv/.test
-	.venv/bin/python -m pytest tests --ignore tests/gpu
+	.venv/bin/python -m pytest tests bench/tests --ignore tests/gpu
 	.venv/bin/python -m pytest -n auto --maxprocesses 8 tests/gpu
 
+# mypy finds a package whose folders lie together: so do these links.
 lint: .venv/.dev
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	rm -rf build/typed
-	$(PIP) install --no-deps --target build/typed .
+	mkdir -p build/typed/sigmoid_l2
+	ln -s $(CURDIR)/src/sigmoid_l2/* $(CURDIR)/kernels build/typed/sigmoid_l2
 	MYPYPATH=build/typed .venv/bin/mypy
 
 # What a user gets: the wheel and the sdist, each installed into an empty environment.
 package: .venv/.dev
-	.venv/bin/python tests/check_package.py
+	.venv/bin/python tests/attack/check_package.py
 
 # On Linux PyPI's torch comes with gigabytes of CUDA, which these benchmarks do not use. Its CPU-only build:
 #     PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make bench
@@ -60,26 +62,26 @@ accuracy: .venv/.test .venv/.bench
 
 FUZZ_LIMIT = -max_total_time=60
 fuzz: .venv/.fuzz
-	.venv/bin/python tests/fuzz/run.py call $(FUZZ_LIMIT)
-	.venv/bin/python tests/fuzz/run.py files $(FUZZ_LIMIT)
+	.venv/bin/python tests/attack/fuzz/run.py call $(FUZZ_LIMIT)
+	.venv/bin/python tests/attack/fuzz/run.py files $(FUZZ_LIMIT)
 
 mutation: .venv/.test
-	.venv/bin/python tests/mutation/check.py --json build/mutation.json
+	.venv/bin/python tests/attack/mutation/check.py --json build/mutation.json
 
 # -rP shows what the tests that pass have printed: what was met how often.
 faults: .venv/.test
-	.venv/bin/python -m pytest -m faults -rP tests/test_faults_files.py tests/test_faults_calls.py
+	.venv/bin/python -m pytest -m faults -rP tests/attack/test_faults_files.py tests/attack/test_faults_calls.py
 
 proof: .venv/.test
 	.venv/bin/python -m pytest -n auto --maxprocesses 8 -m proof tests/gpu
 
 large: .venv/.test
-	.venv/bin/python -m pytest -m large tests/test_large.py
+	.venv/bin/python -m pytest -m large tests/attack/test_large.py
 
 oldest:
 	python3.11 -m venv build/oldest
-	build/oldest/bin/python -m pip install --quiet -c tests/oldest.txt -e '.[test]'
-	build/oldest/bin/python -m pytest tests
+	build/oldest/bin/python -m pip install --quiet -c tests/attack/oldest.txt -e '.[test]'
+	build/oldest/bin/python -m pytest tests bench/tests
 
 # Without --strict pip-audit says that all is well where it could not ask.
 advisories: .venv/.test
@@ -87,10 +89,10 @@ advisories: .venv/.test
 	build/audit/bin/pip install --quiet pip-audit
 	.venv/bin/python -m pip freeze --exclude-editable > build/installed.txt
 	build/audit/bin/pip-audit --strict --no-deps --disable-pip -r build/installed.txt
-	build/audit/bin/pip-audit --strict --no-deps --disable-pip -r tests/oldest.txt
+	build/audit/bin/pip-audit --strict --no-deps --disable-pip -r tests/attack/oldest.txt
 
 reproducible: .venv/.dev
-	.venv/bin/python tests/check_reproducible.py
+	.venv/bin/python tests/attack/check_reproducible.py
 
 .venv/bin/python:
 	python3 -m venv .venv

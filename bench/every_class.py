@@ -11,7 +11,7 @@ from gpu_measure import Arrays
 from gpu_results import share
 from measure import Case
 
-# The fewest pairs that fill more than one block and end in the middle of one, wide and not; every way in cuda_launch.
+# The fewest pairs that fill more than one block and end in the middle of one, wide and not; every way of gpu/plan.py.
 CASES = (
     (1, 1, 131),  # a lane a pair
     (3, 3, 257),

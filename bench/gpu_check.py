@@ -129,7 +129,7 @@ def tests(available: list[str], processes: int) -> Commands:
     # Warnings of versions that nobody chose are shown and do not fail; a test that forbids warnings still does.
     pytest = [*PYTHON, "-m", "pytest", "-v", "-W", "default", "--maxfail=30", "--durations=5"]
     pytest += ["-p", "no:cacheprovider", "-p", "no:benchmark"]
-    kernels = ["tests/test_parity.py", "tests/test_same_bits.py"]
+    kernels = ["tests/host/test_parity.py", "tests/host/test_same_bits.py"]
     commands: Commands = {}
     for name in available:
         # JAX is compared with here and can do so on the CPU: each process would start it on the GPU.
@@ -140,7 +140,7 @@ def tests(available: list[str], processes: int) -> Commands:
         else:
             commands |= {f"tests-{name}-{Path(file).stem}": [*own, file] for file in kernels}
     if "cupy" in available:
-        commands["tests-arrays"] = [*pytest, "tests/test_cuda_arrays.py", "tests/test_streams.py"]
+        commands["tests-arrays"] = [*pytest, "tests/host/test_cuda_arrays.py", "tests/host/test_streams.py"]
     return commands
 
 

@@ -6,13 +6,13 @@ Exits with 1 where it does not. Each backend is asked in a process of its own, b
 driver may crash or hang.
 """
 
-import importlib
 import sys
 
 import numpy as np
 from gpu_results import LIBRARIES, installed
 
 import sigmoid_l2 as sl2
+from sigmoid_l2 import dispatch
 
 
 def main() -> None:
@@ -21,7 +21,7 @@ def main() -> None:
     print(
         f"{name}: Python {sys.version.split()[0]}, " + ", ".join(f"{n} {v}" for n in LIBRARIES if (v := installed(n)))
     )
-    (backend,) = (b for b in importlib.import_module("sigmoid_l2.backends").BACKENDS if b.name == name)
+    (backend,) = (b for b in dispatch.BACKENDS if b.name == name)
     if reasons := backend.reasons():
         sys.exit("\n".join(f"{name} is not available: {reason}" for reason in reasons))
     loss = sl2.value(np.zeros((1, 1, 1), np.float32), np.zeros((1, 1), np.float32), backend=name)

@@ -1,6 +1,5 @@
 """What the GPU benchmarks share: which backends run, arrays on the device, and times taken by its own clock."""
 
-import importlib
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -16,6 +15,7 @@ from gpu_results import machine
 from measure import Case, Times
 
 import sigmoid_l2 as sl2
+from sigmoid_l2 import dispatch
 
 BACKENDS = ("cupy", "numba-cuda")
 # W is so many times as large as the L2, so that a call finds nothing of the one before, and at least so many bytes.
@@ -31,7 +31,7 @@ FEW = 64  # pairs, at most, of a call that is there to have its kernels compiled
 
 def require_gpu(names: Iterable[str] = BACKENDS) -> list[str]:
     """Those of ``names`` that run here; ends the program with 2 and one line where none does, or CuPy does not."""
-    table = {b.name: b for b in importlib.import_module("sigmoid_l2.backends").BACKENDS}
+    table = {b.name: b for b in dispatch.BACKENDS}
     # CuPy's arrays, events and copies are used for both.
     reasons = {name: "; ".join(table[name].reasons()) for name in dict.fromkeys(("cupy", *names))}
     available = [name for name in names if not reasons[name]]

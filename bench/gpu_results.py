@@ -20,7 +20,7 @@ from gpu_steps import COMPILED, commit
 from measure import Case
 from rows import Row
 
-from sigmoid_l2.kernels.cuda_launch import plan, size_class
+from sigmoid_l2.kernels.gpu.plan import make_plan, size_class
 
 RESULTS = Path(__file__).resolve().parent / "results"
 GPU_LIBRARIES = ("cupy-cuda13x", "cupy-cuda12x", "numba-cuda", "numba-cuda-mlir")
@@ -127,7 +127,7 @@ def write(results: dict[str, Any], path: Path) -> None:
 
 def row(part: str, contender: str, case: Case) -> Row:
     """What all rows have."""
-    p = plan(case.m, case.n, np.dtype(case.dtype).itemsize)
+    p = make_plan(case.m, case.n, np.dtype(case.dtype).itemsize)
     sizes = {"dtype": case.dtype, "m": case.m, "n": case.n, "B": case.B, "bytes": case.traffic, "class": size_class(p)}
     return {"part": part, "contender": contender, **sizes}
 

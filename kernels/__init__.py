@@ -1,4 +1,4 @@
-"""The mathematics, one file a kernel: reference, cpu_numba, cuda_numba and cuda_cupy have the same function ``fused``.
+"""The mathematics: reference, cpu.launch, gpu.launch_cupy and gpu.launch_numba have the same function ``fused``.
 
 The contract of a kernel, ``fused(W, x, loss, dW, dx, *, stream=None)``:
 

@@ -3,18 +3,16 @@
 The environment variable SIGMOID_L2_TEST_BACKENDS limits the backends (comma separated).
 """
 
-import importlib
 import os
 
 import hypothesis
 import numpy as np
 import pytest
 
+from sigmoid_l2 import dispatch
 from sigmoid_l2.problem import DTYPES
 
-backends = importlib.import_module("sigmoid_l2.backends")  # the attribute sigmoid_l2.backends is the function
-
-os.environ.pop(backends.ENVIRONMENT_VARIABLE, None)  # tests that want a default backend set it
+os.environ.pop(dispatch.ENVIRONMENT_VARIABLE, None)  # tests that want a default backend set it
 
 # Derandomized: a run of the suite means the same everywhere. SIGMOID_L2_TEST_RANDOM=1 looks further.
 hypothesis.settings.register_profile(
@@ -28,12 +26,12 @@ hypothesis.settings.load_profile("sigmoid-l2")
 
 
 def _parameters() -> list:
-    names = os.environ.get("SIGMOID_L2_TEST_BACKENDS", ",".join(backends.NAMES)).split(",")
-    unknown = set(names) - set(backends.NAMES)
+    names = os.environ.get("SIGMOID_L2_TEST_BACKENDS", ",".join(dispatch.NAMES)).split(",")
+    unknown = set(names) - set(dispatch.NAMES)
     assert not unknown, f"SIGMOID_L2_TEST_BACKENDS has unknown names: {unknown}"
     return [
         pytest.param(b, id=b.name, marks=[pytest.mark.gpu] * (b.device == "cuda"))
-        for b in backends.BACKENDS
+        for b in dispatch.BACKENDS
         if b.name in names
     ]
 

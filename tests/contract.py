@@ -19,14 +19,15 @@ tiny max(1, sum_i |W_ij|), and loss by tiny. CuPy always compiles float32 with -
 while g = 2 exp(-|q|) is still normal, so there g may be off by 2 tiny, and each of the m terms of the loss by tiny.
 """
 
-import importlib
 from typing import Any, NamedTuple
 
 import mpmath
 import numpy as np
 import oracle
 
-_DEVICE = {b.name: b.device for b in importlib.import_module("sigmoid_l2.backends").BACKENDS}
+from sigmoid_l2 import dispatch
+
+_DEVICE = {b.name: b.device for b in dispatch.BACKENDS}
 
 
 class Results(NamedTuple):

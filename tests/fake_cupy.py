@@ -7,12 +7,12 @@
 
 import contextlib
 import dataclasses
-import importlib
 import sys
 from types import SimpleNamespace
 
 import numpy as np
 
+from sigmoid_l2 import dispatch
 from sigmoid_l2.kernels import reference
 
 _devices, _streams = [0], [0]
@@ -313,11 +313,10 @@ def _numba_cuda():
 
 def install(monkeypatch):
     """Put this module in CuPy's place, numba-cuda, PyTorch and JAX beside it; it gets ``kernels`` by backend name."""
-    backends = importlib.import_module("sigmoid_l2.backends")
     numba_cuda = _numba_cuda()
-    kernels = {b.name: RecordingKernel(numba_cuda) for b in backends.BACKENDS if b.device == "cuda"}
+    kernels = {b.name: RecordingKernel(numba_cuda) for b in dispatch.BACKENDS if b.device == "cuda"}
 
-    class Simulated(backends.Backend):
+    class Simulated(dispatch.Backend):
         @property
         def kernel(self):
             return kernels[self.name]
@@ -326,7 +325,7 @@ def install(monkeypatch):
         Simulated(**{f.name: getattr(b, f.name) for f in dataclasses.fields(b)} | {"probe": lambda: None})
         if b.device == "cuda"
         else b
-        for b in backends.BACKENDS
+        for b in dispatch.BACKENDS
     )
     module = sys.modules[__name__]
     torch = SimpleNamespace(
@@ -335,7 +334,7 @@ def install(monkeypatch):
         from_dlpack=lambda a: Tensor(a.__dlpack__(stream=Tensor.current_stream)),
     )
     jax_numpy = SimpleNamespace(from_dlpack=lambda a: Array(a.__dlpack__(stream=Array.work_stream)))
-    monkeypatch.setattr(backends, "BACKENDS", table)
+    monkeypatch.setattr(dispatch, "BACKENDS", table)
     monkeypatch.setitem(sys.modules, "cupy", module)
     monkeypatch.setitem(sys.modules, "numba", SimpleNamespace(cuda=numba_cuda))
     monkeypatch.setitem(sys.modules, "torch", torch)
@@ -343,9 +342,9 @@ def install(monkeypatch):
         sys.modules, "jax", SimpleNamespace(Array=Array, numpy=jax_numpy, enable_x64=contextlib.nullcontext)
     )
     monkeypatch.setitem(sys.modules, "jax.numpy", jax_numpy)
-    monkeypatch.setattr("sigmoid_l2.cuda_arrays._cupy", lambda: module)
-    monkeypatch.setattr("sigmoid_l2.cuda_arrays._numba_cuda", lambda: numba_cuda)
-    monkeypatch.setattr("sigmoid_l2.device.CupyLayer._kernel_streams", {})
+    monkeypatch.setattr("sigmoid_l2.gpu.arrays._cupy", lambda: module)
+    monkeypatch.setattr("sigmoid_l2.gpu.arrays._numba_cuda", lambda: numba_cuda)
+    monkeypatch.setattr("sigmoid_l2.gpu.library.CupyLayer._kernel_streams", {})
     monkeypatch.setattr(module, "kernels", kernels, raising=False)
     log.clear()
     return module

@@ -2,6 +2,6 @@
 
 import sys
 
-from sigmoid_l2.cli import main
+from sigmoid_l2.cli.main import main
 
 sys.exit(main())

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sigmoid_l2.backends import choose
+from sigmoid_l2.dispatch import choose
 from sigmoid_l2.execute import execute
 from sigmoid_l2.problem import validate, validate_out
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from sigmoid_l2 import device, staging
-from sigmoid_l2.backends import Backend
+from sigmoid_l2 import offload
+from sigmoid_l2.dispatch import Backend
+from sigmoid_l2.gpu import library
 from sigmoid_l2.problem import Problem
 
 # What a kernel cannot read or write in place is copied in pieces of this many bytes of W, so that the copies stay in
@@ -49,8 +50,8 @@ def _execute(problem: Problem, names: Sequence[str], out: Any, backend: Backend,
     if 0 in problem.batch:
         return results
     if problem.device == "cpu" and backend.device == "cuda":
-        handle = None if stream is None else device.stream_handle(stream)
-        staging.carry(problem, arrays, device.layer(backend.name, backend.kernel), handle, CARRIED_PIECE_BYTES)
+        handle = None if stream is None else library.stream_handle(stream)
+        offload.carry(problem, arrays, library.layer(backend.name, backend.kernel), handle, CARRIED_PIECE_BYTES)
         return results
     compute = _kernel(problem, backend)
     inputs_fit = _fits(problem.W, dtype) and _fits(problem.x, dtype)

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from sigmoid_l2 import cuda_arrays
+from sigmoid_l2.gpu import arrays as gpu_arrays
 
 Device = Literal["cpu", "cuda"]
 
@@ -19,7 +19,7 @@ _NUMBERS = _FLOATS | {np.dtype(char).num for char in "?bBhHiIlLqQ"}
 class Problem(NamedTuple):
     """A validated batch. Arrays are views of the caller's, still in their own layout, byte order and dtype.
 
-    CUDA arrays of any library are held as CuPy's, or where there is no CuPy as ``cuda_arrays.DeviceArray``.
+    CUDA arrays of any library are held as CuPy's, or where there is no CuPy as ``gpu_arrays.DeviceArray``.
     """
 
     W: Any  # (*batch, m, n)
@@ -30,7 +30,7 @@ class Problem(NamedTuple):
     dtype: np.dtype[Any]  # of the results: float16, float32 or float64, native byte order
     device: Device  # where W and x live
     column: bool  # x came as columns (*batch, n, 1)
-    place: cuda_arrays.Place | None  # with CUDA arrays: the device and stream of the call, and the kind of its results
+    place: gpu_arrays.Place | None  # with CUDA arrays: the device and stream of the call, and the kind of its results
 
     @property
     def B(self) -> int:  # noqa: N802 - the name of the mathematics
@@ -87,12 +87,12 @@ def validate(W: Any, x: Any, stream: Any = None) -> Problem:
     return Problem(W, x[..., 0] if column else x, batch, shape[-2], shape[-1], dtype, device, column, place)
 
 
-def _as_arrays(W: Any, x: Any, stream: Any) -> tuple[cuda_arrays.Place | None, Any, Any]:
-    on_cuda = [cuda_arrays.is_cuda_array(a) for a in (W, x)]
+def _as_arrays(W: Any, x: Any, stream: Any) -> tuple[gpu_arrays.Place | None, Any, Any]:
+    on_cuda = [gpu_arrays.is_cuda_array(a) for a in (W, x)]
     if on_cuda == [False, False]:
         return None, _host_array("W", W), _host_array("x", x)
     if on_cuda == [True, True]:
-        place = cuda_arrays.place("W", W, stream)
+        place = gpu_arrays.place("W", W, stream)
         return place, *(_check_dtype(name, place.take(name, a)) for name, a in (("W", W), ("x", x)))
     host, cuda, array = ("x", "W", W) if on_cuda[0] else ("W", "x", x)
     raise TypeError(
@@ -111,10 +111,10 @@ def validate_out(problem: Problem, names: Sequence[str], out: Any) -> list[Any]:
     on_host = problem.place is None
     arrays = list(out) if on_host else [_as_output(problem.place, *given) for given in zip(names, out, strict=True)]
     # Of CUDA arrays the bounds must do: an exact answer would have to wait for the device.
-    checked = [(name, a if on_host else cuda_arrays.bounds(a)) for name, a in (("W", problem.W), ("x", problem.x))]
+    checked = [(name, a if on_host else gpu_arrays.bounds(a)) for name, a in (("W", problem.W), ("x", problem.x))]
     for name, array in zip(names, arrays, strict=True):
         _check_output(problem, name, array)
-        memory = array if on_host else cuda_arrays.bounds(array)
+        memory = array if on_host else gpu_arrays.bounds(array)
         for other_name, other in checked:
             if _overlap(memory, other) if on_host else max(memory[0], other[0]) < min(memory[1], other[1]):
                 raise ValueError(f"out: {name} shares memory with {other_name}; every output needs memory of its own")
@@ -123,22 +123,22 @@ def validate_out(problem: Problem, names: Sequence[str], out: Any) -> list[Any]:
 
 
 def _as_output(place: Any, name: str, a: Any) -> Any:
-    if not cuda_arrays.is_cuda_array(a):
+    if not gpu_arrays.is_cuda_array(a):
         raise ValueError(f"out: {name} must be a CUDA array, like the inputs, not {_describe(a)}")
     try:
         array = place.take(f"out: {name}", a)
     except TypeError as error:
         raise ValueError(str(error)) from error
-    if cuda_arrays.is_read_only(a):
+    if gpu_arrays.is_read_only(a):
         raise ValueError(f"out: {name} is read-only")
     return array
 
 
 def host_array(name: str, a: Any) -> Any:
     """``a`` as a NumPy array, copied from a device where it is on one; TypeError for a kind or dtype not supported."""
-    if not cuda_arrays.is_cuda_array(a):
+    if not gpu_arrays.is_cuda_array(a):
         return _host_array(name, a)
-    place = cuda_arrays.place(name, a, None)
+    place = gpu_arrays.place(name, a, None)
     return place.to_host(_check_dtype(name, place.take(name, a)))
 
 
@@ -195,7 +195,7 @@ def _why_shapes_do_not_fit(W: tuple[int, ...]) -> str:
 def _result_dtype(W: Any, x: Any) -> np.dtype[Any]:
     dtype = np.result_type(W.dtype, x.dtype)
     dtype = dtype if dtype.kind == "f" else np.dtype(np.float64)
-    if isinstance(W, cuda_arrays.DeviceArray):
+    if isinstance(W, gpu_arrays.DeviceArray):
         raise TypeError(
             f"W has dtype {W.dtype} and x {x.dtype}, which only CuPy can convert on the device: install it, "
             f"or pass both in {dtype}"

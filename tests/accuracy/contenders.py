@@ -3,7 +3,6 @@
 ``run(W, x)`` takes W (B, 1, 1) and x (B, 1) as NumPy arrays of one dtype to loss (B,), dW and dx of any shape.
 """
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
@@ -13,8 +12,8 @@ from typing import Any
 import numpy as np
 
 import sigmoid_l2 as sl2
+from sigmoid_l2 import dispatch
 
-backends = importlib.import_module("sigmoid_l2.backends")  # the attribute sigmoid_l2.backends is the function
 DTYPES = (np.dtype("float32"), np.dtype("float64"))
 
 
@@ -81,7 +80,7 @@ def torch_grad(W: Any, x: Any) -> tuple[Any, Any, Any]:
 CONTENDERS = (
     *(
         Contender(f"sigmoid-l2, {b.name}", "sigmoid-l2", partial(sl2.value_and_grad, backend=b.name), b)
-        for b in backends.BACKENDS
+        for b in dispatch.BACKENDS
     ),
     Contender("JAX", "jax", jax_grad),
     Contender("torch", "torch", torch_grad),

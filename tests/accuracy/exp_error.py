@@ -3,8 +3,8 @@
 from typing import Any
 
 import numpy as np
+from host.test_simd import exp as vector_exp
 from numba import njit
-from test_simd import exp as vector_exp
 from tqdm import tqdm
 
 from accuracy import truth

@@ -7,19 +7,15 @@ are compiled as at run time, with link-time optimisation, and linked by nvJitLin
 import io
 import os
 import struct
-import sys
 from functools import cache
-from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 from unittest import mock
 
 import numpy as np
 
-from sigmoid_l2.kernels import cuda_framework
-
-sys.path.append(str(Path(__file__).resolve().parents[2] / "bench"))
-import chips
+from gpu import chips
+from sigmoid_l2.kernels.gpu import shim
 
 CHIPS = tuple(chips.LIMITS)
 REGISTER_COUNT, FRAME_SIZE = 0x2F, 0x11  # attributes in .nv.info
@@ -103,7 +99,7 @@ def numba_ptx(function, dtype, dimensions, integers, bounds, chip=90):
 @cache
 def numba_used(function, dtype, dimensions, integers, bounds, chip):
     """What its machine code uses."""
-    if cuda_framework.package() == "numba_cuda_mlir":
+    if shim.package() == "numba_cuda_mlir":
         return _used(_link_successor(function, dtype, dimensions, integers, bounds, chip), chip)
     library = _numba_library(function, dtype, dimensions, integers, bounds)
     cc = *divmod(chip, 10), "a" if chip >= 90 else ""  # as numba-cuda chooses it

@@ -17,8 +17,8 @@ from fenced import batch, shapes
 import sigmoid_l2 as sl2
 from gpu import driver
 from sigmoid_l2 import execute
-from sigmoid_l2.device import stream_handle
-from sigmoid_l2.kernels import cuda_launch
+from sigmoid_l2.gpu.library import stream_handle
+from sigmoid_l2.kernels.gpu import plan
 
 sys.modules["cupy"] = None  # so that numba-cuda alone takes CUDA arrays
 DRIVER = driver.load()
@@ -77,7 +77,7 @@ def forget():
 def test_each_class(name):
     """Right with host arrays; with device arrays the same bits, by launches alone, after what a producer has queued."""
     W, x = batch(*CLASSES[name])
-    assert cuda_launch.size_class(cuda_launch.plan(*W.shape[1:], W.itemsize)) == name.partition(",")[0]
+    assert plan.size_class(plan.make_plan(*W.shape[1:], W.itemsize)) == name.partition(",")[0]
     results, limit = call(W, x), 100 * np.finfo(W.dtype).eps  # test_proof.py has the accuracy contract
     for a, right in zip(results, sl2.value_and_grad(*map(np.float64, (W, x)), backend="numpy"), strict=True):
         np.testing.assert_allclose(a, right, rtol=limit, atol=limit * abs(right).max())
@@ -118,7 +118,7 @@ def test_sixteen_threads(monkeypatch):
     """Calls at once, on host and device arrays; a kernel that is new to all of them is compiled once."""
     batches, new = [batch(*CLASSES["tiny"]), batch(*CLASSES["split"])], batch(1, 1, 16400, "float32")
     right, start = [bits(call(*arrays)) for arrays in batches], threading.Barrier(16)
-    kernels = importlib.import_module("sigmoid_l2.kernels.cuda_numba")
+    kernels = importlib.import_module("sigmoid_l2.kernels.gpu.launch_numba")
     source = kernels.long_source
     monkeypatch.setattr(kernels, "long_source", lambda *key: time.sleep(0.3) or source(*key))  # so that all meet
 

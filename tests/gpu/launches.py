@@ -18,10 +18,10 @@ import numpy as np
 from gpu import code, machine, ptx
 from gpu.memory import Global
 from gpu.traffic import Traffic
-from sigmoid_l2.kernels import cuda_launch
+from sigmoid_l2.kernels.gpu import plan
 
 NAMES = ("W", "x", "loss", "dW", "dx")
-MODULES = {"cupy": "cuda_cupy", "numba-cuda": "cuda_numba"}
+MODULES = {"cupy": "launch_cupy", "numba-cuda": "launch_numba"}
 CUPY_BUILDERS = ("staged_kernel", "rows_kernel", "long_kernel", "finish_kernel")
 NUMBA_BUILDERS = ("_staged", "_rows", "_long", "_finish")
 WORKSPACE_PAIRS = 2  # that have room for their partial sums, so that a batch of more takes several launches
@@ -95,16 +95,16 @@ def launches_of(backend: str, *arrays: Any, wide: bool | None = None) -> tuple[l
         memory.add("workspace", held)
         return held.view(np.uint8) if backend == "cupy" else held
 
-    kernels = importlib.import_module(f"sigmoid_l2.kernels.{MODULES[backend]}")
+    kernels = importlib.import_module(f"sigmoid_l2.kernels.gpu.{MODULES[backend]}")
     _, m, n = W.shape
     # By pair, as each kernel reckons.
     sums = n + 1 if backend == "cupy" else kernels.unit_sums(n, W.itemsize)
-    room = WORKSPACE_PAIRS * cuda_launch.plan(m, n, W.itemsize).slices * sums
+    room = WORKSPACE_PAIRS * plan.make_plan(m, n, W.itemsize).slices * sums
     with ExitStack() as patches:
         for target, names in (_in_cupy if backend == "cupy" else _in_numba)(kernels, launched, W, address):
             patches.enter_context(mock.patch.multiple(target, **names))
         patches.enter_context(mock.patch.object(kernels, "_workspace", cache(lambda *_: workspace(room))))
-        patches.enter_context(mock.patch.object(cuda_launch, "WORKSPACE_BYTES", room * W.itemsize))
+        patches.enter_context(mock.patch.object(plan, "WORKSPACE_BYTES", room * W.itemsize))
         kernels.fused(*arrays)
     return launched, memory
 
@@ -144,8 +144,8 @@ class _NumbaKernel:
 
 @cache
 def _numba_builders() -> dict[str, Any]:
-    """With caches of their own: those of cuda_numba may have kernels for a device."""
-    kernels = importlib.import_module("sigmoid_l2.kernels.cuda_numba")
+    """With caches of their own: those of launch_numba may have kernels for a device."""
+    kernels = importlib.import_module("sigmoid_l2.kernels.gpu.launch_numba")
     return {name: cache(getattr(kernels, name).__wrapped__) for name in NUMBA_BUILDERS}
 
 

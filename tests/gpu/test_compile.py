@@ -10,13 +10,13 @@ import pytest
 
 from gpu import code
 from gpu.launches import launches_of
-from sigmoid_l2.kernels import cuda_framework, cuda_launch
-from sigmoid_l2.kernels.cuda_launch import Rows, Staged
+from sigmoid_l2.kernels.gpu import plan, shim
+from sigmoid_l2.kernels.gpu.plan import Rows, Staged
 
-PACKAGES = {"cupy": "cupy", "numba-cuda": cuda_framework.package()}  # without which nothing is compiled
+PACKAGES = {"cupy": "cupy", "numba-cuda": shim.package()}  # without which nothing is compiled
 FEW_CHIPS = (75, 90, 100)
 SHARED_BYTES = 48 * 1024  # that a block may declare, on every chip
-CUPY_ROWS_THREADS = 768  # of a multiprocessor, that cuda_launch.FLIGHT_BYTES counts on
+CUPY_ROWS_THREADS = 768  # of a multiprocessor, that plan.FLIGHT_BYTES counts on
 
 # (m, n) in float32 and in float64: for each kernel the most that a lane or a thread owns, and what is between.
 TINY_4, TINY_8 = [(1, 1), (3, 3), (5, 5), (29, 1)], [(3, 3), (1, 7), (13, 1)]
@@ -51,7 +51,7 @@ def launched(backend, m, n, dtype, *, wide=True, wanted=(True, True, True)):
     pytest.importorskip(PACKAGES[backend], exc_type=ImportError)
     W, x, *outputs = (np.zeros(shape, dtype) for shape in ((1, m, n), (1, n), (1,), (1, m, n), (1, n)))
     outputs = [a if is_wanted else None for a, is_wanted in zip(outputs, wanted, strict=True)]
-    return cuda_launch.plan(m, n, W.itemsize), launches_of(backend, W, x, *outputs, wide=wide)[0]
+    return plan.make_plan(m, n, W.itemsize), launches_of(backend, W, x, *outputs, wide=wide)[0]
 
 
 def least_occupancy(backend, launch, p, chip):
@@ -59,7 +59,7 @@ def least_occupancy(backend, launch, p, chip):
     if launch.name == "finish" or (isinstance(p, Staged) and p.lanes == 1):
         return 0.5
     if backend == "cupy" and isinstance(p, Rows):
-        threads = CUPY_ROWS_THREADS if p.threads == cuda_launch.BLOCK_THREADS else p.threads
+        threads = CUPY_ROWS_THREADS if p.threads == plan.BLOCK_THREADS else p.threads
         return threads / code.chips.LIMITS[chip].threads
     return 0
 
@@ -99,7 +99,7 @@ def test_each_class_with_the_successor():
         from gpu.test_compile import *
         for case in cases([(3, 3), (10, 10), (784, 10), (2, 20000)], [(2000, 16), (2, 8192)], ["numba-cuda"]):
             assert_fits(case, [90])
-        print(cuda_framework.package())"""
+        print(shim.package())"""
     child = subprocess.run(
         [sys.executable, "-c", program], cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=600
     )

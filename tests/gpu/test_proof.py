@@ -5,23 +5,21 @@ undefined (see ``machine``) is an error. `make test` runs one of each way throug
 """
 
 import dataclasses
-import importlib
 import re
 from functools import cache, partial
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import test_parity
 from contract import assert_contract
 from fenced import NAMES, assert_same_bits, batch, run, shapes
+from host import test_parity
 
 from gpu import launches
 from gpu.launches import aligned
 from gpu.memory import FaultError
-from sigmoid_l2.kernels import cuda_launch
-
-backends = importlib.import_module("sigmoid_l2.backends")  # the attribute sigmoid_l2.backends is the function
+from sigmoid_l2 import dispatch
+from sigmoid_l2.kernels.gpu import plan
 
 SLICE_BYTES = 32 << 10  # of W, from which on a pair of WAYS is cut into slices; the real 512 KiB are in BORDERS
 # One of each way through each kernel, with little work: B, m, n.
@@ -75,10 +73,10 @@ def backend(request):
 @pytest.fixture
 def small_slices(monkeypatch):
     """Cut pairs into slices where they are small enough for a quick test; the compiled kernels do not know."""
-    monkeypatch.setattr(cuda_launch, "SLICE_BYTES", SLICE_BYTES)
-    cuda_launch.plan.cache_clear()
+    monkeypatch.setattr(plan, "SLICE_BYTES", SLICE_BYTES)
+    plan.make_plan.cache_clear()
     yield
-    cuda_launch.plan.cache_clear()
+    plan.make_plan.cache_clear()
 
 
 def execute(backend, W, x, wanted=NAMES, to_device=aligned):
@@ -92,8 +90,8 @@ def between(a):
 
 def tile_pairs(m, n, dtype):
     """Pairs of a block."""
-    p, itemsize = cuda_launch.plan(m, n, np.dtype(dtype).itemsize), np.dtype(dtype).itemsize
-    return max(1, p.units * (cuda_launch.lane_pairs(m, n, itemsize) if isinstance(p, cuda_launch.Staged) else 1))
+    p, itemsize = plan.make_plan(m, n, np.dtype(dtype).itemsize), np.dtype(dtype).itemsize
+    return max(1, p.units * (plan.lane_pairs(m, n, itemsize) if isinstance(p, plan.Staged) else 1))
 
 
 def assert_proven(backend, W, x, pairs, parts):
@@ -109,7 +107,7 @@ def assert_proven(backend, W, x, pairs, parts):
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way(backend, way):
     B, m, n = WAYS[way]
-    assert cuda_launch.size_class(cuda_launch.plan(m, n, 4)) == way.partition(",")[0]
+    assert plan.size_class(plan.make_plan(m, n, 4)) == way.partition(",")[0]
     W, x = batch(B, m, n, np.float32)
     tile = tile_pairs(m, n, np.float32)
     parts = [slice(1), slice(1, None), slice(tile), slice(max(1, tile - 1))]
@@ -142,7 +140,7 @@ def test_class_borders(backend, dtype, pair):
     shape, size_class = pair.split()
     m, n = map(int, shape.split("x"))
     W, x = batch(3, m, n, dtype)
-    assert cuda_launch.size_class(cuda_launch.plan(m, n, W.itemsize)) == size_class
+    assert plan.size_class(plan.make_plan(m, n, W.itemsize)) == size_class
     assert_proven(backend, W, x, [2], [slice(2, None)])
 
 
@@ -165,7 +163,7 @@ def test_each_set_of_outputs(backend, way, wanted, dtype):
     assert_same_bits(execute(backend, *batch(*WAYS[way], dtype), wanted), results_of(backend, way, dtype))
 
 
-class Executed(backends.Backend):
+class Executed(dispatch.Backend):
     """A GPU backend for host arrays, without a GPU."""
 
     @property
@@ -177,14 +175,14 @@ class Executed(backends.Backend):
 def test_parity_tests_that_meet_the_ends_of_the_range(backend, monkeypatch, dtype):
     """Those of test_parity.py where the arithmetic decides."""
     dtype = np.dtype(dtype)
-    fields = [f.name for f in dataclasses.fields(backends.Backend)]
+    fields = [f.name for f in dataclasses.fields(dispatch.Backend)]
     executed = tuple(
         Executed(**{name: getattr(b, name) for name in fields} | {"device": "cpu", "probe": lambda: None})
         if b.name == backend
         else b
-        for b in backends.BACKENDS
+        for b in dispatch.BACKENDS
     )
-    monkeypatch.setattr(backends, "BACKENDS", executed)
+    monkeypatch.setattr(dispatch, "BACKENDS", executed)
     test_parity.test_whole_range_of_q(backend, dtype)
     test_parity.test_large_q_of_several_terms(backend, dtype)
     test_parity.test_tiny_and_huge_factors(backend, dtype)
@@ -223,9 +221,9 @@ def test_offsets_beyond_32_bits(backend, m, n):
     W[-1:], x[-1:] = batch(1, m, n, np.float32)
     expected = execute(backend, W[-1:], x[-1:])
     launched, memory = launches.launches_of(backend, W, x, *results.values())
-    slices = cuda_launch.plan(m, n, 4).slices
+    slices = plan.make_plan(m, n, 4).slices
     for launch in launched[-2 if slices > 1 else -1 :]:
-        of_pair = n // cuda_launch.WARP + 1 if launch.name == "finish" else slices
+        of_pair = n // plan.WARP + 1 if launch.name == "finish" else slices
         launches.run([launch], memory, only=range(launch.blocks - of_pair, launch.blocks))
     assert_same_bits({name: a[-1:] for name, a in results.items()}, expected)
 

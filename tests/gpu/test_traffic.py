@@ -13,8 +13,8 @@ from gpu.memory import WARP, WORD
 from gpu.test_proof import backend as backend
 from gpu.test_proof import tile_pairs
 from gpu.traffic import SECTOR_BYTES
-from sigmoid_l2.kernels import cuda_launch
-from sigmoid_l2.kernels.cuda_launch import Rows, Staged, plan
+from sigmoid_l2.kernels.gpu import plan
+from sigmoid_l2.kernels.gpu.plan import Rows, Staged, make_plan
 
 EXCESS = 1.05  # sectors moved over the least possible, at most
 CONFLICTS = 1.1  # accesses to shared memory over those without bank conflicts, at most
@@ -47,7 +47,7 @@ at_length = pytest.mark.proof
 
 def assert_moves(backend, m, n, dtype, *, wide=True, excess=EXCESS, conflicts=CONFLICTS):
     """W is read once, outputs are written once, nothing else is touched; the bounds; the greatest that was found."""
-    itemsize, p = np.dtype(dtype).itemsize, plan(m, n, np.dtype(dtype).itemsize)
+    itemsize, p = np.dtype(dtype).itemsize, make_plan(m, n, np.dtype(dtype).itemsize)
     pairs = tile_pairs(m, n, dtype)
     W, x = batch(pairs, m, n, dtype)
     outputs = [np.zeros(shape, dtype) for shape in shapes(W).values()]
@@ -69,7 +69,7 @@ def assert_moves(backend, m, n, dtype, *, wide=True, excess=EXCESS, conflicts=CO
             assert set(words) == {("W", False), ("x", False), ("dW", True), *((name, True) for name in partial)}
             assert (moved["W"], moved["x"], moved["dW"]) == (rows * n, pairs * n, rows * n)
             assert sum(map(moved.get, partial)) == pairs * (n + 1)
-            width = p.vector * itemsize if isinstance(p, Rows) else cuda_launch.WIDE_BYTES
+            width = p.vector * itemsize if isinstance(p, Rows) else plan.WIDE_BYTES
             fits = isinstance(p, Rows) or W[0].nbytes * pairs % 16 == 0
             # For the smallest pairs x and dx are as much as W, and must move as widely.
             checked = ("W", "dW", "x", "dx") if isinstance(p, Staged) and p.lanes == 1 else ("W", "dW")

@@ -1,0 +1,246 @@
+"""The GPU benchmarks without a GPU: every line once on a stand-in for CuPy, and the judgement."""
+
+import importlib
+import io
+import json
+import sys
+import time
+from collections import Counter
+from types import SimpleNamespace
+from unittest.mock import Mock
+
+import pytest
+from fake_bench import CUPY, NUMBA_CUDA, RUNTIME, Calls, Event, MemoryHook, Stream, install
+
+from sigmoid_l2 import dispatch
+from sigmoid_l2.kernels.gpu.plan import Rows, Staged, make_plan, size_class
+
+NAMES = "bench_gpu every_class gpu_calls gpu_measure gpu_peers gpu_report gpu_results"
+bench_gpu, every_class, gpu_calls, gpu_measure, gpu_peers, gpu_report, gpu_results = map(
+    importlib.import_module, NAMES.split()
+)
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    install(monkeypatch)
+    yield
+    gpu_results.machine.cache_clear()
+
+
+def run(program, folder, monkeypatch, *arguments):
+    """The program's exit status and results."""
+    monkeypatch.setattr(sys, "argv", ["program", "--out", str(folder), *arguments])
+    with pytest.raises(SystemExit) as end:
+        program.main()
+    (path,) = folder.glob("*-nvidia-stand-in.json")
+    return end.value.code, json.loads(path.read_text(encoding="utf-8"))
+
+
+def measured(results, unit):
+    return [target["measured"] for target in results["targets"] if unit in target["unit"]]
+
+
+def test_every_line_of_the_benchmark(gpu, tmp_path, monkeypatch, capsys):
+    status, results = run(bench_gpu, tmp_path, monkeypatch)
+    assert not [row for row in results["rows"] if "reason" in row]
+    assert status == (not all(target["met"] for target in results["targets"]))
+    assert len(measured(results, "of the device copy")) == 2 * 2 * 2  # backends, dtypes, classes: tiny and block
+    assert len(measured(results, "x an empty kernel's launch")) == 2 * 2
+    assert measured(results, "bytes allocated") == measured(results, "waits") == [0] * 4
+    assert measured(results, "graph is right") == [1] * 4
+    status, results = run(gpu_peers, tmp_path, monkeypatch)
+    assert len(measured(results, "fastest peer")) == 2
+    assert all(measured(results, "fastest peer"))
+    assert {row["part"] for row in results["rows"]} == {"shapes", "small", "promises", "peers"}
+    printed = capsys.readouterr().out
+    for line in ("| 3x3 float32, B = 138 | tiny |", "nobody, 3x3 float32, B = 138: ZeroDivisionError", "Stand-in"):
+        assert line in printed
+
+
+def test_the_table_comes_before_the_picture_and_last(gpu, tmp_path, monkeypatch, capsys):
+    for there, out, err in (
+        (None, "; no picture: matplotlib is not installed\n", ""),
+        (1, ".json\n", "no picture: bug\n"),
+    ):
+        monkeypatch.setattr(gpu_report, "find_spec", lambda name, there=there: there)
+        monkeypatch.setitem(sys.modules, "pictures", SimpleNamespace(gpu=Mock(side_effect=ValueError("bug"))))
+        run(bench_gpu, tmp_path, monkeypatch, "shapes")
+        told = capsys.readouterr()
+        assert out in told.out
+        assert told.out.splitlines()[-1].startswith("| 40x30 | ")
+        assert told.err.endswith(err)
+
+
+def test_a_backend_that_an_older_file_has_not_measured(gpu, tmp_path, monkeypatch):
+    _, results = run(bench_gpu, tmp_path, monkeypatch, "shapes")
+    rows = [row for row in results["rows"] if (row["contender"], row["m"]) != ("numba-cuda", 3)]
+    lines = gpu_report.shapes_table(rows).splitlines()
+    assert [line.endswith("| - | - | - |") for line in lines] == [False, False, True, True, False, False]
+
+
+def test_the_file_tells_of_the_newest_run(gpu, tmp_path, monkeypatch):
+    path = tmp_path / "results.json"
+    gpu_results.write({"date": "old", "machine": {}, "rows": [{"part": "old"}]}, path)
+    gpu_results.add([{"part": "new"}], path)
+    results = json.loads(path.read_text(encoding="utf-8"))
+    assert results["rows"] == [{"part": "old"}, {"part": "new"}]
+    assert results["date"] != "old"
+    assert results["machine"]["commit"]
+
+
+def test_the_sizes_are_the_same_in_every_run(gpu, monkeypatch):
+    for free in (1, 10**9):
+        monkeypatch.setattr(RUNTIME, "memGetInfo", lambda free=free: (free, 40_000))
+        assert gpu_measure.bytes_of_W() == 4000
+
+
+def test_a_peer_that_hangs_costs_only_its_row(gpu, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_peers, "COMPILE_S", 0.3)
+    monkeypatch.setattr(gpu_peers, "PEERS", (*gpu_peers.PEERS[:1], ("sleeper", lambda W, x, out: time.sleep(60))))
+    _, results = run(gpu_peers, tmp_path, monkeypatch, "--share", "0/3")
+    assert {row["contender"]: row.get("reason") for row in results["rows"]} == {
+        **dict.fromkeys(("cupy", "numba-cuda", "CuPy matmul, outputs given", "device copy")),
+        "sleeper": "TimeoutError: not compiled within 0.3 s",
+    }
+
+
+def test_jax_multiplies_in_float32(monkeypatch):
+    jax = SimpleNamespace(default_backend=lambda: "gpu", config=Mock())
+    monkeypatch.setitem(sys.modules, "jax", jax)
+    gpu_peers.jax_on_gpu(Mock(), Mock(), Mock(), None)
+    jax.config.update.assert_called_once_with("jax_default_matmul_precision", "highest")
+
+
+def test_shares_in_turn_make_one_file(gpu, tmp_path, monkeypatch, capsys):
+    """And what is measured again takes the place of what was there."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n" * 5))
+    for number in (0, 1, 2, 1):
+        status, results = run(bench_gpu, tmp_path, monkeypatch, "shapes", "--share", f"{number}/3", "--in-turn")
+        assert status == 0
+    status, results = run(bench_gpu, tmp_path, monkeypatch, "small", "--backend", "numba-cuda", "--in-turn")
+    assert Counter((r["part"], r["contender"]) for r in results["rows"]) == {
+        **dict.fromkeys([("shapes", name) for name in ("device copy", "cupy", "numba-cuda")], 2 * 2),
+        ("small", "numba-cuda"): 2 * 3,
+    }
+    assert capsys.readouterr().out == f"{gpu_results.COMPILED}\n" * 5
+    with pytest.raises(SystemExit, match="nobody is there"):
+        gpu_results.wait_for_turn()
+
+
+def test_one_small_call_that_fails_leaves_the_others(gpu, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(gpu_calls, "captured", lambda arrays, backend: 1 / 0)
+    _, results = run(bench_gpu, tmp_path, monkeypatch, "small")
+    assert {row["what"] for row in results["rows"] if "reason" in row} == {"graph"}
+    assert {row["what"] for row in results["rows"] if "median" in row} == {"call", "empty kernel"}
+    assert "cupy, 3x3 float32, B = 1, graph: ZeroDivisionError: division by zero" in capsys.readouterr().out
+
+
+def test_what_is_wrong_is_not_timed(gpu, tmp_path, monkeypatch):
+    Calls.wrong = 1e-3
+    status, results = run(bench_gpu, tmp_path, monkeypatch)
+    assert status == 1
+    assert {row["contender"] for row in results["rows"] if "reason" in row} == {"cupy"}
+    timed = [r.get("what", "call") for r in results["rows"] if r["contender"] == "cupy" and "median" in r]
+    assert "call" not in timed
+    missed = {t["case"].split(":")[0] for t in results["targets"] if t["result"] == "NOT MEASURED"}
+    assert missed == {"cupy"}
+
+
+def test_an_allocation_is_seen(gpu, tmp_path, monkeypatch):
+    Calls.allocates = 100
+    status, results = run(bench_gpu, tmp_path, monkeypatch)
+    assert status == 1
+    assert measured(results, "bytes allocated") == [1000] * 4
+
+
+def test_numbas_allocations_are_seen(gpu, monkeypatch):
+    manager = SimpleNamespace(memalloc=lambda size: f"{size} bytes")
+    monkeypatch.setattr(NUMBA_CUDA, "current_context", lambda: SimpleNamespace(memory_manager=manager))
+    asked = [0]
+    with gpu_calls.numbas_allocations("numba-cuda", asked):
+        assert manager.memalloc(40) == "40 bytes"
+    assert manager.memalloc(2) == "2 bytes"
+    assert asked == [40]
+
+
+def test_the_stand_in_has_only_what_cupy_and_numba_have():
+    """So that a name which the benchmarks use and the stand-in has is a name of theirs."""
+    cupy = pytest.importorskip("cupy", exc_type=ImportError)
+    for ours, theirs in (
+        (CUPY, cupy),
+        (CUPY.cuda, cupy.cuda),
+        (RUNTIME, cupy.cuda.runtime),
+        (Event(), cupy.cuda.Event),
+        (Stream(non_blocking=True), cupy.cuda.Stream),
+        (MemoryHook(), cupy.cuda.MemoryHook),
+        (CUPY.cuda.Device(), cupy.cuda.Device),
+        (CUPY.get_default_memory_pool(), cupy.cuda.MemoryPool),
+    ):
+        names = {name for name in (*vars(ours), *vars(type(ours))) if not name.startswith("_")}
+        assert names <= {*dir(theirs), "time"} | ({"ptr"} if theirs is cupy.cuda.Stream else set())
+    assert hasattr(cupy.cuda.graph.Graph, "launch")
+    assert hasattr(cupy.cuda.MemoryHook, "malloc_preprocess")
+    assert hasattr(cupy.ndarray, "get")
+    assert hasattr(cupy.cuda.MemoryPointer, "ptr")
+
+
+def test_numba_has_what_the_stand_in_has():
+    pytest.importorskip("numba_cuda", exc_type=ImportError)
+    from numba import cuda
+    from numba.cuda.cudadrv.driver import Context, NumbaCUDAMemoryManager
+
+    assert set(vars(NUMBA_CUDA)) <= set(dir(cuda))
+    assert "memory_manager" in Context.__init__.__code__.co_names
+    assert hasattr(NumbaCUDAMemoryManager, "memalloc")
+
+
+def test_the_empty_kernel_compiles():
+    pytest.importorskip("cupy", exc_type=ImportError)
+    from gpu import code
+
+    assert code.cupy_used(gpu_calls.empty_cupy_kernel(), "float32", (1, 1, 1, 1, 1), 90).shared == 0
+
+
+def test_without_a_gpu_it_says_so_in_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(dispatch.Backend, "reasons", lambda self: (f"no {self.name}",))
+    with pytest.raises(SystemExit) as end:
+        gpu_measure.require_gpu()
+    assert end.value.code == 2
+    assert capsys.readouterr().out == "no GPU benchmark here: cupy: no cupy; numba-cuda: no numba-cuda\n"
+
+
+# --- what is covered -------------------------------------------------------------------------------------------------
+
+
+def test_the_sanitizer_meets_every_way():
+    plans = [make_plan(m, n, itemsize) for m, n, _ in every_class.CASES for itemsize in (4, 8)]
+    staged = [p for p in plans if isinstance(p, Staged)]
+    rows = [p for p in plans if isinstance(p, Rows)]
+    assert {(p.lanes > 1, p.lanes > 32, p.slices > 1) for p in staged} == {
+        (False, False, False),
+        (True, False, False),
+        (True, True, False),
+        (True, True, True),
+    }
+    assert {(p.row_threads, p.teams > 1, p.slices > 1) for p in rows} >= {
+        (32, False, False),
+        (32, True, False),
+        (256, False, False),
+        (512, False, False),
+        (256, False, True),
+    }
+    assert len(staged) + len(rows) < len(plans), "and the long ones"
+
+
+def test_the_shapes_have_every_class():
+    for itemsize in (4, 8):
+        classes = {size_class(make_plan(m, n, itemsize)) for m, n in bench_gpu.SHAPES}
+        assert classes == {"tiny", "group", "block", "split", "long"}
+
+
+@pytest.mark.parametrize("size", [10**6, 5 * 10**8])
+def test_sizes(size):
+    for m, n in bench_gpu.SHAPES:
+        B = gpu_measure.pairs(m, n, "float32", size)
+        assert B == 1 or size * 0.5 < B * m * n * 4 <= size

@@ -1,0 +1,110 @@
+"""What the kernels need beyond the subset common to both frameworks, in numba-cuda-mlir; see shim_numba_cuda.py.
+
+Written for and compiled with version 0.6.0.
+"""
+
+from typing import Any
+
+from numba_cuda_mlir import cuda, types
+from numba_cuda_mlir._mlir import ir
+from numba_cuda_mlir._mlir.dialects import arith, llvm, nvvm, vector
+from numba_cuda_mlir.extending import intrinsic
+from numba_cuda_mlir.lowering_utilities import memref_data_pointer
+from numba_cuda_mlir.numba_cuda.core import config as config  # for launch_numba.py
+from numba_cuda_mlir.types import float32, float64
+
+REALS = {4: float32, 8: float64}  # by itemsize
+DYNAMIC = -(2**31)  # LLVM's mark for an index that is a value
+
+
+def kernel(function: Any, threads: int, blocks: int) -> Any:
+    """A kernel that uses so few registers that a multiprocessor can hold ``blocks`` blocks of ``threads`` threads."""
+    return cuda.jit(launch_bounds=(threads, blocks))(function)
+
+
+def device(function: Any) -> Any:
+    """A function that kernels call, compiled into them."""
+    return cuda.jit(device=True, forceinline=True)(function)
+
+
+def current_device() -> int:
+    """The number of the current device."""
+    return int(cuda.get_current_device().id)
+
+
+def address(array: Any) -> int:
+    """Where a device array begins."""
+    return int(array.__cuda_array_interface__["data"][0])
+
+
+@device
+def multiply_add(a: Any, b: Any, c: Any) -> Any:
+    """a * b + c, rounded once."""
+    return cuda.fma(a, b, c)
+
+
+@intrinsic
+def shuffle_xor(typing: Any, value: Any, lanes: Any) -> Any:
+    """What the lane ``lanes`` away holds; cuda.shfl_xor_sync of 0.6.0 rounds float64 to float32."""
+
+    def generate(lower: Any, target: Any, args: Any, kwargs: Any) -> None:
+        word = ir.IntegerType.get_signless(32)
+        words = ir.VectorType.get([value.bitwidth // 32], word)
+        whole, lane = llvm.bitcast(words, lower.load_var(args[0])), lower.mlir_convert(lower.load_var(args[1]), word)
+        all_lanes, clamp = arith.constant(word, -1), arith.constant(word, 31)
+        parts = [
+            nvvm.shfl_sync(all_lanes, vector.extract(whole, [], [k]), lane, clamp, nvvm.ShflKind.bfly)
+            for k in range(words.shape[0])
+        ]
+        lower.store_var(target, llvm.bitcast(lower.get_mlir_type(value), vector.from_elements(words, parts)))
+
+    return value(value, types.int32), generate
+
+
+@intrinsic
+def about_reciprocal(typing: Any, value: Any) -> Any:
+    """1 / value to a relative error of 2**-23, in float64 of 2**-20, for a normal number."""
+
+    def generate(lower: Any, target: Any, args: Any, kwargs: Any) -> None:
+        letter = {32: "f", 64: "d"}[value.bitwidth]
+        real, assembly = lower.get_mlir_type(value), f"rcp.approx.ftz.f{value.bitwidth} $0, $1;"
+        lower.store_var(target, llvm.inline_asm(real, [lower.load_var(args[0])], assembly, f"={letter},{letter}"))
+
+    return value(value), generate
+
+
+@intrinsic
+def forget_memory(typing: Any) -> Any:
+    """Makes the compiler read memory again, rather than keep in registers what it read before; no instruction."""
+
+    def generate(lower: Any, target: Any, args: Any, kwargs: Any) -> None:
+        llvm.inline_asm(None, [], "", "~{memory}", has_side_effects=True)
+        lower.store_var(target, None)
+
+    return types.void(), generate
+
+
+def _mover(count: int) -> Any:
+    """The function that copies ``count`` neighbouring elements in one access, of an aligned address."""
+
+    @intrinsic
+    def move(typing: Any, target: Any, to: Any, source: Any, at: Any) -> Any:
+        def generate(lower: Any, result: Any, args: Any, kwargs: Any) -> None:
+            def pointer(array: int) -> Any:
+                data = lower.load_var(args[array])
+                index = lower.mlir_convert(lower.load_var(args[array + 1]), ir.IntegerType.get_signless(64))
+                # memref_to_llvm_ptr would take shared memory for global.
+                start, scalar = memref_data_pointer(data), data.type.element_type
+                return llvm.getelementptr(llvm.PointerType.get(), start, [index], [DYNAMIC], scalar, None)
+
+            elements = ir.VectorType.get([count], lower.load_var(args[0]).type.element_type)
+            align = count * target.dtype.bitwidth // 8
+            llvm.store(llvm.load(elements, pointer(2), alignment=align), pointer(0), alignment=align)
+            lower.store_var(result, None)
+
+        return types.void(target, to, source, at), generate
+
+    return move
+
+
+MOVERS = {count: _mover(count) for count in (1, 2, 4)}  # 0.6.0 does not know intrinsics made after it first compiled

@@ -1,0 +1,1 @@
+"""The command `sigmoid-l2`."""

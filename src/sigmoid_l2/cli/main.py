@@ -1,0 +1,244 @@
+"""The command line: ``sigmoid-l2 info | trace | grad | sample``.
+
+Every command returns the text to print, so that there is one place where standard output can fail.
+"""
+
+import argparse
+import contextlib
+import io
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sigmoid_l2.api import value_and_grad
+from sigmoid_l2.cli.files import InputError, check_output, read_arrays, read_pair, write_npz
+from sigmoid_l2.dispatch import NAMES, PREFERENCES, BackendUnavailableError, show_config
+from sigmoid_l2.explain import example
+from sigmoid_l2.explain.check_grad import check_grad
+from sigmoid_l2.explain.trace import trace
+from sigmoid_l2.problem import validate
+from sigmoid_l2.version import __version__
+
+# Bytes of W between two steps of the progress bar: about 10 ms of work, so that a call's fixed cost does not count.
+PIECE_BYTES = 32 << 20
+
+# What can go wrong without being a mistake of this program: one line instead of a traceback.
+_FAILURES = (InputError, BackendUnavailableError, ValueError, TypeError, OSError, MemoryError)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line ``argv`` (default: the process's) and return the exit status; raises nothing.
+
+    0: done. 2: wrong usage, bad input, an unavailable backend, a full disk or memory; one line on standard error says
+    which. 130: interrupted by Ctrl-C. 141: the reader of standard output went away.
+    """
+    try:
+        return _main(argv)
+    except KeyboardInterrupt:
+        print("sigmoid-l2: interrupted", file=sys.stderr)
+        return 130
+
+
+def _main(argv: Sequence[str] | None) -> int:
+    text, status = "", 0
+    try:
+        args = _parser().parse_args(argv)
+        text = args.run(args)
+    except SystemExit as stop:  # from argparse, after --help, --version or a usage error that it has explained
+        status = int(stop.code or 0)
+    except _FAILURES as error:
+        return _fail(error)
+    try:
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+        print(text.encode(encoding, "backslashreplace").decode(encoding), end="", flush=True)
+    except OSError as error:
+        # What is still in the buffer would fail again, loudly, when the interpreter exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141 if isinstance(error, BrokenPipeError) else _fail(error)
+    return status
+
+
+def _fail(error: BaseException) -> int:
+    message = str(error)
+    if isinstance(error, OSError) and error.strerror:  # without "[Errno 28]"
+        message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    elif not message:
+        message = "out of memory" if isinstance(error, MemoryError) else type(error).__name__
+    line = " ".join(line.strip() for line in message.splitlines())
+    # Names in a hostile file could hold commands to the terminal.
+    print("sigmoid-l2: error:", "".join(c if c.isprintable() else repr(c)[1:-1] for c in line), file=sys.stderr)
+    return 2
+
+
+def _info(_: argparse.Namespace) -> str:
+    with contextlib.redirect_stdout(io.StringIO()) as text:
+        show_config()
+    return text.getvalue()
+
+
+@contextlib.contextmanager
+def _errors_name(files: Sequence[str]) -> Iterator[None]:
+    """Make an error of the library about arrays name the files that they are from."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{', '.join(files)}: {error}") from error
+
+
+def _trace(args: argparse.Namespace) -> str:
+    arrays: dict[str, Any]
+    if args.files:
+        arrays = dict(read_arrays(args.files, optional=("dW", "dx")))
+    else:
+        arrays = {"W": example.W, "x": example.x, "dW": example.dW, "dx": example.dx}
+    with _errors_name(args.files):
+        text = f"{trace(arrays['W'], arrays['x'])}\n"
+        if "dW" in arrays or "dx" in arrays:
+            text += f"\nthe hand-written gradient, checked:\n{check_grad(**arrays)}\n"
+    return text
+
+
+def _grad(args: argparse.Namespace) -> str:
+    check_output(args.out)
+    W, x = read_pair(args.files)
+    if any(args.out.exists() and args.out.samefile(file) for file in args.files):
+        raise InputError(f"{args.out}: is an input too and would be lost; give another name after -o")
+    with _errors_name(args.files):
+        problem = validate(W, x)
+    results = {name: np.empty(problem.shape(name), problem.dtype) for name in ("loss", "dW", "dx")}
+    start = time.perf_counter()
+    with _progress(problem.B) as advance:
+        for piece in _pieces(W):
+            out = tuple(result[piece] for result in results.values())
+            value_and_grad(W[piece], x[piece], out=out, backend=args.backend)
+            advance(out[0].size)
+    seconds = time.perf_counter() - start
+    write_npz(args.out, results)
+    return (
+        f"{_count(problem.B)}: W {W.shape}, x {x.shape}, {problem.dtype}, backend {args.backend}, {seconds:.3g} s; "
+        f"loss, dW and dx are in {args.out}\n"
+    )
+
+
+@contextlib.contextmanager
+def _progress(pairs: int) -> Iterator[Callable[[int], object]]:
+    """A progress bar on long work, where standard error is a terminal; gives the function that advances it."""
+    try:
+        from tqdm import tqdm
+    except ImportError:  # a convenience: everything works on NumPy alone
+        yield lambda done: None
+        return
+    tqdm.monitor_interval = 0  # no thread of its own, about which it warns where none can be started
+    with tqdm(total=pairs, unit=" pairs", unit_scale=True, disable=None, delay=1, leave=False) as bar:
+        yield bar.update
+
+
+def _pieces(W: Any) -> list[Any]:
+    """Indices that cover the first batch axis of ``W (..., m, n)``, or all of a single pair; at least one."""
+    if W.ndim == 2:
+        return [...]
+    rows = max(1, PIECE_BYTES // max(1, W.itemsize * math.prod(W.shape[1:])))
+    return [slice(first, first + rows) for first in range(0, max(1, len(W)), rows)]
+
+
+def _sample(args: argparse.Namespace) -> str:
+    check_output(args.out)
+    m, n = args.shape
+    rng = np.random.default_rng(args.seed)
+    W = rng.standard_normal((args.batch, m, n), np.dtype(args.dtype))
+    x = rng.standard_normal((args.batch, n), np.dtype(args.dtype))
+    write_npz(args.out, {"W": W, "x": x})
+    return f"{_count(args.batch)}: W {W.shape}, x {x.shape}, {args.dtype}, seed {args.seed}, are in {args.out}\n"
+
+
+def _count(pairs: int) -> str:
+    return "1 pair" if pairs == 1 else f"{pairs} pairs"
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = least - 1
+        if number < least:
+            raise argparse.ArgumentTypeError(f"a whole number of at least {least} is needed, not {text!r}")
+        return number
+
+    return parse
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sigmoid-l2",
+        description="The loss f(W, x) = ||sigmoid(W x)||^2 and its gradients df/dW and df/dx, for one pair or many.",
+        epilog="Start with `sigmoid-l2 trace`, which shows every step on a 3x3 example.",
+    )
+    parser.add_argument("--version", action="version", version=f"sigmoid-l2 {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, run: Callable[[argparse.Namespace], str], help: str, example: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(
+            name,
+            help=help,
+            description=help[0].upper() + help[1:] + ".",
+            epilog=f"example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.set_defaults(run=run)
+        return command
+
+    def add_out(command: argparse.ArgumentParser, content: str) -> None:
+        command.add_argument(
+            "-o", "--out", metavar="OUT", type=Path, required=True, help=f"the .npz file to write, with {content}"
+        )
+
+    inputs = "one .npz or .json file with W and x, or two .npy files, W first: W (..., m, n), x (..., n)"
+
+    add("info", _info, "show the versions in use and which backends can run here", "sigmoid-l2 info")
+
+    command = add(
+        "trace", _trace, "show every intermediate of the computation, with its shape", "sigmoid-l2 trace mine.json"
+    )
+    command.add_argument(
+        "files",
+        metavar="FILE",
+        nargs="*",
+        help=inputs + "; dW or dx in an .npz or .json file is a gradient of your own, which is checked. "
+        "Without a file: a 3x3 example, with a gradient that was written by hand",
+    )
+
+    command = add(
+        "grad", _grad, "compute loss, dW and dx of every pair in a file", "sigmoid-l2 grad batch.npz -o gradients.npz"
+    )
+    command.add_argument("files", metavar="IN", nargs="+", help=inputs)
+    add_out(command, "loss (...), dW and dx of the shapes of W and x")
+    command.add_argument(
+        "--backend",
+        metavar="NAME",
+        default="auto",
+        help=f"where to compute: {', '.join((*PREFERENCES, *NAMES))} (default: auto)",
+    )
+
+    command = add(
+        "sample",
+        _sample,
+        "write random pairs, standard normal, to try the other commands on",
+        "sigmoid-l2 sample --batch 1000000 --shape 3 3 -o batch.npz",
+    )
+    command.add_argument("--batch", metavar="B", type=_at_least(0), required=True, help="the number of pairs")
+    command.add_argument(
+        "--shape", metavar=("M", "N"), nargs=2, type=_at_least(1), required=True, help="rows and columns of each W"
+    )
+    add_out(command, "W (B, M, N) and x (B, N)")
+    command.add_argument("--dtype", choices=("float32", "float64"), default="float64", help="default: float64")
+    command.add_argument(
+        "--seed", metavar="S", type=_at_least(0), default=0, help="the same seed gives the same pairs (default: 0)"
+    )
+    return parser

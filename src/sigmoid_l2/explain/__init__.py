@@ -1,0 +1,1 @@
+"""What explains a gradient to people: every intermediate by name, and what is wrong with one written by hand."""

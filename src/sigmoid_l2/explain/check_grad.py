@@ -1,0 +1,169 @@
+"""``check_grad``: is a gradient written by hand right, and if not, how is it wrong?"""
+
+import math
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sigmoid_l2.explain.mistakes import Pairs, name_mistakes, same_values, true_gradient
+from sigmoid_l2.problem import host_array, validate
+
+Array = npt.NDArray[Any]
+
+_WIDTH = 100  # columns of the printed report
+_SMALL = 36  # true gradients of up to this many values are printed
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ArrayCheck:
+    """What ``check_grad`` found out about one gradient; ``print`` it for the report."""
+
+    name: str  # "dW" or "dx"
+    ok: bool
+    shape: tuple[int, ...]  # as given
+    expected_shape: tuple[int, ...]
+    wrong: int | None  # how many values are wrong; None where the shapes differ, and so are the next four
+    max_relative_error: float | None  # at index; inf where the true value is 0 or the given one is not finite
+    index: tuple[int, ...] | None  # of the value furthest beyond its tolerance, or nearest to it
+    given_value: float | None
+    true_value: float | None
+    mistakes: tuple[str, ...]  # what is wrong and how to put it right; empty where no known mistake explains it
+    true: Array  # the true gradient, float64, of the expected shape
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines())
+
+    __repr__ = __str__  # what the REPL shows
+
+    def _lines(self) -> Iterator[str]:
+        if self.ok:
+            yield f"{self.name}: right"
+            return
+        yield f"{self.name}: WRONG"
+        if self.wrong:
+            yield _wrap(
+                "  ",
+                f"{self.wrong} of {self.true.size} values; the worst at {self.index}: given {self.given_value:.6g}, "
+                f"true {self.true_value:.6g}, relative error {self.max_relative_error:.2g}",
+            )
+        for mistake in self.mistakes:
+            yield _wrap("  - ", mistake)
+        if not self.mistakes:
+            yield _wrap(
+                "  ",
+                "No known mistake explains it. Check values that are not rounded, and compare each of your steps with "
+                "print(trace(W, x)).",
+            )
+        if self.true.size <= _SMALL:
+            yield f"  the true {self.name}:"
+            yield textwrap.indent(np.array2string(self.true, precision=6, max_line_width=_WIDTH - 6), "      ")
+
+
+def _wrap(indent: str, text: str) -> str:
+    return textwrap.fill(text, _WIDTH, initial_indent=indent, subsequent_indent=" " * len(indent))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class GradCheck:
+    """What ``check_grad`` returns: true where all that was given is right; ``print`` it for the report."""
+
+    dW: ArrayCheck | None  # None where it was not given
+    dx: ArrayCheck | None
+
+    @property
+    def ok(self) -> bool:
+        """Whether every gradient that was given is right."""
+        return all(check.ok for check in (self.dW, self.dx) if check is not None)
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+    def __str__(self) -> str:
+        return "\n".join(str(check) for check in (self.dW, self.dx) if check is not None)
+
+    __repr__ = __str__
+
+
+def check_grad(
+    W: Any, x: Any, *, dW: Any = None, dx: Any = None, rtol: float | None = None, atol: float = 0.0
+) -> GradCheck:
+    """Say whether gradients of f(W, x) = ||sigmoid(W x)||^2 are right and, if not, which mistakes made them.
+
+    The truth is computed in float64. A value is right within ``rtol`` times the true value plus ``atol``, and plus what
+    rounding in the given array's own dtype may do to it: the accuracy contract of this library, and a few steps of the
+    largest true value, because every other formula loses that much where 1 - s is small.
+
+    Parameters
+    ----------
+    W : array (..., m, n)
+    x : array (..., n) or (..., n, 1)
+    dW : array of W's shape, optional
+    dx : array of x's shape, optional
+        The gradients to check, at least one of them. A wrong shape is no error but reported.
+        All four are NumPy or CuPy arrays, or array-likes, of floats, integers or bool.
+    rtol : float, optional
+        The relative error that still counts as right; by default 1e-5, for float32 3.5e-4, for float16 0.03.
+    atol : float
+        The absolute error that still counts as right. For a gradient by central differences give about 1e-9.
+
+    Raises
+    ------
+    TypeError
+        W and x in different places; a dtype that is complex or not numeric.
+    ValueError
+        Shapes of W and x that do not fit; neither dW nor dx given; rtol or atol negative or not finite.
+    """
+    problem = validate(W, x)
+    if dW is None and dx is None:
+        raise ValueError("nothing to check: give dW=..., dx=... or both")
+    for name, tolerance in (("rtol", rtol), ("atol", atol)):
+        if tolerance is not None and not 0 <= tolerance < math.inf:
+            raise ValueError(f"{name} must be at least 0 and finite, not {tolerance}")
+    W = problem.on_host(problem.W).reshape(-1, problem.m, problem.n)
+    x = problem.on_host(problem.x).reshape(-1, problem.n)
+    with np.errstate(all="ignore"):
+        pairs = Pairs.of(W.astype(np.float64), x.astype(np.float64))
+        return GradCheck(
+            None if dW is None else _check("dW", dW, problem.shape("dW"), pairs, rtol, atol),
+            None if dx is None else _check("dx", dx, problem.shape("dx"), pairs, rtol, atol),
+        )
+
+
+def _check(name: str, a: Any, shape: tuple[int, ...], pairs: Pairs, rtol: float | None, atol: float) -> ArrayCheck:
+    given: Array = np.asarray(host_array(name, a))
+    dtype = given.dtype if given.dtype.kind == "f" else np.dtype(np.float64)
+    given = given.astype(np.float64)
+    eps = float(np.finfo(dtype).eps)
+    if rtol is None:
+        rtol = max(1e-5, eps**0.5)
+    values, allowed = (v.reshape(shape) for v in true_gradient(name, pairs, rtol, dtype))
+    largest = float(np.max(np.abs(values), initial=0, where=np.isfinite(values)))
+    allowed = allowed + atol + 4 * eps * largest
+    ok, wrong, error, index = False, None, None, None
+    if given.shape == shape:
+        same = same_values(given, values)
+        difference = np.where(same, 0, np.abs(given - values))
+        beyond = np.where(same, 0, np.nan_to_num(difference / allowed, nan=np.inf, posinf=np.inf))
+        wrong = int((beyond > 1).sum())
+        ok = wrong == 0
+        if given.size:
+            index = tuple(int(i) for i in np.unravel_index(np.argmax(beyond), shape))
+            relative = difference[index] / np.abs(values[index])
+            error = 0.0 if same[index] else float(np.nan_to_num(relative, nan=np.inf, posinf=np.inf))
+    return ArrayCheck(
+        name=name,
+        ok=ok,
+        shape=given.shape,
+        expected_shape=shape,
+        wrong=wrong,
+        max_relative_error=error,
+        index=index,
+        given_value=None if index is None else float(given[index]),
+        true_value=None if index is None else float(values[index]),
+        mistakes=() if ok else name_mistakes(name, given, values, pairs, rtol, dtype),
+        true=values,
+    )

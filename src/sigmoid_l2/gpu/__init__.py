@@ -1,0 +1,1 @@
+"""CUDA arrays and the libraries that run GPU code."""

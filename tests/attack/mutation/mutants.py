@@ -1,0 +1,245 @@
+"""The mutants: mistakes that somebody might make, each with the tests that must notice it."""
+
+from typing import NamedTuple
+
+
+class Mutant(NamedTuple):
+    """One mistake."""
+
+    name: str
+    file: str  # kernels/... or sigmoid_l2/...
+    old: str  # text that is in the file exactly once
+    new: str
+    tests: tuple[str, ...]
+
+
+PARITY = ("tests/host/test_parity.py",)
+
+MUTANTS = (
+    # The reference
+    Mutant("reference: s for 1 - s", "kernels/reference.py", "2 * s * (s * c)", "2 * s * (s * s)", PARITY),
+    Mutant(
+        "reference: 1 - s subtracted",
+        "kernels/reference.py",
+        "np.where(q < 0, r, tr)",
+        "1 - np.where(q < 0, tr, r)",
+        PARITY,
+    ),
+    Mutant("reference: factor 2 forgotten", "kernels/reference.py", "(2 * s * (s * c))", "(s * (s * c))", PARITY),
+    Mutant(
+        "reference: dx summed over the wrong axis",
+        "kernels/reference.py",
+        "out=terms[: len(Wb)]), axis=1",
+        "out=terms[: len(Wb)]), axis=2",
+        PARITY,
+    ),
+    Mutant(
+        "reference: the last block forgotten",
+        "kernels/reference.py",
+        "range(0, B, pairs)",
+        "range(0, B - 1, pairs)",
+        PARITY,
+    ),
+    # The CPU kernel
+    Mutant(
+        "cpu: exp's series one term short",
+        "kernels/cpu/simd.py",
+        "reversed(range(terms - 1))",
+        "reversed(range(1, terms - 1))",
+        ("tests/host/test_simd.py",),
+    ),
+    Mutant(
+        "cpu: sign of ln 2's low part",
+        "kernels/cpu/simd.py",
+        "self.constant(-ln2_low)",
+        "self.constant(ln2_low)",
+        ("tests/host/test_simd.py",),
+    ),
+    Mutant(
+        "cpu: s and 1 - s swapped for q < 0",
+        "kernels/cpu/simd.py",
+        "b.select(negative, r, tr)",
+        "b.select(negative, tr, r)",
+        PARITY,
+    ),
+    Mutant(
+        "cpu: x of another pair",
+        "kernels/cpu/launch.py",
+        "[e // mn * n + e % n for e in elements(k)]",
+        "[e % n for e in elements(k)]",
+        PARITY,
+    ),
+    Mutant(
+        "cpu: odd terms of a sum forgotten",
+        "kernels/cpu/simd.py",
+        "return sums if size % 2 == 0 else",
+        "return sums if size % 2 == 0 or size > 8 else",
+        PARITY,
+    ),
+    Mutant(
+        "cpu: tall, the last rows not masked",
+        "kernels/cpu/launch.py",
+        "g = b.select(in_pair, v.g(s, c), zero)",
+        "g = v.g(s, c)",
+        PARITY,
+    ),
+    Mutant(
+        "cpu: rows, dx not reset between pairs",
+        "kernels/cpu/launch.py",
+        "            for j in range(n):\n                sums[j] = 0\n",
+        "            for j in range(n):\n                sums[j] *= b > first\n",
+        PARITY,
+    ),
+    Mutant(
+        "cpu: rows, rest of a row forgotten",
+        "kernels/cpu/launch.py",
+        'b.icmp_signed(">", rest, INDEX(0))',
+        'b.icmp_signed(">", rest, INDEX(1))',
+        PARITY,
+    ),
+    Mutant("cpu: padding rows add to the loss", "kernels/cpu/launch.py", "q[r] = -np.inf", "q[r] = 0", PARITY),
+    # Threads and pieces
+    Mutant(
+        "threads: the last range cut short",
+        "sigmoid_l2/threads.py",
+        "min(first + self.step, self.size)",
+        "min(first + self.step, self.size - 1)",
+        ("tests/host/test_threads.py",),
+    ),
+    Mutant(
+        "threads: an exception lost",
+        "sigmoid_l2/threads.py",
+        "raise ranges.errors[0]",
+        "pass",
+        ("tests/host/test_threads.py", "tests/attack/test_faults.py"),
+    ),
+    Mutant(
+        "threads: returns before helpers are done",
+        "sigmoid_l2/threads.py",
+        "        while self.helping:\n",
+        "        while False:\n",
+        ("tests/host/test_threads.py", "tests/attack/test_faults.py"),
+    ),
+    Mutant(
+        "execute: a piece too long",
+        "sigmoid_l2/problem.py",
+        "slice(first, first + step)",
+        "slice(first, first + step + 1)",
+        ("tests/host/test_parity.py", "tests/host/test_memory.py"),
+    ),
+    Mutant(
+        "execute: whole-batch buffers",
+        "sigmoid_l2/execute.py",
+        "PIECE_BYTES = 1 << 20",
+        "PIECE_BYTES = 1 << 40",
+        ("tests/host/test_memory.py",),
+    ),
+    # Arguments
+    Mutant(
+        "problem: overlapping outputs accepted",
+        "sigmoid_l2/problem.py",
+        "checked.append((name, memory))",
+        "pass",
+        ("tests/host/test_bad_output.py",),
+    ),
+    Mutant(
+        "problem: masked arrays accepted",
+        "sigmoid_l2/problem.py",
+        "if isinstance(a, np.ma.MaskedArray):",
+        "if False:",
+        ("tests/host/test_arguments.py", "tests/host/test_bad_input.py"),
+    ),
+    Mutant(
+        "problem: read-only outputs accepted",
+        "sigmoid_l2/problem.py",
+        "not array.flags.writeable",
+        "False",
+        ("tests/host/test_bad_output.py",),
+    ),
+    # Trace and check
+    Mutant(
+        "trace: ds/dq = s",
+        "sigmoid_l2/explain/trace.py",
+        "ds_dq = s * complement",
+        "ds_dq = s",
+        ("tests/host/test_trace.py",),
+    ),
+    Mutant(
+        "check_grad: everything is right",
+        "sigmoid_l2/explain/check_grad.py",
+        "ok = wrong == 0",
+        "ok = wrong >= 0",
+        ("tests/host/test_check_grad.py",),
+    ),
+    # The GPU kernels
+    Mutant(
+        "cuh: s and 1 - s swapped for q < 0",
+        "kernels/gpu/sigmoid_l2.cuh",
+        "c = q < T(0) ? r : tr;",
+        "c = q < T(0) ? tr : r;",
+        ("tests/gpu/test_proof.py",),
+    ),
+    Mutant(
+        "cuh: the last single element not moved",
+        "kernels/gpu/sigmoid_l2.cuh",
+        "return threadIdx.x < count % WIDTH;",
+        "return threadIdx.x + 1 < count % WIDTH;",
+        ("tests/gpu/test_proof.py",),
+    ),
+    Mutant(
+        "cuh: finish forgets a group of slices",
+        "kernels/gpu/sigmoid_l2.cuh",
+        "for (unsigned k = 1; k < GROUPS; ++k) sum += sums",
+        "for (unsigned k = 2; k < GROUPS; ++k) sum += sums",
+        ("tests/gpu/test_proof.py",),
+    ),
+    Mutant(
+        "cuh: vectors not permuted",
+        "kernels/gpu/sigmoid_l2.cuh",
+        "elements + (e ^ (e / BANKS % PERMUTED) * VECTOR)",
+        "elements + e",
+        ("tests/gpu/test_traffic.py",),
+    ),
+    Mutant(
+        "cuh: element by element",
+        "kernels/gpu/sigmoid_l2.cuh",
+        "constexpr unsigned X_WIDTH = WIDE &&",
+        "constexpr unsigned X_WIDTH = false &&",
+        ("tests/gpu/test_traffic.py",),
+    ),
+    Mutant(
+        "launch: the last rows of a pair left out",
+        "kernels/gpu/plan.py",
+        "    rows = -(-m // slices)\n    slices = -(-m // rows)\n    threads",
+        "    rows = m // slices\n    threads",
+        ("tests/gpu/test_proof.py",),
+    ),
+    Mutant(
+        "numba.cuda: s and 1 - s swapped for q < 0",
+        "kernels/gpu/common.py",
+        "return (t * r, r) if q < 0 else (r, t * r)",
+        "return (r, t * r) if q < 0 else (r, t * r)",
+        ("tests/gpu/test_proof.py",),
+    ),
+    Mutant(
+        "numba.cuda: the last block left out",
+        "kernels/gpu/launch_numba.py",
+        "_launch(kernel, -(-B // units)",
+        "_launch(kernel, max(1, B // units)",
+        ("tests/gpu/test_proof.py",),
+    ),
+    Mutant(
+        "offload: the kernel does not wait for the copy",
+        "sigmoid_l2/offload.py",
+        "        self.layer.wait(self.kernels, self.copied_in)\n",
+        "",
+        ("tests/host/test_offload.py",),
+    ),
+    Mutant(
+        "streams: the producer's stream is not waited for",
+        "sigmoid_l2/gpu/arrays.py",
+        "                stream.wait_event(event)\n",
+        "",
+        ("tests/host/test_streams.py",),
+    ),
+)

@@ -1,0 +1,199 @@
+"""`sigmoid-l2 grad` killed, interrupted, or without disk or memory: OUT is what it was before, or whole.
+
+`make faults` does each of these more often.
+"""
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import sigmoid_l2 as sl2
+from sigmoid_l2.cli import main as cli
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals, limits and mounts of POSIX")
+
+BATCH = 200_000  # its OUT has 21 MB: writing it takes about as long as computing it
+OLD = b"the result of yesterday"
+
+# Ctrl-C before the program has been imported, or once it has returned, is Python's to report.
+GRAD = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+from sigmoid_l2.cli import main as cli
+print("begun", flush=True)
+sys.exit(cli.main(["grad", *sys.argv[1:]]))
+"""
+LIMITED = """
+import re, resource, sys
+from pathlib import Path
+from sigmoid_l2.cli import main as cli
+which, limit = getattr(resource, sys.argv[1]), int(sys.argv[2])
+if which == resource.RLIMIT_AS:  # besides what is in use now
+    limit += int(re.search(r"VmSize:\\s*(\\d+)", Path("/proc/self/status").read_text()).group(1)) * 1024
+resource.setrlimit(which, (limit, limit))
+sys.exit(cli.main(["grad", *sys.argv[3:]]))
+"""
+
+
+def often(few, many):
+    return pytest.mark.parametrize("times", [few, pytest.param(many, marks=pytest.mark.faults)])
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """A folder with in.npz, the arrays of its OUT, and how many seconds the command takes."""
+    folder = tmp_path_factory.mktemp("pairs")
+    sample = ["sample", "--batch", str(BATCH), "--shape", "3", "3", "-o", str(folder / "in.npz")]
+    assert cli.main(sample) == 0
+    out = folder / "out.npz"
+    for _ in range(2):  # the first may compile
+        begin = time.perf_counter()
+        subprocess.run(
+            [sys.executable, "-c", GRAD, folder / "in.npz", "-o", out], check=True, stdout=subprocess.DEVNULL
+        )
+    return folder / "in.npz", dict(np.load(out)), time.perf_counter() - begin
+
+
+def content(out, expected):
+    """Whether OUT is "absent", "old" or "whole"; anything else is a failure."""
+    if not out.exists():
+        return "absent"
+    if out.read_bytes() == OLD:
+        return "old"
+    with np.load(out) as archive:
+        assert sorted(archive.files) == sorted(expected)
+        assert all(archive[name].tobytes() == a.tobytes() for name, a in expected.items())
+    return "whole"
+
+
+def writing(folder):
+    """Whether a temporary file has bytes in it."""
+    with contextlib.suppress(FileNotFoundError):  # it has been renamed since
+        return any(file.stat().st_size for file in folder.glob(".sigmoid-l2-*.tmp"))
+    return True
+
+
+def stop(pairs, folder, number, k, chance):
+    """Send signal ``number`` to the command, at any moment or (every other time) while it writes.
+
+    Its exit status, what it printed as an error, what became of OUT, and whether a temporary file was left.
+    """
+    given, expected, seconds = pairs
+    out = folder / "out.npz"
+    before = "old" if k % 4 >= 2 else "absent"
+    if before == "old":
+        out.write_bytes(OLD)
+    command = [sys.executable, "-c", GRAD, given, "-o", out]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stdout.readline() == "begun\n"
+        if k % 2:
+            while child.poll() is None and not writing(folder):
+                time.sleep(0.001)
+            time.sleep(chance.uniform(0, 0.03))
+        else:
+            time.sleep(chance.uniform(0, seconds))
+        child.send_signal(number)
+        _, error = child.communicate(timeout=60)
+    after = content(out, expected)
+    left = [file for file in folder.iterdir() if file != out]
+    shutil.rmtree(folder)
+    folder.mkdir()
+    assert after in (before, "whole")
+    return child.returncode, error, after, bool(left)
+
+
+@often(2, 50)
+def test_killed(pairs, tmp_path, times):
+    """What was being written stays behind as a hidden .tmp file, which nobody takes for a result."""
+    chance, seen = random.Random(times), Counter()
+    for k in range(times):
+        status, _, after, left = stop(pairs, tmp_path, signal.SIGKILL, k, chance)
+        assert status in (-signal.SIGKILL, 0)
+        seen[f"OUT {after}", "while writing" if left else ""] += 1
+    print(f"{times} x kill -9:", dict(seen))
+    assert times < 50 or seen["OUT absent", "while writing"] + seen["OUT old", "while writing"] >= 10
+
+
+@often(2, 50)
+def test_ctrl_c(pairs, tmp_path, times):
+    chance, seen = random.Random(times), Counter()
+    for k in range(times):
+        status, error, after, left = stop(pairs, tmp_path, signal.SIGINT, k, chance)
+        assert not left
+        assert after == "whole" or (status, error) == (130, "sigmoid-l2: interrupted\n")
+        seen[f"exit status {status}", f"OUT {after}"] += 1
+    print(f"{times} x Ctrl-C:", dict(seen))
+
+
+def grad_with_limit(pairs, folder, which, limit, backend="auto"):
+    """Run the command with a limit of the system; "whole", or the one line that it fails with."""
+    given, expected, _ = pairs
+    out = folder / "out.npz"
+    out.write_bytes(OLD)
+    command = [sys.executable, "-c", LIMITED, which, str(limit), given, "-o", out, "--backend", backend]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    after = content(out, expected)
+    assert [file.name for file in folder.iterdir()] == ["out.npz"]
+    if after == "whole":
+        assert (done.returncode, done.stderr) == (0, "")
+        return "whole"
+    assert (after, done.returncode, done.stdout) == ("old", 2, ""), done.stderr
+    assert done.stderr.startswith("sigmoid-l2: error: ")
+    assert done.stderr.count("\n") == 1
+    return done.stderr
+
+
+@often(3, 20)
+def test_file_size_limit(pairs, tmp_path, times):
+    size = sum(a.nbytes for a in pairs[1].values())
+    for limit in np.linspace(0, size, times, dtype=int):
+        assert "File too large" in grad_with_limit(pairs, tmp_path, "RLIMIT_FSIZE", limit)
+    assert grad_with_limit(pairs, tmp_path, "RLIMIT_FSIZE", size + 10_000) == "whole"
+
+
+MOUNT = 'mount -t tmpfs -o size="$1" none "$2" && cd "$2" || exit 99; shift 2; "$@"; status=$?; ls -A; exit $status'
+
+
+@often(2, 20)
+def test_full_disk(pairs, tmp_path, times):
+    """A file system of its own, so small that OUT does not fit."""
+    given, expected, _ = pairs
+    command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", MOUNT, "sh"]
+    try:
+        subprocess.run([*command, "64k", tmp_path, "true"], check=True, capture_output=True, timeout=60)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no file system can be mounted here: {error}")
+    grad = [sys.executable, "-m", "sigmoid_l2", "grad", given, "-o", "out.npz"]
+    size = sum(a.nbytes for a in expected.values())
+    for room in np.linspace(1 << 16, size - (1 << 16), times, dtype=int):
+        done = subprocess.run([*command, str(room), tmp_path, *grad], capture_output=True, text=True, timeout=100)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr == "sigmoid-l2: error: out.npz: cannot be written: No space left on device\n"
+    done = subprocess.run([*command, str(2 * size), tmp_path, *grad], capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stderr, done.stdout[-8:]) == (0, "", "out.npz\n")
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the memory in use is read from Linux's /proc")
+@often(3, 20)
+def test_memory_limit(pairs, tmp_path, times):
+    """From none besides what the program has to more than enough: one line, whatever it is that finds no memory."""
+    given, names, _ = pairs
+    with np.load(given) as archive:
+        results = sl2.value_and_grad(archive["W"], archive["x"], backend="numpy")
+    pairs = given, dict(zip(names, results, strict=True)), None
+    outcomes = [
+        grad_with_limit(pairs, tmp_path, "RLIMIT_AS", limit, "numpy")
+        for limit in np.linspace(0, 128 << 20, times, dtype=int)
+    ]
+    assert outcomes[-1] == "whole"
+    assert outcomes[0] != "whole"

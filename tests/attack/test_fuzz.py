@@ -1,0 +1,61 @@
+"""The fuzz targets on their seeds, without a fuzzer (`make fuzz` goes on), and the memory that hostile files take."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from attack.fuzz import fuzz_call, fuzz_files, make_seeds
+
+SEEDS = Path(__file__).parent / "fuzz" / "seeds"
+FILES = sorted((SEEDS / "files").iterdir())
+
+
+def test_the_seeds_are_those_that_are_made():
+    made = [f"good-{name}" for name in make_seeds.GOOD] + [f"bad-{name}" for name in make_seeds.BAD]
+    assert [path.name for path in FILES] == sorted(made)
+
+
+@pytest.mark.parametrize("seed", FILES, ids=lambda path: path.name)
+def test_files(seed):
+    assert fuzz_files.run(seed.read_bytes()) == seed.name.startswith("good-")
+
+
+def test_calls():
+    seeds = sorted((SEEDS / "call").iterdir())
+    assert len(seeds) > 20
+    for seed in seeds:
+        fuzz_call.test_one_input(seed.read_bytes())
+
+
+READ = """
+import resource, sys
+from pathlib import Path
+from sigmoid_l2.cli.files import InputError, read_arrays
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (200 << 20),) * 2)
+for path in sys.argv[1:]:
+    try:
+        read_arrays([path, path] if path.endswith(".npy") else [path])
+    except InputError as error:
+        print(error)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc/self/statm to limit its own memory")
+def test_hostile_files_take_no_memory(tmp_path):
+    """200 MiB beyond Python and NumPy are enough to refuse files that would take gigabytes."""
+    hostile = {path.name: path.read_bytes() for path in FILES if path.name.startswith("bad-")}
+    hostile["zeros.npz"] = make_seeds.bomb(make_seeds.announced(f"({2**29}, 1, 1)"), b"\0", 1 << 32)
+    hostile["header.npz"] = make_seeds.bomb(b"\x93NUMPY\x02\0\xff\xff\xff\xff", b" ", 0xFF << 24)
+    hostile["word.json"] = json.dumps({"W": [["1" * 10**6, *[1] * 10**4]], "x": [1]}).encode()
+    for name, content in hostile.items():
+        (tmp_path / name).write_bytes(content)
+    command = [sys.executable, "-c", READ, *sorted(hostile)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert [line.split(":")[0] for line in lines] == sorted(hostile)
+    assert not [line for line in lines if "allocate" in line or "emory" in line]

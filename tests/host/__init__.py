@@ -1,0 +1,1 @@
+"""Tests of the host side and of the CPU kernels."""

@@ -1,0 +1,150 @@
+"""CUDA arrays through the public calls: on the GPU's own CuPy where there is one, else on the stand-in of fake_cupy.
+
+With the stand-in the NumPy reference computes in the place of the two GPU kernels; everything on the way to it and back
+is the library's own.
+"""
+
+import importlib
+
+import fake_cupy
+import numpy as np
+import pytest
+
+import sigmoid_l2 as sl2
+from sigmoid_l2 import dispatch
+
+REASONS = {b.name: b.reasons() for b in dispatch.BACKENDS if b.device == "cuda"}
+HAS_GPU = not REASONS["cupy"]  # whose arrays they are; what the other backend lacks skips its tests alone
+
+
+@pytest.fixture
+def cupy(monkeypatch):
+    """CuPy itself where it can run, else the stand-in, with ``kernels`` by backend name."""
+    return importlib.import_module("cupy") if HAS_GPU else fake_cupy.install(monkeypatch)
+
+
+@pytest.fixture(params=["auto", "gpu", "cupy", "numba-cuda"])
+def backend(request):
+    if HAS_GPU and REASONS.get(request.param):
+        pytest.skip("; ".join(REASONS[request.param]))
+    return request.param
+
+
+def pairs(cupy, batch=(5,), m=3, n=4, dtype="float32"):
+    rng = np.random.default_rng(7)
+    W, x = rng.standard_normal((*batch, m, n)).astype(dtype), rng.standard_normal((*batch, n)).astype(dtype)
+    return W, x, cupy.asarray(W), cupy.asarray(x)
+
+
+def assert_same(cupy, got, W, x):
+    expected = sl2.value_and_grad(W, x, backend="numpy")
+    for name, a, right in zip(("loss", "dW", "dx"), got, expected, strict=True):
+        assert isinstance(a, cupy.ndarray), name
+        assert (a.shape, a.dtype) == (right.shape, right.dtype), name
+        np.testing.assert_allclose(cupy.asnumpy(a), right, rtol=2e-6, atol=2e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("batch", [(), (1,), (5,), (2, 3), (0,)])
+def test_cupy_in_cupy_out(cupy, backend, batch):
+    W, x, W_device, x_device = pairs(cupy, batch)
+    assert_same(cupy, sl2.value_and_grad(W_device, x_device, backend=backend), W, x)
+    assert isinstance(sl2.value(W_device, x_device, backend=backend), cupy.ndarray)
+    assert all(isinstance(a, cupy.ndarray) for a in sl2.grad(W_device, x_device, backend=backend))
+
+
+def test_any_layout_dtype_and_columns(cupy, backend):
+    W, x, W_device, x_device = pairs(cupy, (6,), dtype="float64")
+    half = sl2.value_and_grad(W_device[::2], x_device[::-1][::2], backend=backend)
+    assert_same(cupy, half, W[::2], x[::-1][::2])
+    swapped = sl2.value_and_grad(W_device.swapaxes(1, 2), x_device[:, :3], backend=backend)
+    assert_same(cupy, swapped, W.swapaxes(1, 2), x[:, :3])
+    columns = sl2.value_and_grad(W_device, x_device[..., None], backend=backend)
+    assert columns.dx.shape == (6, 4, 1)
+    assert_same(cupy, columns, W, x[..., None])
+    integers = sl2.value_and_grad(cupy.asarray(np.ones((2, 3, 4), int)), x_device[:2], backend=backend)
+    assert_same(cupy, integers, np.ones((2, 3, 4)), x[:2])
+
+
+def test_out_is_written_in_place(cupy, backend):
+    W, x, W_device, x_device = pairs(cupy)
+    out = tuple(cupy.asarray(np.full(shape, np.nan, "float32")) for shape in ((5,), (5, 3, 4), (5, 4)))
+    got = sl2.value_and_grad(W_device, x_device, out=out, backend=backend)
+    assert all(a is b for a, b in zip(got, out, strict=True))
+    assert_same(cupy, out, W, x)
+
+
+def test_out_of_a_wrong_kind_or_overlapping(cupy):
+    W, x, W_device, x_device = pairs(cupy)
+    with pytest.raises(ValueError, match=r"dW must be a CUDA array, like the inputs, not numpy\.ndarray"):
+        sl2.value_and_grad(W_device, x_device, out=(cupy.asarray(np.zeros(5, "f4")), np.zeros_like(W), x_device))
+    with pytest.raises(ValueError, match="dW shares memory with W"):
+        sl2.grad(W_device, x_device, out=(W_device, cupy.asarray(np.zeros_like(x))))
+
+
+def test_host_and_device_do_not_mix(cupy):
+    W, x, W_device, x_device = pairs(cupy)
+    with pytest.raises(
+        TypeError, match=r"W is in host memory and x is a CUDA array of type .*; pass cupy\.asarray\(W\)"
+    ):
+        sl2.value_and_grad(W, x_device)
+    with pytest.raises(TypeError, match="x is in host memory and W is a CUDA array"):
+        sl2.value_and_grad(W_device, x)
+
+
+@pytest.mark.parametrize("name", ["cpu", "numpy", "numba"])
+def test_cuda_arrays_are_not_moved_to_the_host(cupy, name):
+    *_, W_device, x_device = pairs(cupy)
+    with pytest.raises(TypeError, match=rf"'{name}' computes in host memory.*cupy\.asnumpy"):
+        sl2.value_and_grad(W_device, x_device, backend=name)
+
+
+def test_a_stream_is_used_and_left(cupy, backend):
+    W, x, W_device, x_device = pairs(cupy)
+    stream = cupy.cuda.Stream()
+    before = cupy.cuda.get_current_stream().ptr
+    for given in (stream, stream.ptr):
+        got = sl2.value_and_grad(W_device[::2], x_device[::2], backend=backend, stream=given)
+        assert cupy.cuda.get_current_stream().ptr == before
+        if HAS_GPU:
+            stream.synchronize()
+        else:
+            used = fake_cupy.kernels["numba-cuda" if backend == "numba-cuda" else "cupy"]
+            assert used.calls[-1] == (0, stream.ptr)
+        assert_same(cupy, got, W[::2], x[::2])
+    with pytest.raises(TypeError, match="stream must be a CuPy or numba stream or an integer handle"):
+        sl2.value(W_device, x_device, backend=backend, stream="fast")
+
+
+@pytest.mark.skipif(HAS_GPU, reason="the stand-in has two devices, this machine may not")
+def test_runs_on_the_arrays_device(cupy, backend):
+    with cupy.cuda.Device(1):
+        *_, W_device, x_device = pairs(cupy)
+    got = sl2.value_and_grad(W_device, x_device, backend=backend)
+    assert got.dW.device.id == 1
+    assert fake_cupy.kernels["numba-cuda" if backend == "numba-cuda" else "cupy"].calls == [(1, 0)]
+    assert backend != "numba-cuda" or ("numba device", 1) in fake_cupy.log
+    with pytest.raises(ValueError, match="same CUDA device"):
+        sl2.value(W_device, pairs(cupy)[3])
+
+
+@pytest.mark.skipif(not HAS_GPU, reason="; ".join(REASONS["cupy"]))
+@pytest.mark.parametrize("name", ["cupy", "numba-cuda"])
+def test_nothing_is_allocated_and_a_graph_can_capture_it(cupy, name):
+    W, x, W_device, x_device = pairs(cupy, (1000,))
+    out = tuple(cupy.empty(shape, "float32") for shape in ((1000,), (1000, 3, 4), (1000, 4)))
+    stream = cupy.cuda.Stream(non_blocking=True)
+    sl2.value_and_grad(W_device, x_device, out=out, backend=name, stream=stream)  # compiled outside the capture
+    stream.synchronize()
+    pool = cupy.get_default_memory_pool()
+    before = pool.used_bytes(), pool.total_bytes()
+    with stream:
+        stream.begin_capture()
+        sl2.value_and_grad(W_device, x_device, out=out, backend=name, stream=stream)
+        graph = stream.end_capture()
+    assert (pool.used_bytes(), pool.total_bytes()) == before
+    for a in out:
+        a.fill(np.nan)
+    cupy.cuda.Device().synchronize()
+    graph.launch(stream)
+    stream.synchronize()
+    assert_same(cupy, out, W, x)

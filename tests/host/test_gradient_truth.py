@@ -1,0 +1,168 @@
+"""The gradients are the derivatives of the loss: against differences of it, against three frameworks, along directions.
+
+Nothing here uses the formula of the gradients: the derivatives come from the loss alone.
+"""
+
+import hypothesis
+import mpmath
+import numpy as np
+import oracle
+import pytest
+from contract import Results, allowed, worst
+from hypothesis import given
+from hypothesis import strategies as st
+
+import sigmoid_l2 as sl2
+from host.test_parity import SMALL, normal
+from host.test_simd import needs_long_double
+
+DIGITS = 50
+
+
+def loss(W, x, b):
+    """||sigmoid(W x + b)||^2 of lists of mpmath numbers, real or complex; d/db_i is g_i."""
+    q = [mpmath.fdot(row, x) + shift for row, shift in zip(W, b, strict=True)]
+    return mpmath.fsum((1 / (1 + mpmath.exp(-value))) ** 2 for value in q)
+
+
+def central(W, x, b, numbers, k):
+    """(f(a + h) - f(a - h)) / 2h for a = numbers[k]: off by h^2 times the third derivative, and by 10^-DIGITS / h."""
+    a, h = numbers[k], mpmath.mpf(10) ** -(DIGITS // 3)
+    values = []
+    for numbers[k] in (a + h, a - h):
+        values.append(loss(W, x, b))
+    numbers[k] = a
+    return (values[0] - values[1]) / (2 * h)
+
+
+def complex_step(W, x, b, numbers, k):
+    """Im f(a + ih) / h for a = numbers[k]: nothing is subtracted, so h can be so small that h^2 does not count."""
+    a, h = numbers[k], mpmath.mpf(10) ** -DIGITS
+    numbers[k] = mpmath.mpc(a, h)
+    value = loss(W, x, b)
+    numbers[k] = a
+    return value.imag / h
+
+
+def differentiated(W, x, derivative):
+    """What ``oracle.pair`` gives, by a ``derivative`` in every element of W and x and in b = 0."""
+    W, x = [[mpmath.mpf(float(w)) for w in row] for row in W], [mpmath.mpf(float(v)) for v in x]
+    b = [mpmath.mpf(0)] * len(W)
+    return oracle.Truth(
+        [derivative(W, x, b, b, i) for i in range(len(b))],
+        loss(W, x, b),
+        [[derivative(W, x, b, row, j) for j in range(len(x))] for row in W],
+        [derivative(W, x, b, x, j) for j in range(len(x))],
+    )
+
+
+def random_pair(seed):
+    """W and x with random m and n from 1 to 5, and q of a few units."""
+    rng = np.random.default_rng(seed)
+    m, n = rng.integers(1, 6, 2)
+    return rng.standard_normal((m, n)), rng.standard_normal(n)
+
+
+def distance(a, b):
+    """The largest relative difference of two Truths."""
+    pairs = zip(map(np.ravel, map(np.array, a)), map(np.ravel, map(np.array, b)), strict=True)
+    return max(abs(u - v) / abs(v) for left, right in pairs for u, v in zip(left, right, strict=True))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_oracle_is_the_derivative(seed):
+    """The truth of all other tests, against both kinds of differences."""
+    W, x = random_pair(seed)
+    with mpmath.workdps(DIGITS):
+        true = oracle.pair(W, x)
+        assert distance(differentiated(W, x, complex_step), true) < 1e-40
+        assert distance(differentiated(W, x, central), true) < 1e-25
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_backend_is_the_derivative(backend, seed):
+    """Every backend, against the differences themselves."""
+    W, x = random_pair(seed)
+    results = Results(*sl2.value_and_grad(W, x, backend=backend))
+    for derivative in (central, complex_step):
+        with mpmath.workdps(DIGITS):
+            true = differentiated(W, x, derivative)
+        for ratio, line in worst(W, x, results, allowed(W, x, true), true).values():
+            assert ratio <= 1, f"{derivative.__name__}: {line}"
+
+
+def by_jax(W, x):
+    jax = pytest.importorskip("jax")
+
+    def f(W, x):
+        return (jax.nn.sigmoid(W @ x) ** 2).sum()
+
+    with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
+        value, gradients = jax.vmap(jax.value_and_grad(f, argnums=(0, 1)))(W, x)
+        return [np.asarray(a) for a in (value, *gradients)]
+
+
+def by_torch(W, x):
+    torch = pytest.importorskip("torch")
+    W, x = torch.from_numpy(W).requires_grad_(), torch.from_numpy(x).requires_grad_()
+    value = (torch.sigmoid((W @ x[:, :, None])[:, :, 0]) ** 2).sum(-1)
+    return [a.numpy() for a in (value.detach(), *torch.autograd.grad(value.sum(), (W, x)))]
+
+
+def by_autograd(W, x):
+    autograd = pytest.importorskip("autograd")
+    anp = pytest.importorskip("autograd.numpy")
+
+    def f(W, x):
+        return anp.sum((1 / (1 + anp.exp(-anp.einsum("bmn,bn->bm", W, x)))) ** 2, axis=1)
+
+    backward, value = autograd.make_vjp(f, (0, 1))(W, x)
+    return [value, *backward(np.ones_like(value))]
+
+
+@pytest.mark.parametrize("framework", [by_jax, by_torch, by_autograd])
+@pytest.mark.parametrize(("m", "n"), [(1, 1), (3, 3), (2, 5), (13, 17)])
+def test_frameworks_agree(backend, framework, m, n):
+    """In float64, each side within its own error of the truth: then they differ by the sum of both at most."""
+    W, x = normal(7, m, n, np.dtype("float64"))
+    q = (W @ x[:, :, None])[..., 0]
+    W /= np.maximum(1, np.abs(q) / 2.9)[..., None]  # |q| < 3, because the frameworks subtract s from 1
+    theirs = framework(W, x)
+    ours = sl2.value_and_grad(W, x, backend=backend)
+    for b in range(len(W)):
+        true = oracle.pair(W[b], x[b])
+        limits = allowed(W[b], x[b], true)
+        s = np.array([oracle.sigmoid(mpmath.mpf(value)) for value in W[b] @ x[b]], float)
+        # The rounding of s, eps/2, is one of eps/2 / (1 - s) of 1 - s.
+        their_limits = allowed(W[b], x[b], true, g_eps=8 + 0.5 / (1 - s))
+        for results, limit in ((ours, limits), (theirs, their_limits)):
+            for ratio, line in worst(W[b], x[b], Results(*(a[b] for a in results)), limit, true).values():
+                assert ratio <= 1, line
+
+
+@needs_long_double
+@hypothesis.settings(max_examples=10_000)
+@given(st.sampled_from(SMALL), st.integers(0, 2**32 - 1), st.floats(-20, 9))
+def test_directional_derivative(backend, shape, seed, log2_of_q):
+    """d/dh f(W + h V, x + h v) = <dW, V> + <dx, v> for any direction (V, v).
+
+    The left side is a complex step in long double, which has 11 bits more: its own error is made of the same roundings
+    as the contract's bound, of at most 4 times as many, hence below 2^-9 of it. The right side may be off by what the
+    contract allows for every element; its sum is taken in long double too.
+    """
+    (m, n), rng = shape, np.random.default_rng(seed)
+    W, x = rng.standard_normal((m, n)) * 2.0**log2_of_q / n**0.5, rng.standard_normal(n)
+    V, v = rng.standard_normal((m, n)), rng.standard_normal(n)
+    _, dW, dx = sl2.value_and_grad(W, x, backend=backend)
+
+    h = np.longdouble(2.0**-200)
+    q = ((W + 1j * h * V) * (x + 1j * h * v)).sum(axis=1)
+    left = ((1 / (1 + np.exp(-q))) ** 2).sum().imag / h
+    right = (dW.astype(np.longdouble) * V).sum() + (dx.astype(np.longdouble) * v).sum()
+
+    q = q.real.astype(float)
+    s, c = 1 / (1 + np.exp(-q.astype(np.longdouble))), 1 / (1 + np.exp(q.astype(np.longdouble)))
+    g = 2 * s * s * c
+    limits = allowed(W, x, oracle.Truth(g, (s * s).sum(), g[:, None] * x, None))
+    limit = (limits.dW * abs(V)).sum() + (limits.dx * abs(v)).sum()
+    assert abs(left - right) <= limit * (1 + 2.0**-9)

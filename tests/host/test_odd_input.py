@@ -1,0 +1,141 @@
+"""What looks odd and computes all the same: the results are those of the formula on a plain copy."""
+
+import array
+
+import numpy as np
+import pytest
+from arrays import Arrays, matrix
+from numpy.lib.stride_tricks import as_strided
+
+import sigmoid_l2 as sl2
+
+
+class Subclass(np.ndarray):
+    """An array of another type."""
+
+
+class Own:
+    """An object of another library that knows how to become an array."""
+
+    def __init__(self, a):
+        self.a = a
+
+    def __array__(self, dtype=None, copy=None):
+        return self.a
+
+
+def records(a, align=False):
+    """W and x interleaved in records; where not aligned, each at an odd address."""
+    fields = np.dtype([("tag", "u1"), ("W", "f8", (3, 4)), ("x", "f4", 4)], align=align)
+    table = np.zeros(len(a.W), fields)
+    table["W"], table["x"] = a.W, a.x
+    assert table["W"].flags.aligned == align
+    return table["W"], table["x"]
+
+
+def read_only(*arrays):
+    for a in arrays:
+        a.flags.writeable = False
+    return arrays
+
+
+INPUTS = {  # what is given for W and x
+    "matrices": lambda a: (matrix(a.W[0]), matrix(a.x[0]).T),
+    "a matrix and a vector": lambda a: (matrix(a.W[0]), a.x[0]),
+    "a subclass": lambda a: (a.W.view(Subclass), a.x.view(Subclass)),
+    "records' arrays": lambda a: (a.W.view(np.recarray), a.x.view(np.recarray)),
+    "lists of lists": lambda a: (a.W.tolist(), a.x.tolist()),
+    "tuples of integers": lambda a: (((1, 2), (3, 4)), (1, -2)),
+    "a list of arrays": lambda a: (list(a.W), [tuple(row) for row in a.x]),
+    "a list and an array": lambda a: (a.W[0].tolist(), a.x[0]),
+    "bool": lambda a: ([[True, False]], [False, True]),
+    "memoryviews": lambda a: (memoryview(a.W), memoryview(a.x)),
+    "a memoryview of bytes": lambda a: (
+        memoryview(bytes(range(6))).cast("B", (2, 3)),
+        b"abc"[0:0] or bytearray(b"abc"),
+    ),
+    "an array.array": lambda a: (a.W[0], array.array("f", [1, 2, 3, 4])),
+    "objects with __array__": lambda a: (Own(a.W), Own(a.x)),
+    "a broadcast view of 100,000 pairs": lambda a: (
+        np.broadcast_to(a.W[0], (100_000, 3, 4)),
+        np.broadcast_to(a.x[0], (100_000, 4)),
+    ),
+    "a broadcast view inside a pair": lambda a: (np.broadcast_to(a.W[:, :, :1], (5, 3, 4)), a.x),
+    "one number everywhere": lambda a: (np.broadcast_to(0.5, (5, 3, 4)), np.broadcast_to(np.float32(0.5), (5, 4))),
+    "backwards": lambda a: (a.W[::-1, ::-1, ::-1], a.x[::-1, ::-1]),
+    "every second": lambda a: (a.W[::2, :, ::2], a.x[::2, 1::2]),
+    "transposed": lambda a: (a.W.T, a.x.T),
+    "Fortran order": lambda a: (np.asfortranarray(a.W), np.asfortranarray(a.x)),
+    "overlapping windows": lambda a: (
+        as_strided(a.memory, (5, 3, 4), (8, 16, 8)),
+        as_strided(a.memory, (5, 4), (8, 8)),
+    ),
+    "W and x share memory": lambda a: (a.W, a.W[:, 1]),
+    "x is W's memory": lambda a: (a.W[0, :3, :3], a.W[0, 1, :3]),
+    "unaligned fields of records": lambda a: records(a),
+    "aligned fields of records": lambda a: records(a, align=True),
+    "unaligned": lambda a: (np.frombuffer(b"." + a.W.tobytes(), offset=1).reshape(a.W.shape), a.x),
+    "the other byte order": lambda a: (a.W.astype(">f8"), a.x.astype(">f8")),
+    "both byte orders": lambda a: (a.W.astype(">f4"), a.x.astype("<f4")),
+    "read-only": lambda a: read_only(a.W, a.x),
+    "of bytes": lambda a: (np.frombuffer(a.W.tobytes()).reshape(a.W.shape), np.frombuffer(a.x.tobytes()).reshape(5, 4)),
+    "mixed floats": lambda a: (a.W.astype("f2"), a.x.astype("f4")),
+    "integers and a float": lambda a: ((9 * a.W).astype("i1"), a.x.astype("f4")),
+    "a dtype with metadata": lambda a: (a.W.astype(np.dtype("f8", metadata={"unit": "m"})), a.x),
+    "columns": lambda a: (a.W, a.x[..., None]),
+    "columns of a longer array": lambda a: (a.W, np.repeat(a.x, 3, axis=1)[:, ::3, None]),
+    "many batch axes": lambda a: (a.W.reshape(1, 5, 1, 1, 1, 3, 4), a.x.reshape(1, 5, 1, 1, 1, 4)),
+    "64 axes": lambda a: (a.W[0].reshape((1,) * 62 + (3, 4)), a.x[0].reshape((1,) * 62 + (4,))),
+}
+
+
+def truth(W, x):
+    """The textbook formula in float64, for plain copies of W and x; q is small here."""
+    W, x = np.array(W).astype(float), np.array(x).astype(float)
+    vector = x[..., 0] if x.ndim == W.ndim else x
+    s = 1 / (1 + np.exp(-(W * vector[..., None, :]).sum(-1)))
+    g = 2 * s**2 * (1 - s)
+    return (s**2).sum(-1), g[..., None] * vector[..., None, :], (g[..., None] * W).sum(-2).reshape(x.shape)
+
+
+@pytest.mark.parametrize("given", INPUTS.values(), ids=INPUTS)
+def test_computes(given, backend):
+    W, x = given(Arrays())
+    copies = np.array(W), np.array(x)
+    expected = truth(W, x)
+    got = sl2.value_and_grad(W, x, backend=backend)
+    for name, result, right in zip(got._fields, got, expected, strict=True):
+        assert type(result) is np.ndarray, name
+        rtol = 20 * np.finfo(result.dtype).eps
+        np.testing.assert_allclose(result, right, rtol, 2 * rtol, err_msg=name)
+    for result, again in zip(got, (sl2.value(W, x, backend=backend), *sl2.grad(W, x, backend=backend)), strict=True):
+        assert result.tobytes() == again.tobytes()
+    for given_array, copy in zip((W, x), copies, strict=True):
+        assert np.array(given_array).tobytes() == copy.tobytes(), "an input was changed"
+
+
+OUTPUTS = {  # what is given for out
+    "a list": lambda a: [a.loss, a.dW, a.dx],
+    "subclasses": lambda a: a.out(loss=a.loss.view(Subclass), dW=a.dW.view(np.recarray), dx=matrix(a.dx)),
+    "every second": lambda a: (np.zeros(10)[::2], np.zeros((10, 3, 8))[::2, :, ::2], np.zeros((5, 8))[:, 1::2]),
+    "backwards": lambda a: (a.loss[::-1], a.dW[::-1, :, ::-1], a.dx[:, ::-1]),
+    "Fortran order": lambda a: a.out(dW=np.zeros((5, 3, 4), order="F"), dx=np.zeros((5, 4), order="F")),
+    "the other byte order": lambda a: (np.zeros(5, ">f8"), np.zeros((5, 3, 4), ">f8"), np.zeros((5, 4), ">f8")),
+    "fields of records, unaligned": lambda a: tuple(
+        np.zeros(5, [("tag", "u1"), ("loss", "f8"), ("dW", "f8", (3, 4)), ("dx", "f8", 4)])[name]
+        for name in ("loss", "dW", "dx")
+    ),
+    "interleaved": lambda a: (lambda rows: (rows[:, 0], rows[:, 1:13].reshape(5, 3, 4), rows[:, 13:]))(
+        np.zeros((5, 17))
+    ),
+}
+
+
+@pytest.mark.parametrize("out", OUTPUTS.values(), ids=OUTPUTS)
+def test_computes_into(out, backend):
+    a = Arrays()
+    W, x, out = a.W.copy(), a.x.copy(), out(a)
+    got = sl2.value_and_grad(W, x, out=out, backend=backend)
+    for name, result, given, right in zip(got._fields, got, out, truth(W, x), strict=True):
+        assert result is given, name
+        np.testing.assert_allclose(np.asarray(result), right, 1e-14, 1e-14, err_msg=name)

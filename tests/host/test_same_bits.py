@@ -1,0 +1,238 @@
+"""A pair's result depends on that pair alone, to the last bit: not on the batch, the layout, threads or processes."""
+
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import sigmoid_l2 as sl2
+from sigmoid_l2 import dispatch, execute, threads
+
+SHAPES = [(1, 1), (3, 3), (2, 9), (1, 40), (40, 1), (13, 17), (3, 300)]
+
+
+def normal(batch, m, n, dtype, seed=0):
+    rng = np.random.default_rng([*batch, m, n, seed])
+    return rng.standard_normal((*batch, m, n)).astype(dtype), rng.standard_normal((*batch, n)).astype(dtype)
+
+
+def bits(results, pairs=...):
+    return [np.ascontiguousarray(a[pairs]).tobytes() for a in results]
+
+
+@pytest.mark.parametrize(("m", "n"), SHAPES)
+def test_batch_size_and_place(backend, dtype, m, n):
+    """Alone, in slices at every offset from the lanes of a vector, and across ranges of threads and blocks."""
+    B = max(100, 3 * (1 << 16) // (m * n))
+    W, x = normal((B,), m, n, dtype)
+    whole = sl2.value_and_grad(W, x, backend=backend)
+    places = [(0, 1), (1, 2), (B - 1, B), (0, 7), (1, 9), (B // 2, B), (B // 3, B // 3 + 33), (5, B - 3)]
+    for first, last in places:
+        part = sl2.value_and_grad(W[first:last], x[first:last], backend=backend)
+        assert bits(part) == bits(whole, slice(first, last)), f"pairs {first} to {last} of {B}"
+    one = sl2.value_and_grad(W[7], x[7], backend=backend)
+    assert bits(one) == bits(whole, 7)
+
+
+@given(data=st.data())
+def test_any_slice_of_any_batch(backend, dtype, data):
+    m, n = data.draw(st.sampled_from([(1, 1), (3, 2), (2, 16), (5, 33), (16, 3)]))
+    B = data.draw(st.integers(1, 200))
+    first = data.draw(st.integers(0, B - 1))
+    last = data.draw(st.integers(first + 1, B))
+    step = data.draw(st.sampled_from([1, 2, 3, -1, -2]))
+    W, x = normal((B,), m, n, dtype)
+    part = np.arange(B)[first:last][::step]
+    got = sl2.value_and_grad(W[first:last][::step], x[first:last][::step], backend=backend)
+    assert bits(got) == bits(sl2.value_and_grad(W, x, backend=backend), part)
+
+
+def strided(a):
+    wide = np.full((*a.shape[:-1], 2 * a.shape[-1]), np.nan, a.dtype)
+    wide[..., ::2] = a
+    return wide[..., ::2]
+
+
+def read_only(a):
+    a = a.copy()
+    a.flags.writeable = False
+    return a
+
+
+def unaligned(a):
+    b = np.empty(a.nbytes + 1, np.uint8)[1:].view(a.dtype).reshape(a.shape)
+    b[...] = a
+    return b
+
+
+def field(a):
+    records = np.zeros(a.shape, [("one byte", "u1"), ("a", a.dtype)])
+    records["a"] = a
+    return records["a"]
+
+
+LAYOUTS = {
+    "strided": strided,
+    "reversed": lambda a: np.flip(np.flip(a).copy()),
+    "byte-swapped": lambda a: a.astype(a.dtype.newbyteorder()),
+    "read-only": read_only,
+    "unaligned": unaligned,
+    "transposed": lambda a: np.ascontiguousarray(np.moveaxis(a, 0, -1)).transpose(-1, *range(a.ndim - 1)),
+    "Fortran": np.asfortranarray,
+    "a field of records": field,
+    "a subclass": lambda a: a.view(type("Sub", (np.ndarray,), {})),
+    "a list": lambda a: a.tolist() if a.dtype == np.float64 else [*a],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(backend, dtype, layout):
+    W, x = normal((9,), 3, 4, dtype)
+    expected = sl2.value_and_grad(W, x, backend=backend)
+    view = LAYOUTS[layout]
+    for W_in, x_in in ((view(W), view(x)), (W, view(x)), (view(W), x)):
+        before = np.array(W_in).tobytes(), np.array(x_in).tobytes()
+        assert bits(sl2.value_and_grad(W_in, x_in, backend=backend)) == bits(expected)
+        assert (np.array(W_in).tobytes(), np.array(x_in).tobytes()) == before, "an input was changed"
+    columns = sl2.value_and_grad(view(W), view(x[..., None]), backend=backend)
+    assert columns.dx.shape == (9, 4, 1)
+    assert bits(columns) == bits(expected)
+    if layout not in ("read-only", "a list"):
+        for seed in range(3):  # each output in turn, the others plain
+            out = [np.full_like(a, np.nan) for a in expected]
+            out[seed] = view(out[seed])
+            assert all(a is b for a, b in zip(sl2.value_and_grad(W, x, out=out, backend=backend), out, strict=True))
+            assert [np.array(a, dtype).tobytes() for a in out] == bits(expected)
+
+
+@pytest.mark.parametrize("batch", [(11,), (5, 2, 3), (2, 1, 7), ()])
+@pytest.mark.parametrize("pairs", [1, 2, 4, 100])
+def test_chunks(backend, dtype, batch, pairs, monkeypatch):
+    """Pieces of ``pairs`` pairs, through copies of the inputs and of ``out``, cut along any batch axis."""
+    W, x = normal(batch, 3, 4, dtype)
+    expected = sl2.value_and_grad(W, x, backend=backend)
+    for size in ("PIECE_BYTES", "CARRIED_PIECE_BYTES"):
+        monkeypatch.setattr(execute, size, pairs * 12 * dtype.itemsize)
+    out = [strided(np.full(a.shape or (1,), np.nan, dtype)).reshape(a.shape, copy=False) for a in expected]
+    sl2.value_and_grad(strided(W), np.asfortranarray(x), out=out, backend=backend)
+    assert bits(out) == bits(expected)
+    assert bits(sl2.value_and_grad(W, strided(x), backend=backend)) == bits(expected)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 16])
+def test_number_of_threads(backend, dtype, number, monkeypatch):
+    W, x = normal((1001,), 3, 3, dtype)
+    expected = sl2.value_and_grad(W, x, backend=backend)
+    monkeypatch.setattr(threads, "get_num_threads", lambda: number)
+    monkeypatch.setattr(threads, "THREAD_WORK", 1)
+    threads._pool.cache_clear()  # the pool has the old number
+    try:
+        for B in (1, 2, 3, 7, 16, 17, 99, 100, 1001):
+            out = tuple(np.full_like(a[:B], np.nan) for a in expected)
+            sl2.value_and_grad(W[:B], x[:B], out=out, backend=backend)
+            assert bits(out) == bits(expected, slice(B))
+    finally:
+        threads._pool.cache_clear()
+
+
+def test_many_threads_at_once(backend):
+    shapes = [((2000,), 3, 3), ((), 200, 300), ((50, 7), 5, 2), ((3,), 1, 5000), ((4097,), 1, 1), ((0,), 3, 3)]
+    calls = [(*normal(*shape, np.dtype(name)), seed) for seed, shape in enumerate(shapes) for name in ("f4", "f8")]
+    expected = [bits(sl2.value_and_grad(W, x, backend=backend)) for W, x, _ in calls]
+    start = threading.Barrier(16)
+
+    def work(k):
+        start.wait()
+        order = np.random.default_rng(k).permutation(np.tile(np.arange(len(calls)), 4))
+        return all(bits(sl2.value_and_grad(*calls[i][:2], backend=backend)) == expected[i] for i in order)
+
+    with ThreadPoolExecutor(16) as pool:
+        assert all(pool.map(work, range(16)))
+
+
+PROCESSES = """
+import multiprocessing, os, signal, sys
+from concurrent.futures import ThreadPoolExecutor
+import numpy as np
+import sigmoid_l2 as sl2
+from sigmoid_l2 import threads
+
+how = sys.argv[1]
+threads.get_num_threads = lambda: 4  # the pool is used on every machine
+
+def results(_=None):
+    if how != "threads":
+        signal.alarm(100)  # a deadlocked process ends itself
+    W = np.sin(np.arange(90000.0)).reshape(10000, 3, 3)
+    x = np.cos(np.arange(30000.0)).reshape(10000, 3)
+    return [a.tobytes() for name in sys.argv[2:] for a in sl2.value_and_grad(W, x, backend=name)]
+
+def forked():
+    read, write = os.pipe()
+    if os.fork() == 0:
+        same = results() == before and results() == before
+        os.write(write, b"same" if same else b"different")
+        os._exit(0)
+    os.close(write)
+    return os.read(read, 10) == b"same"
+
+if __name__ == "__main__":
+    if how == "threads":  # 16 first calls at once: imports and compilation meet
+        with ThreadPoolExecutor(16) as pool:
+            first, *others = pool.map(lambda _: results(), range(16))
+        same = all(other == first for other in others)
+    else:
+        before = results()
+        if how == "os.fork":
+            same = forked()
+        else:
+            with multiprocessing.get_context(how).Pool(2) as pool:
+                same = all(r == before for r in pool.map(results, range(3)))
+        same = same and results() == before  # and the parent goes on
+    print("same" if same else "different")
+"""
+
+
+@pytest.mark.parametrize("how", ["threads", "os.fork", "fork", "spawn", "forkserver"])
+def test_processes(how, tmp_path):
+    if how not in ("threads", "spawn") and not hasattr(os, "fork"):
+        pytest.skip("this system has no fork")
+    script = tmp_path / "processes.py"
+    script.write_text(PROCESSES, encoding="utf-8")
+    names = [b.name for b in dispatch.BACKENDS if b.device == "cpu" and not b.reasons()]
+    done = subprocess.run([sys.executable, str(script), how, *names], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (0, "same\n"), done.stderr
+
+
+AT_EXIT = """
+import atexit, sys, threading
+import numpy as np
+import sigmoid_l2 as sl2
+from sigmoid_l2 import threads
+
+threads.get_num_threads = lambda: 4
+
+def loss():
+    return sl2.value(np.ones((10000, 3, 3)), np.ones((10000, 3)), backend=sys.argv[1]).tobytes()
+
+def late():
+    threading.main_thread().join()  # until the main program has ended
+    print(loss() == before)
+
+before = loss()
+threading.Thread(target=late).start()
+atexit.register(lambda: print(loss() == before))
+"""
+
+
+@pytest.mark.parametrize("name", [b.name for b in dispatch.BACKENDS if b.device == "cpu"])
+def test_threads_that_outlive_the_main_program(name):
+    command = [sys.executable, "-c", AT_EXIT, name]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True\nTrue\n", "")
