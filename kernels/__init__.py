@@ -11,3 +11,18 @@ The contract of a kernel, ``fused(W, x, loss, dW, dx, *, stream=None)``:
 * a pair's result depends on that pair alone, to the last bit;
 * ``stream`` is the integer handle of a CUDA stream, None for the default stream; CPU kernels ignore it.
 """
+
+from typing import Any, NamedTuple
+
+
+class Wanted(NamedTuple):
+    """Which outputs a call wants; a kernel neither computes nor touches the others."""
+
+    loss: bool
+    dW: bool
+    dx: bool
+
+    @classmethod
+    def of(cls, loss: Any, dW: Any, dx: Any) -> "Wanted":
+        """Those that are not None."""
+        return cls(loss is not None, dW is not None, dx is not None)
