@@ -117,7 +117,7 @@ def test_chunks(backend, dtype, batch, pairs, monkeypatch):
     """Pieces of ``pairs`` pairs, through copies of the inputs and of ``out``, cut along any batch axis."""
     W, x = normal(batch, 3, 4, dtype)
     expected = sl2.value_and_grad(W, x, backend=backend)
-    for size in ("PIECE_BYTES", "CARRIED_PIECE_BYTES"):
+    for size in ("PIECE_BYTES", "OFFLOAD_PIECE_BYTES"):
         monkeypatch.setattr(execute, size, pairs * 12 * dtype.itemsize)
     out = [strided(np.full(a.shape or (1,), np.nan, dtype)).reshape(a.shape, copy=False) for a in expected]
     sl2.value_and_grad(strided(W), np.asfortranarray(x), out=out, backend=backend)

@@ -30,7 +30,7 @@ def numba_alone(monkeypatch):
     """numba-cuda where there is no CuPy; ``fake_cupy`` is only where its arrays are made."""
     module = fake_cupy.install(monkeypatch)
     monkeypatch.delitem(sys.modules, "cupy")
-    monkeypatch.setattr("sigmoid_l2.gpu.arrays._cupy", lambda: None)
+    monkeypatch.setattr("sigmoid_l2.gpu._is_usable", lambda module: module != "cupy")
     return module
 
 
@@ -344,7 +344,7 @@ def test_what_numba_cannot_use_without_cupy(numba_alone):
 
 
 def test_neither_cupy_nor_numba(numba_alone, monkeypatch):
-    monkeypatch.setattr("sigmoid_l2.gpu.arrays._numba_cuda", lambda: None)
+    monkeypatch.setattr("sigmoid_l2.gpu._is_usable", lambda module: False)
     with pytest.raises(TypeError, match=r"W is a CUDA array of type somebody\.Owned, and neither .* pip install"):
         sl2.value(*pairs(Owned)[2:])
 

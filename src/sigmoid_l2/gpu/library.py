@@ -1,12 +1,20 @@
-"""What the host side asks of a CUDA library, by CuPy and by numba: memory, streams, events, copies that do not wait."""
+"""What the host side asks of a library that runs GPU code; cupy_library.py and numba_library.py implement it."""
 
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from math import prod
-from typing import Any, ClassVar, Protocol
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import numpy as np
+
+from sigmoid_l2.gpu.arrays import current_stream, type_name
+
+INSTALL = "pip install 'sigmoid-l2[cuda13]' (or [cuda12], to match the driver)"
+
+Context = AbstractContextManager[Any]
+Shape = tuple[int, ...]
+DType = np.dtype[Any]
 
 
 def stream_handle(stream: Any) -> int:
@@ -19,176 +27,147 @@ def stream_handle(stream: Any) -> int:
         value = getattr(stream, attribute, None)
         if value is not None:
             return int(getattr(value, "value", value) or 0)
-    raise TypeError(
-        "stream must be a CuPy or numba stream or an integer handle, "
-        f"not {type(stream).__module__}.{type(stream).__qualname__}"
-    )
+    raise TypeError(f"stream must be a CuPy or numba stream or an integer handle, not {type_name(stream)}")
 
 
-class _Handle:
-    """A stream of which only the handle is known, as CUDA's protocol for streams has it."""
+class GpuLibrary(ABC):
+    """A library that runs GPU code, as one call uses it. Only ``to_host`` and ``synchronize`` make the host wait.
 
-    def __init__(self, handle: int) -> None:
-        self.handle = handle
-
-    def __cuda_stream__(self) -> tuple[int, int]:
-        return 0, self.handle
-
-
-def cupy_stream(handle: int) -> Any:
-    """The stream of that handle as one of CuPy's, which does not own it."""
-    return sys.modules["cupy"].cuda.Stream.from_external(_Handle(handle))
-
-
-class Layer(Protocol):
-    """What offload.py needs of a GPU. Streams and events have ``synchronize()``, events ``record(stream)``.
-
-    Nothing waits on the host but ``synchronize()``.
+    A call with CUDA arrays runs on W's device and on ``stream`` or, for None, on the current stream of W's library. A
+    call with host arrays has no W; it runs on the library's current device and makes its streams. Streams and events
+    are the library's own: both have ``synchronize()``, events ``record(stream)``. Other libraries and kernels know a
+    stream by its integer handle.
     """
 
-    def stream(self) -> Any:
-        """A new stream."""
+    fix = ""  # what to do about an array that this library cannot use
 
-    def kernel_stream(self) -> Any:
-        """A stream for kernels, the same for every call: kernels keep memory for each stream that they have run on."""
+    def __init__(self, W: Any = None, stream: Any = None) -> None:
+        self.device: Any = None  # W's, once it is taken; None where the library uses its current device
+        self.stream = current_stream(W) if stream is None else stream_handle(stream)  # the handle
+        self._W = W
+        self._waited_for = {_default_as_0(self.stream)}
 
-    def external_stream(self, handle: int) -> Any:
-        """The caller's stream."""
+    # CUDA arrays of any library
 
+    def take(self, name: str, a: Any) -> Any:
+        """The CUDA array ``a`` as kernels can use it: the same memory, after the work that its library has queued.
+
+        The first must be W. Raises TypeError where it cannot be used without a copy, ValueError for another device.
+        """
+        try:
+            array, producer = self._take(a)
+        except Exception as error:
+            fix = "; pass it with .detach()" if getattr(a, "requires_grad", False) else self.fix
+            message = f"{name}, a CUDA array of type {type_name(a)}, cannot be used as it is: {error}{fix}"
+            raise TypeError(message) from error
+        self.device = self.device or array.device
+        if array.device != self.device:
+            raise ValueError(
+                f"{name} is on {array.device} and W is on {self.device}; all arrays must be on the same CUDA device"
+            )
+        if producer is not None and _default_as_0(producer) not in self._waited_for:
+            self._waited_for.add(_default_as_0(producer))
+            with self.current():
+                stream = self.stream_of(self.stream)
+                if not self.is_capturing(stream):  # a graph runs later, and cannot wait for what is queued now
+                    event = self.new_event()
+                    event.record(self.stream_of(producer))
+                    self.wait(stream, event)
+        return array
+
+    @abstractmethod
+    def _take(self, a: Any) -> tuple[Any, int | None]:
+        """The array, and the handle of the stream to wait for; None where there is nothing to wait for any more."""
+
+    @abstractmethod
+    def give(self, results: Sequence[Any]) -> list[Any]:
+        """Arrays made in ``current`` as arrays of W's library, where it can take them over: the same memory."""
+
+    def to_host(self, array: Any) -> Any:
+        """What ``take`` returned as a NumPy array."""
+        with self.current() as xp:
+            return xp.asnumpy(array)
+
+    @abstractmethod
+    def current(self) -> Context:
+        """A context that gives CuPy's ``empty``, ``copyto`` and ``asnumpy``, for the call's device and stream."""
+
+    @classmethod
+    def on_device(cls, device: Any) -> Context:
+        """A context for a kernel of this library, on arrays of ``device`` that another library has taken."""
+        return nullcontext()
+
+    # Streams and events
+
+    @abstractmethod
+    def stream_of(self, handle: int) -> Any:
+        """The stream of that handle, which belongs to whoever made it."""
+
+    @abstractmethod
+    def new_stream(self) -> Any:
+        """A stream."""
+
+    @abstractmethod
     def memory_stream(self) -> Any:
-        """The stream in whose order memory is given out: work queued there may still use what it was before."""
+        """The stream in whose order ``empty`` gives out memory: work queued there may still use what it was before."""
 
-    def event(self) -> Any:
-        """A new event."""
+    @abstractmethod
+    def new_event(self) -> Any:
+        """An event."""
 
+    @abstractmethod
     def wait(self, stream: Any, event: Any) -> None:
-        """Let the work queued on ``stream`` from now on begin after ``event``, as it was last recorded."""
+        """Let the work queued on ``stream`` from now on begin after ``event`` as it was last recorded."""
 
-    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
-        """A C-contiguous array on the device, which can be sliced."""
+    def is_capturing(self, stream: Any) -> bool:
+        """Whether what is queued on ``stream`` becomes part of a CUDA graph; False where the library cannot tell."""
+        return False
 
-    def pinned(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> AbstractContextManager[Any]:
-        """A C-contiguous NumPy array in pinned memory, given back when the context ends."""
+    # Memory
 
+    @abstractmethod
+    def empty(self, shape: Shape, dtype: DType) -> Any:
+        """A C-contiguous array on the current device, which can be sliced."""
+
+    @abstractmethod
+    def pinned(self, shape: Shape, dtype: DType) -> Context:
+        """A C-contiguous NumPy array in pinned memory, which is given back when the context ends."""
+
+    @abstractmethod
     def copy_in(self, to: Any, values: Any, stream: Any) -> None:
         """Queue a copy from pinned memory to the device, of C-contiguous arrays."""
 
+    @abstractmethod
     def copy_out(self, to: Any, values: Any, stream: Any) -> None:
         """Queue a copy from the device to pinned memory, of C-contiguous arrays."""
 
-    def launch(self, arrays: Sequence[Any], stream: Any) -> None:
-        """Queue the kernel on W, x, loss, dW, dx."""
+    # What later calls use again
 
-
-def layer(name: str, kernel: Any) -> Layer:
-    """The layer under the GPU backend ``name``, whose kernel's module is ``kernel``."""
-    return CupyLayer(kernel) if name == "cupy" else NumbaLayer(kernel)
-
-
-class CupyLayer:
-    """CuPy, on its current device. Its pools keep device memory and pinned memory for the next call."""
-
-    _kernel_streams: ClassVar[dict[int, Any]] = {}  # by device
-
-    def __init__(self, kernel: Any) -> None:
-        self.fused = kernel.fused
-        self.cupy = sys.modules["cupy"]
-        self.empty = self.cupy.empty
-        self.external_stream = cupy_stream
-        self.memory_stream = self.cupy.cuda.get_current_stream
-
-    def stream(self) -> Any:
-        """A new stream, which has no order with the default one."""
-        return self.cupy.cuda.Stream(non_blocking=True)
+    @abstractmethod
+    def kept(self) -> dict[Any, Any]:
+        """What this package keeps on the current device."""
 
     def kernel_stream(self) -> Any:
-        """The device's stream for kernels."""
-        number = self.cupy.cuda.Device().id
-        if number not in self._kernel_streams:
-            self._kernel_streams[number] = self.stream()
-        return self._kernel_streams[number]
+        """The current device's stream for kernels: one, because a workspace is kept for each stream."""
+        kept = self.kept()
+        if "stream" not in kept:
+            kept["stream"] = self.new_stream()
+        return kept["stream"]
 
-    def event(self) -> Any:
-        """A new event, quicker for not noting the time."""
-        return self.cupy.cuda.Event(disable_timing=True)
+    @classmethod
+    def workspace(cls, handle: int, nbytes: int) -> Any:
+        """Memory for partial sums, flat uint8, for this thread and this stream of the current device.
 
-    def wait(self, stream: Any, event: Any) -> None:
-        """Let the work queued on ``stream`` from now on begin after ``event``."""
-        stream.wait_event(event)
-
-    @contextmanager
-    def pinned(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Iterator[Any]:
-        """A NumPy array in pinned memory of CuPy's pool."""
-        memory = self.cupy.cuda.alloc_pinned_memory(prod(shape) * dtype.itemsize)
-        yield np.frombuffer(memory, dtype, prod(shape)).reshape(shape)
-
-    def copy_in(self, to: Any, values: Any, stream: Any) -> None:
-        """Queue a copy from pinned memory to the device."""
-        to.data.copy_from_host_async(values.ctypes.data, values.nbytes, stream)
-
-    def copy_out(self, to: Any, values: Any, stream: Any) -> None:
-        """Queue a copy from the device to pinned memory."""
-        values.data.copy_to_host_async(to.ctypes.data, to.nbytes, stream)
-
-    def launch(self, arrays: Sequence[Any], stream: Any) -> None:
-        """Queue the kernel."""
-        self.fused(*arrays, stream=stream.ptr)
+        It is kept for good: so a second call allocates nothing, and a captured graph with a call in it stays valid.
+        """
+        library, key = cls(stream=handle), (threading.get_ident(), handle, nbytes)
+        kept = library.kept()
+        if key not in kept:
+            with library.current():
+                kept[key] = library.empty((nbytes,), np.dtype(np.uint8))
+        return kept[key]
 
 
-class NumbaLayer:
-    """numba.cuda, on its current device. It pins anew for each call, so what was pinned is kept here for the next."""
-
-    def __init__(self, kernel: Any) -> None:
-        self.fused = kernel.fused
-        self.cuda = kernel.cuda
-        self.stream = self.cuda.stream
-        self.memory_stream = self.cuda.default_stream
-        self.event = self.cuda.event
-        self.empty = self.cuda.device_array
-
-    def external_stream(self, handle: int) -> Any:
-        """The stream of that handle."""
-        return self.cuda.external_stream(handle) if handle else self.cuda.default_stream()
-
-    def _extras(self) -> dict[Any, Any]:
-        """What is kept with the device's context, for as long."""
-        extras: dict[Any, Any] = self.cuda.current_context().extras
-        return extras
-
-    def kernel_stream(self) -> Any:
-        """The device's stream for kernels."""
-        extras = self._extras()
-        if "sigmoid_l2" not in extras:
-            extras["sigmoid_l2"] = self.stream()
-        return extras["sigmoid_l2"]
-
-    def wait(self, stream: Any, event: Any) -> None:
-        """Let the work queued on ``stream`` from now on begin after ``event``."""
-        event.wait(stream)
-
-    @contextmanager
-    def pinned(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Iterator[Any]:
-        """A NumPy array in pinned memory. Pinning takes as long as copying: the memory stays pinned, in its context."""
-        nbytes = prod(shape) * dtype.itemsize
-        size = 1 << (nbytes - 1).bit_length()  # so that there are few sizes to keep
-        kept = self._extras().setdefault(("sigmoid_l2", size), [])
-        try:
-            memory = kept.pop()
-        except IndexError:
-            memory = self.cuda.pinned_array(size, np.uint8)
-        try:
-            yield memory[:nbytes].view(dtype).reshape(shape)
-        finally:
-            kept.append(memory)
-
-    def copy_in(self, to: Any, values: Any, stream: Any) -> None:
-        """Queue a copy from pinned memory to the device."""
-        to.copy_to_device(values, stream=stream)
-
-    def copy_out(self, to: Any, values: Any, stream: Any) -> None:
-        """Queue a copy from the device to pinned memory."""
-        values.copy_to_host(to, stream=stream)
-
-    def launch(self, arrays: Sequence[Any], stream: Any) -> None:
-        """Queue the kernel."""
-        self.fused(*arrays, stream=stream_handle(stream))
+def _default_as_0(handle: int) -> int:
+    """The handle, or 0 for the legacy default stream, which has two."""
+    return 0 if handle == 1 else handle
