@@ -13,7 +13,7 @@ from sigmoid_l2.gpu.library import GpuLibrary
 Device = Literal["cpu", "cuda"]
 
 DTYPES = ("float16", "float32", "float64")
-# NumPy's numbers of these dtypes, and of these, bool and the integers. CuPy's arrays have NumPy's dtypes.
+# dtype.num of these dtypes, and of these with bool and the integers. dtype.char would not do: other libraries reuse it.
 _FLOATS = frozenset(np.dtype(name).num for name in DTYPES)
 _NUMBERS = _FLOATS | {np.dtype(char).num for char in "?bBhHiIlLqQ"}
 

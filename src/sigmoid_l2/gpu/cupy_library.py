@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,19 +13,10 @@ from sigmoid_l2.gpu.arrays import WithoutStream, current_stream, from_cupy
 from sigmoid_l2.gpu.library import DType, GpuLibrary, Shape
 
 
-class _Handle:
-    """A stream of which only the handle is known, by CUDA's protocol for streams."""
-
-    def __init__(self, handle: int) -> None:
-        self.handle = handle
-
-    def __cuda_stream__(self) -> tuple[int, int]:
-        return 0, self.handle
-
-
 def cupy_stream(handle: int) -> Any:
     """The stream of that handle as one of CuPy's, which does not own it."""
-    return sys.modules["cupy"].cuda.Stream.from_external(_Handle(handle))
+    protocol = SimpleNamespace(__cuda_stream__=lambda: (0, handle))  # CUDA's protocol for streams
+    return sys.modules["cupy"].cuda.Stream.from_external(protocol)
 
 
 class CupyLibrary(GpuLibrary):
@@ -71,9 +63,6 @@ class CupyLibrary(GpuLibrary):
 
     def wait(self, stream: Any, event: Any) -> None:
         stream.wait_event(event)
-
-    def is_capturing(self, stream: Any) -> bool:
-        return bool(stream.is_capturing())
 
     def empty(self, shape: Shape, dtype: DType) -> Any:
         return self.cupy.empty(shape, dtype)

@@ -33,19 +33,19 @@ def stream_handle(stream: Any) -> int:
 class GpuLibrary(ABC):
     """A library that runs GPU code, as one call uses it. Only ``to_host`` and ``synchronize`` make the host wait.
 
-    A call with CUDA arrays runs on W's device and on ``stream`` or, for None, on the current stream of W's library. A
-    call with host arrays has no W; it runs on the library's current device and makes its streams. Streams and events
-    are the library's own: both have ``synchronize()``, events ``record(stream)``. Other libraries and kernels know a
-    stream by its integer handle.
+    A call with CUDA arrays runs on W's device, on ``stream`` or, where that is None, the current stream of W's library.
+    A call with host arrays has no W here; it runs on the library's current device, on streams that it makes. Streams
+    and events are the library's own objects: both have ``synchronize()``, events ``record(stream)``. A handle is the
+    integer by which kernels and other libraries know a stream.
     """
 
     fix = ""  # what to do about an array that this library cannot use
 
     def __init__(self, W: Any = None, stream: Any = None) -> None:
-        self.device: Any = None  # W's, once it is taken; None where the library uses its current device
+        self.device: Any = None  # W's, once ``take`` has it; None: the library's current one
         self.stream = current_stream(W) if stream is None else stream_handle(stream)  # the handle
         self._W = W
-        self._waited_for = {_default_as_0(self.stream)}
+        self._waited_for = {0, 1} if self.stream in (0, 1) else {self.stream}  # 0 and 1 are both the default stream
 
     # CUDA arrays of any library
 
@@ -65,19 +65,24 @@ class GpuLibrary(ABC):
             raise ValueError(
                 f"{name} is on {array.device} and W is on {self.device}; all arrays must be on the same CUDA device"
             )
-        if producer is not None and _default_as_0(producer) not in self._waited_for:
-            self._waited_for.add(_default_as_0(producer))
-            with self.current():
-                stream = self.stream_of(self.stream)
-                if not self.is_capturing(stream):  # a graph runs later, and cannot wait for what is queued now
-                    event = self.new_event()
-                    event.record(self.stream_of(producer))
-                    self.wait(stream, event)
+        if producer is not None and producer not in self._waited_for:
+            self._waited_for.add(producer)
+            self._wait_for(producer)
         return array
+
+    def _wait_for(self, producer: int) -> None:
+        """Let the call's stream wait for what is queued on the stream ``producer`` now."""
+        with self.current():
+            stream = self.stream_of(self.stream)
+            is_capturing = getattr(stream, "is_capturing", bool)  # numba cannot tell
+            if not is_capturing():  # a graph runs later, and cannot wait for what is queued now
+                event = self.new_event()
+                event.record(self.stream_of(producer))
+                self.wait(stream, event)
 
     @abstractmethod
     def _take(self, a: Any) -> tuple[Any, int | None]:
-        """The array, and the handle of the stream to wait for; None where there is nothing to wait for any more."""
+        """The array, and the handle of the stream to wait for; None where there is nothing left to wait for."""
 
     @abstractmethod
     def give(self, results: Sequence[Any]) -> list[Any]:
@@ -105,7 +110,7 @@ class GpuLibrary(ABC):
 
     @abstractmethod
     def new_stream(self) -> Any:
-        """A stream."""
+        """A new stream."""
 
     @abstractmethod
     def memory_stream(self) -> Any:
@@ -113,25 +118,21 @@ class GpuLibrary(ABC):
 
     @abstractmethod
     def new_event(self) -> Any:
-        """An event."""
+        """A new event."""
 
     @abstractmethod
     def wait(self, stream: Any, event: Any) -> None:
         """Let the work queued on ``stream`` from now on begin after ``event`` as it was last recorded."""
 
-    def is_capturing(self, stream: Any) -> bool:
-        """Whether what is queued on ``stream`` becomes part of a CUDA graph; False where the library cannot tell."""
-        return False
-
     # Memory
 
     @abstractmethod
     def empty(self, shape: Shape, dtype: DType) -> Any:
-        """A C-contiguous array on the current device, which can be sliced."""
+        """A new C-contiguous array on the current device, which can be sliced."""
 
     @abstractmethod
     def pinned(self, shape: Shape, dtype: DType) -> Context:
-        """A C-contiguous NumPy array in pinned memory, which is given back when the context ends."""
+        """A C-contiguous NumPy array in pinned memory, which is free again when the context ends."""
 
     @abstractmethod
     def copy_in(self, to: Any, values: Any, stream: Any) -> None:
@@ -145,10 +146,10 @@ class GpuLibrary(ABC):
 
     @abstractmethod
     def kept(self) -> dict[Any, Any]:
-        """What this package keeps on the current device."""
+        """What this package keeps on the current device, by name."""
 
     def kernel_stream(self) -> Any:
-        """The current device's stream for kernels: one, because a workspace is kept for each stream."""
+        """The current device's stream for the kernels of all calls: a workspace is kept for each stream."""
         kept = self.kept()
         if "stream" not in kept:
             kept["stream"] = self.new_stream()
@@ -158,7 +159,7 @@ class GpuLibrary(ABC):
     def workspace(cls, handle: int, nbytes: int) -> Any:
         """Memory for partial sums, flat uint8, for this thread and this stream of the current device.
 
-        It is kept for good: so a second call allocates nothing, and a captured graph with a call in it stays valid.
+        It is kept for good: a second call allocates nothing, and a captured graph with a call in it stays valid.
         """
         library, key = cls(stream=handle), (threading.get_ident(), handle, nbytes)
         kept = library.kept()
@@ -166,8 +167,3 @@ class GpuLibrary(ABC):
             with library.current():
                 kept[key] = library.empty((nbytes,), np.dtype(np.uint8))
         return kept[key]
-
-
-def _default_as_0(handle: int) -> int:
-    """The handle, or 0 for the legacy default stream, which has two."""
-    return 0 if handle == 1 else handle
