@@ -120,6 +120,7 @@ def warmup(shape: tuple[int, int], dtype: Any = "float32", backend: str = "auto"
 
 
 def _call(names: tuple[str, ...], W: Any, x: Any, out: Any, backend: str, stream: Any) -> Sequence[Any]:
+    """The outputs ``names``: problem.py checks the arguments, dispatch.py chooses a backend, execute.py runs it."""
     problem = validate(W, x, stream)
     arrays = None if out is None else validate_out(problem, names, out)
     results: Sequence[Any] = execute(problem, names, arrays, choose(problem, backend), stream)

@@ -44,7 +44,7 @@ def _execute(problem: Problem, names: Sequence[str], out: Any, backend: Backend,
     else:
         by_name = dict(zip(names, results, strict=True))
         arrays = [problem.W, problem.x, *(by_name.get(name) for name in _OUTPUTS)]
-    if problem.column or not new:
+    if problem.column or not new:  # the kernel needs other views of the results than the caller gets
         arrays[2:4] = [_plain(a, False, xp) for a in arrays[2:4]]
         arrays[4] = _plain(arrays[4], problem.column, xp)
     if 0 in problem.batch:
@@ -53,8 +53,8 @@ def _execute(problem: Problem, names: Sequence[str], out: Any, backend: Backend,
         offload.compute(problem, arrays, backend.library(), backend.kernel.fused, stream, OFFLOAD_PIECE_BYTES)
         return results
     kernel = _kernel(problem, backend)
-    inputs_fit = _fits(problem.W, dtype) and _fits(problem.x, dtype)
-    if not inputs_fit or not (new or all(a is None or _fits(a, dtype) for a in arrays)):
+    in_place = _fits(problem.W, dtype) and _fits(problem.x, dtype)  # as new results do
+    if not in_place or not (new or all(a is None or _fits(a, dtype) for a in arrays[2:])):
         _in_pieces(problem, arrays, kernel, xp)
         return results
     if not problem.batch:

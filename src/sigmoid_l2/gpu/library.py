@@ -19,7 +19,7 @@ DType = np.dtype[Any]
 
 def stream_handle(stream: Any) -> int:
     """The integer handle of a CUDA stream of any library, or of an integer; TypeError for anything else."""
-    if isinstance(stream, int | np.integer) and not isinstance(stream, bool) and stream >= 0:
+    if isinstance(stream, (int, np.integer)) and not isinstance(stream, bool) and stream >= 0:
         return int(stream)
     if hasattr(stream, "__cuda_stream__"):  # CUDA's protocol for streams
         return int(stream.__cuda_stream__()[1])
