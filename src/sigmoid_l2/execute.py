@@ -18,7 +18,6 @@ OFFLOAD_PIECE_BYTES = 32 << 20
 
 # A kernel's arguments are W, x and these, in this order.
 _OUTPUTS = ("loss", "dW", "dx")
-_INPUTS = (0, 1)
 
 
 def execute(problem: Problem, names: Sequence[str], out: Any, backend: Backend, stream: Any) -> Sequence[Any]:
@@ -110,15 +109,11 @@ def _in_pieces(problem: Problem, arrays: Sequence[Any], kernel: Callable[..., No
     for index in problem.pieces(pairs):
         pieces: list[Any] = [None if a is None else a[index] for a in arrays]
         size = math.prod(pieces[0].shape[:-2])
-        flat = [
-            _flat(piece, shape) if buffer is None else buffer[:size]
-            for piece, shape, buffer in zip(pieces, pair_shapes, buffers, strict=True)
-        ]
-        buffered = [i for i, buffer in enumerate(buffers) if buffer is not None]
-        for i in buffered:
-            if i in _INPUTS:
-                xp.copyto(flat[i].reshape(pieces[i].shape), pieces[i])
-        kernel(*flat)
-        for i in buffered:
-            if i not in _INPUTS:
-                xp.copyto(pieces[i], flat[i].reshape(pieces[i].shape))
+        usable = [p if b is None else b[:size].reshape(p.shape) for p, b in zip(pieces, buffers, strict=True)]
+        for a, piece in zip(usable[:2], pieces[:2], strict=True):  # W and x
+            if a is not piece:
+                xp.copyto(a, piece)
+        kernel(*map(_flat, usable, pair_shapes))
+        for a, piece in zip(usable[2:], pieces[2:], strict=True):
+            if a is not piece:
+                xp.copyto(piece, a)

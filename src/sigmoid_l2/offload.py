@@ -26,18 +26,15 @@ from sigmoid_l2.problem import Problem
 from sigmoid_l2.settings import get_device_memory_limit
 from sigmoid_l2.threads import for_ranges
 
+Kernel = Callable[..., None]  # the contract is in sigmoid_l2.kernels
+
 SLOTS = 4
 # Bytes that an array may take on the device beyond its elements: CuPy's pool rounds up to a multiple of 512.
 ROUNDING = 512
 
 
 def compute(
-    problem: Problem,
-    arrays: Sequence[Any],
-    gpu: GpuLibrary,
-    fused: Callable[..., None],
-    stream: Any,
-    piece_bytes: int,
+    problem: Problem, arrays: Sequence[Any], gpu: GpuLibrary, fused: Kernel, stream: Any, piece_bytes: int
 ) -> None:
     """Compute host arrays W, x, loss, dW, dx (None: not wanted) with the kernel ``fused``, and wait for the results.
 
@@ -50,6 +47,7 @@ def compute(
     count = max(1, min(SLOTS, limit // (pair_bytes + rounding)))
     W_bytes = problem.m * problem.n * problem.dtype.itemsize
     pairs = min(problem.B, max(1, min(piece_bytes // W_bytes, (limit // count - rounding) // pair_bytes)))
+    piece_shapes = [None if shape is None else (pairs, *shape) for shape in shapes]
     slots: list[_Slot] = []
     with ExitStack() as pinned:
         kernels = gpu.kernel_stream() if stream is None else gpu.stream_of(stream_handle(stream))
@@ -57,7 +55,7 @@ def compute(
             number = 0
             for number, index in enumerate(problem.pieces(pairs)):
                 if number < count:
-                    slots.append(_Slot(gpu, fused, kernels, pinned, shapes, pairs, problem.dtype))
+                    slots.append(_Slot(gpu, fused, kernels, pinned, piece_shapes, problem.dtype))
                 slot = slots[number % count]
                 slot.collect()
                 slot.send([None if a is None else a[index] for a in arrays])
@@ -72,22 +70,14 @@ class _Slot:
     """Pinned memory and device memory for one piece at a time."""
 
     def __init__(
-        self,
-        gpu: GpuLibrary,
-        fused: Callable[..., None],
-        kernels: Any,
-        pinned: ExitStack,
-        shapes: Sequence[tuple[int, ...] | None],
-        pairs: int,
-        dtype: np.dtype[Any],
+        self, gpu: GpuLibrary, fused: Kernel, kernels: Any, pinned: ExitStack, shapes: list[Any], dtype: np.dtype[Any]
     ) -> None:
         self.gpu, self.fused, self.kernels = gpu, fused, kernels
         self.stream = gpu.new_stream()
         self.copied_in, self.computed, self.copied_out = gpu.new_event(), gpu.new_event(), gpu.new_event()
-        whole = [None if shape is None else (pairs, *shape) for shape in shapes]
-        self.on_device: list[Any] = [None if shape is None else gpu.empty(shape, dtype) for shape in whole]
+        self.on_device: list[Any] = [None if shape is None else gpu.empty(shape, dtype) for shape in shapes]
         self.on_host: list[Any] = [
-            None if shape is None else pinned.enter_context(gpu.pinned(shape, dtype)) for shape in whole
+            None if shape is None else pinned.enter_context(gpu.pinned(shape, dtype)) for shape in shapes
         ]
         self.results: list[tuple[Any, Any]] = []  # the caller's arrays, and the pinned memory that gets their values
         allocated = gpu.new_event()

@@ -210,7 +210,7 @@ def _result_dtype(W: Any, x: Any) -> np.dtype[Any]:
 
 def _check_output(problem: Problem, name: str, array: Any) -> None:
     on_host = problem.gpu is None
-    if on_host and type(array) is not np.ndarray and not _is_plain(array):
+    if on_host and (not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray)):
         raise ValueError(f"out: {name} must be a numpy.ndarray, like the inputs, not {_describe(array)}")
     shape = problem.shape(name)
     if array.shape != shape:
@@ -221,10 +221,6 @@ def _check_output(problem: Problem, name: str, array: Any) -> None:
         raise ValueError(f"out: {name} is read-only")
     if _overlaps_itself(array):
         raise ValueError(f"out: {name} is a view with strides {array.strides}, in which elements share memory")
-
-
-def _is_plain(a: Any) -> bool:
-    return isinstance(a, np.ndarray) and not isinstance(a, np.ma.MaskedArray)
 
 
 def _overlaps_itself(a: Any) -> bool:

@@ -12,6 +12,7 @@ import math
 import operator
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -19,27 +20,26 @@ from typing import Any, Generic, TypeVar
 Value = TypeVar("Value")
 
 
+@dataclass
 class Setting(Generic[Value]):
-    """One setting; ``read(what, value)`` returns a given value or raises ValueError, in which it is called ``what``."""
+    """One setting."""
 
-    def __init__(
-        self, name: str, variable: str, default: Callable[[], Value], read: Callable[[str, Any], Value]
-    ) -> None:
-        self.name, self.variable = name, variable
-        self.default, self.read = default, read
-        self.when_set: list[Callable[[], object]] = []  # called after each change by the program
-        self._value: Value | None = None
+    name: str  # of the argument that sets it
+    variable: str  # of the environment
+    default: Callable[[], Value]
+    read: Callable[[str, Any], Value]  # (what, value): the value, or a ValueError in which it is called ``what``
+    when_set: Callable[[], object] = lambda: None
+    value: Value | None = None  # what the program has set
 
     def set(self, value: Any) -> None:
         """Set it for the whole process; None goes back to the environment variable or the default."""
-        self._value = None if value is None else self.read(self.name, value)
-        for function in self.when_set:
-            function()
+        self.value = None if value is None else self.read(self.name, value)
+        self.when_set()
 
     def get(self) -> Value:
         """The value that holds now."""
-        if self._value is not None:
-            return self._value
+        if self.value is not None:
+            return self.value
         text = os.environ.get(self.variable)
         return self.read(f"the environment variable {self.variable}", text) if text else self.default()
 

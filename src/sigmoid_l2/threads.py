@@ -73,7 +73,7 @@ def _pool(helpers: int) -> _Pool:
     return _Pool(helpers)
 
 
-NUM_THREADS.when_set.append(_pool.cache_clear)  # deletes the pool of the old number
+NUM_THREADS.when_set = _pool.cache_clear  # it deletes the pool of the old number
 if hasattr(os, "register_at_fork"):  # a forked child inherits the pool's object but none of its threads
     os.register_at_fork(after_in_child=_pool.cache_clear)
 

@@ -67,18 +67,14 @@ class GpuLibrary(ABC):
             )
         if producer is not None and producer not in self._waited_for:
             self._waited_for.add(producer)
-            self._wait_for(producer)
+            with self.current():
+                stream = self.stream_of(self.stream)
+                is_capturing = getattr(stream, "is_capturing", bool)  # numba's streams cannot tell
+                if not is_capturing():  # a graph runs later, and cannot wait for what is queued now
+                    event = self.new_event()
+                    event.record(self.stream_of(producer))
+                    self.wait(stream, event)
         return array
-
-    def _wait_for(self, producer: int) -> None:
-        """Let the call's stream wait for what is queued on the stream ``producer`` now."""
-        with self.current():
-            stream = self.stream_of(self.stream)
-            is_capturing = getattr(stream, "is_capturing", bool)  # numba cannot tell
-            if not is_capturing():  # a graph runs later, and cannot wait for what is queued now
-                event = self.new_event()
-                event.record(self.stream_of(producer))
-                self.wait(stream, event)
 
     @abstractmethod
     def _take(self, a: Any) -> tuple[Any, int | None]:

@@ -238,7 +238,7 @@ MUTANTS = (
     Mutant(
         "streams: the producer's stream is not waited for",
         "sigmoid_l2/gpu/library.py",
-        "                self.wait(stream, event)\n",
+        "                    self.wait(stream, event)\n",
         "",
         ("tests/host/test_streams.py",),
     ),
