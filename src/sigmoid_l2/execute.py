@@ -106,14 +106,18 @@ def _in_pieces(problem: Problem, arrays: Sequence[Any], kernel: Callable[..., No
         None if a is None or _fits(a, problem.dtype) else xp.empty((pairs, *shape), problem.dtype)
         for a, shape in zip(arrays, pair_shapes, strict=True)
     ]
+    copied = [k for k, buffer in enumerate(buffers) if buffer is not None]
     for index in problem.pieces(pairs):
         pieces: list[Any] = [None if a is None else a[index] for a in arrays]
         size = math.prod(pieces[0].shape[:-2])
-        usable = [p if b is None else b[:size].reshape(p.shape) for p, b in zip(pieces, buffers, strict=True)]
-        for a, piece in zip(usable[:2], pieces[:2], strict=True):  # W and x
-            if a is not piece:
-                xp.copyto(a, piece)
-        kernel(*map(_flat, usable, pair_shapes))
-        for a, piece in zip(usable[2:], pieces[2:], strict=True):
-            if a is not piece:
-                xp.copyto(piece, a)
+        flat = [
+            _flat(piece, shape) if buffer is None else buffer[:size]
+            for piece, shape, buffer in zip(pieces, pair_shapes, buffers, strict=True)
+        ]
+        for k in copied:
+            if k < 2:  # W and x
+                xp.copyto(flat[k].reshape(pieces[k].shape), pieces[k])
+        kernel(*flat)
+        for k in copied:
+            if k >= 2:
+                xp.copyto(pieces[k], flat[k].reshape(pieces[k].shape))
