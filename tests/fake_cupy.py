@@ -341,7 +341,7 @@ def install(monkeypatch):
         sys.modules, "jax", SimpleNamespace(Array=Array, numpy=jax_numpy, enable_x64=contextlib.nullcontext)
     )
     monkeypatch.setitem(sys.modules, "jax.numpy", jax_numpy)
-    monkeypatch.setattr("sigmoid_l2.gpu._is_usable", lambda module: True)
+    monkeypatch.setattr("sigmoid_l2.gpu.why_not", lambda probe: None)
     monkeypatch.setattr("sigmoid_l2.gpu.numba_library._cuda", lambda: numba_cuda)
     monkeypatch.setattr("sigmoid_l2.gpu.cupy_library.CupyLibrary._kept", {})
     monkeypatch.setattr(module, "kernels", kernels, raising=False)

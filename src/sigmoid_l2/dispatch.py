@@ -16,6 +16,7 @@ from sigmoid_l2 import probes
 from sigmoid_l2.gpu.cupy_library import CupyLibrary
 from sigmoid_l2.gpu.numba_library import NumbaLibrary
 from sigmoid_l2.kernels.gpu import shim
+from sigmoid_l2.probes import why_not
 from sigmoid_l2.problem import Device, Problem
 from sigmoid_l2.settings import Setting, get_device_memory_limit, get_num_threads
 from sigmoid_l2.version import __version__
@@ -64,7 +65,7 @@ class Backend:
 
     def reasons(self, dtype: np.dtype[Any] | None = None) -> tuple[str, ...]:
         """Why the backend cannot compute (in ``dtype``, where given) here; empty where it can."""
-        error = _probe(self)
+        error = why_not(self.probe)
         reasons = [str(error)] if error else []
         if dtype is not None and dtype.name not in self.dtypes:
             reasons.append(
@@ -84,15 +85,6 @@ BACKENDS = (
 )
 NAMES = tuple(backend.name for backend in BACKENDS)
 _KNOWN = (*PREFERENCES, *NAMES)
-
-
-@cache
-def _probe(backend: Backend) -> probes.NotAvailableError | None:
-    try:
-        backend.probe()
-    except probes.NotAvailableError as error:
-        return error
-    return None
 
 
 def backends() -> tuple[BackendInfo, ...]:
@@ -121,7 +113,7 @@ def choose(problem: Problem, backend: str) -> Backend:
             f"backend {name!r} computes in host memory, but W and x are on a CUDA device; "
             "pass cupy.asnumpy(W) and cupy.asnumpy(x), or use backend='auto'"
         )
-    raise BackendUnavailableError(_why_none(problem, name, candidates)) from _probe(candidates[0])
+    raise BackendUnavailableError(_why_none(problem, name, candidates)) from why_not(candidates[0].probe)
 
 
 @cache

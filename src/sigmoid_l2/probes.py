@@ -3,18 +3,29 @@
 import importlib
 import importlib.util
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
 
-from sigmoid_l2.gpu.library import INSTALL
 from sigmoid_l2.kernels.gpu import shim
 
+INSTALL = "pip install 'sigmoid-l2[cuda13]' (or [cuda12], to match the driver)"
 _INSTALL_NUMBA_CUDA = "pip install 'numba-cuda[cu13]>=0.30.4' (or [cu12], to match the driver)"
 
 
 class NotAvailableError(Exception):
     """One sentence: why a backend cannot run here, and the fix."""
+
+
+@cache
+def why_not(probe: Callable[[], None]) -> NotAvailableError | None:
+    """What ``probe``, one of the functions below, raises; None where the backend can run."""
+    try:
+        probe()
+    except NotAvailableError as error:
+        return error
+    return None
 
 
 def _import(module: str, package: str, fix: str, refit: str = "") -> Any:

@@ -10,8 +10,6 @@ import numpy as np
 
 from sigmoid_l2.gpu.arrays import current_stream, type_name
 
-INSTALL = "pip install 'sigmoid-l2[cuda13]' (or [cuda12], to match the driver)"
-
 Context = AbstractContextManager[Any]
 Shape = tuple[int, ...]
 DType = np.dtype[Any]

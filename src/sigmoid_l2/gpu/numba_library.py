@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from sigmoid_l2.gpu.arrays import DeviceArray, current_stream
-from sigmoid_l2.gpu.library import INSTALL, Context, DType, GpuLibrary, Shape
+from sigmoid_l2.gpu.library import Context, DType, GpuLibrary, Shape
 from sigmoid_l2.kernels.gpu import shim
+from sigmoid_l2.probes import INSTALL
 
 
 @cache
