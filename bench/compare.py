@@ -7,8 +7,8 @@ python bench/compare.py --base main --backend cupy --shape 64x64        on a mac
 Two processes, one with each package, time the same case in turn, so that a drift of the machine hits both alike. A
 round is one turn of each; the ratio of a round is here's speed over the base's, and the median of the ratios is judged.
 CPU times are wall times, GPU times the device's own. Without options the cases are every kernel class of the CPU, small
-calls, and outputs given and new: three minutes. A case that is close to --least gets more rounds. On a busy machine the
-ratios scatter by several hundredths. Exits with 1 where a case is slower than --least.
+calls, and outputs given and new: three minutes, and more where a case seems slower. On a busy machine the ratios
+scatter by some hundredths. Exits with 1 where a case is slower than --least.
 """
 
 import argparse
@@ -17,9 +17,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -27,13 +25,14 @@ from typing import Any
 
 import numpy as np
 from checkout import ROOT, assemble, export, git, with_package
+from compare_worker import Job
 from report import duration, markdown
 
-# Times that both processes allocate the arrays of a case anew, because the speed depends on where they lie in memory.
-# There are more, up to MOST_PLACES, until the median is clearly above or below --least.
-PLACES, MOST_PLACES = 3, 12
-# Rounds in one place, at most, and the seconds for them: long calls get fewer, but at least three.
-ROUNDS, PLACE_S = 60, 2.5
+# Pairs of processes for a case, at least, and at most where one pair has found it slower than --least. The median of
+# the pairs is judged, because two processes with the same code differed by up to 8 % at B = 1000.
+PAIRS, MOST_PAIRS = 3, 9
+# Rounds of a case in one pair of processes, at most, and the seconds for them; long calls get at least three.
+ROUNDS, ROUNDS_S = 60, 2.5
 # Load average per processor from which the machine is called busy.
 BUSY = 0.3
 # Bytes of W where no batch is given: outside of the caches of a CPU, and of a GPU.
@@ -41,23 +40,6 @@ BYTES_OF_W = {"cpu": 100 * 10**6, "gpu": 400 * 10**6}
 # W (m, n) of the CPU's kernel classes: tiny, tall, rows that are grouped, rows that are long.
 SHAPES = ((3, 3), (8, 8), (784, 10), (64, 16), (64, 64), (10, 784), (256, 256))
 SMALL = (1, 1000)  # pairs of small calls
-
-
-@dataclass(frozen=True)
-class Job:
-    """What both processes time; ``threads`` 0 stands for the default number."""
-
-    dtype: str
-    m: int
-    n: int
-    B: int
-    given: bool = True
-    threads: int = 0
-
-    def __str__(self) -> str:
-        outputs = "given" if self.given else "new"
-        threads = f", {self.threads} thread{'s' * (self.threads > 1)}" if self.threads else ""
-        return f"{self.m}x{self.n} {self.dtype}, B = {self.B:,}, outputs {outputs}{threads}"
 
 
 def jobs(args: argparse.Namespace, device: str) -> list[Job]:
@@ -80,11 +62,11 @@ def jobs(args: argparse.Namespace, device: str) -> list[Job]:
 class Worker:
     """A process that has imported one of the two packages, and answers each line of JSON with one."""
 
-    def __init__(self, name: str, packages: Path, backend: str) -> None:
-        self.name = name
-        caches = {f"{cache}_CACHE_DIR": str(packages.parent / "cache") for cache in ("NUMBA", "CUPY")}
+    def __init__(self, name: str, folder: Path, backend: str) -> None:
+        self.name, packages = name, folder / name / "packages"
+        caches = {f"{cache}_CACHE_DIR": str(folder / name / "cache") for cache in ("NUMBA", "CUPY")}
         self.process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).resolve()), "--worker", backend],
+            [sys.executable, str(Path(__file__).resolve().with_name("compare_worker.py")), backend],
             env=with_package(packages) | caches,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -100,6 +82,7 @@ class Worker:
 
     def __exit__(self, *_: object) -> None:
         self.process.stdin.close()
+        self.process.stdout.close()
         self.process.wait()
 
     def ask(self, what: Any) -> None:
@@ -114,87 +97,62 @@ class Worker:
         return json.loads(line)
 
 
-def work(backend: str) -> None:
-    """The worker: it answers a job with the seconds a turn takes or why it cannot be timed, and null with a turn's."""
-    from timing import DeviceTurn, HostTurn
-    from workload import Case, Copy, Workload
-
-    import sigmoid_l2 as sl2
-
-    answers, sys.stdout = sys.stdout, sys.stderr  # nothing that a library prints is taken for an answer
-    info = next((info for info in sl2.backends() if info.name == backend), None)
-    device = "gpu" if info and info.device == "cuda" else "cpu"
-    reasons = [f"there is no backend {backend}"] if info is None else list(info.reasons)
-
-    def answer(what: Any) -> None:
-        print(json.dumps(what), file=answers, flush=True)
-
-    def prepare(job: Job) -> Callable[[], float]:
-        sl2.set_num_threads(job.threads or None)
-        case = Case(device, job.dtype, job.m, job.n, job.B)
-        call = Workload(case).call(backend, job.given)
-        return HostTurn(call) if device == "cpu" else DeviceTurn(call, Copy(case))
-
-    answer({"package": sl2.__file__, "device": device, "reasons": reasons})
-    turn: Any = None
-    for line in sys.stdin:
-        if (told := json.loads(line)) is None:
-            answer(turn())
-            continue
-        turn = None  # its arrays are freed before there are new ones
-        try:
-            turn = prepare(Job(**told))
-            answer({"takes": turn.takes})
-        except Exception as error:
-            answer({"reason": f"{type(error).__name__}: {error}"})
-
-
 def rounds(job: Job, base: Worker, here: Worker) -> list[tuple[float, float]]:
-    """The seconds of base and here, a pair a round, with new arrays; RuntimeError where one of them cannot compute."""
+    """The seconds of base and here, a pair a round; RuntimeError where one of them cannot compute."""
     for worker in (base, here):
         worker.ask(asdict(job))
     told = {worker.name: worker.answer() for worker in (base, here)}  # both compile at a time
     if reasons := [f"{name}: {answer['reason']}" for name, answer in told.items() if "reason" in answer]:
         raise RuntimeError("; ".join(reasons))
     takes = sum(answer["takes"] for answer in told.values())
-    pairs = []
-    for k in range(min(ROUNDS, max(3, int(PLACE_S / takes)))):
-        seconds = {}
+    seconds = []
+    for k in range(min(ROUNDS, max(3, int(ROUNDS_S / takes)))):
+        of_round = {}
         for worker in (base, here) if k % 2 else (here, base):
             worker.ask(None)
-            seconds[worker.name] = worker.answer()
-        pairs.append((seconds[base.name], seconds[here.name]))
-    return pairs
+            of_round[worker.name] = worker.answer()
+        seconds.append((of_round[base.name], of_round[here.name]))
+    return seconds
 
 
-def decided(ratios: list[float], least: float) -> bool:
-    """Whether ``least`` is outside of the interval that has the median in it in 19 of 20 measurements."""
-    half_width = int(len(ratios) ** 0.5) + 1  # in ranks; the binomial distribution's two standard deviations
-    middle, ordered = len(ratios) // 2, sorted(ratios)
-    return not ordered[max(0, middle - half_width)] <= least <= ordered[min(len(ratios) - 1, middle + half_width)]
+class Result:
+    """What was measured of one job."""
 
+    def __init__(self, job: Job) -> None:
+        self.job, self.reason = job, ""
+        self.seconds: list[tuple[float, float]] = []  # of base and here, a pair a round
+        self.of_pairs: list[float] = []  # the median ratio of each pair of processes
 
-def compare(base: Worker, here: Worker, table: list[Job], least: float) -> tuple[str, bool]:
-    """The table, and whether no case is slower than ``least``."""
-    lines, good = [], True
-    for job in table:
-        print(job, file=sys.stderr)
-        pairs: list[tuple[float, float]] = []
+    def measure(self, base: Worker, here: Worker) -> None:
+        """Add the rounds of one pair of processes."""
         try:
-            for place in range(MOST_PLACES):
-                pairs += rounds(job, base, here)
-                if place + 1 >= PLACES and decided([b / h for b, h in pairs], least):
-                    break
+            new = rounds(self.job, base, here)
         except RuntimeError as error:
-            lines.append([str(job), "-", "-", "-", "-", "-", f"NOT MEASURED: {error}"])
-            good = False
-            continue
-        low, ratio, high = np.percentile([b / h for b, h in pairs], (20, 50, 80))
-        good &= ratio >= least
-        medians = [duration(median(side)) for side in zip(*pairs, strict=True)]
-        told = [f"{ratio:.3f}", f"{low:.3f} to {high:.3f}", str(len(pairs)), "SLOWER" if ratio < least else ""]
-        lines.append([str(job), *medians, *told])
-    return markdown(("case", "base", "here", "here's speed / base's", "p20 to p80", "rounds", ""), lines), good
+            self.reason = str(error)
+            return
+        self.seconds += new
+        self.of_pairs.append(median(b / h for b, h in new))
+
+    def is_open(self, least: float) -> bool:
+        """Whether it needs another pair of processes."""
+        wanted = PAIRS if all(ratio >= least for ratio in self.of_pairs) else MOST_PAIRS
+        return not self.reason and len(self.of_pairs) < wanted
+
+    def is_good(self, least: float) -> bool:
+        """Whether it was measured and is fast enough."""
+        return not self.reason and median(self.of_pairs) >= least
+
+    def line(self, least: float) -> list[str]:
+        """Its line of the table."""
+        if self.reason:
+            return [str(self.job), "-", "-", "-", "-", "-", f"NOT MEASURED: {self.reason}"]
+        medians = [duration(median(side)) for side in zip(*self.seconds, strict=True)]
+        low, high = np.percentile([b / h for b, h in self.seconds], (20, 80))
+        told = [f"{median(self.of_pairs):.3f}", f"{low:.3f} to {high:.3f}", str(len(self.seconds))]
+        return [str(self.job), *medians, *told, "" if self.is_good(least) else "SLOWER"]
+
+
+HEAD = ("case", "base", "here", "here's speed / base's", "p20 to p80", "rounds", "")
 
 
 def shape(text: str) -> tuple[int, int]:
@@ -206,41 +164,40 @@ def shape(text: str) -> tuple[int, int]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", metavar="REV", help="the commit to compare with: HEAD, main, a tag")
+    parser.add_argument("--base", required=True, metavar="REV", help="the commit to compare with: HEAD, main, a tag")
     parser.add_argument("--backend", default="numba", help="numba (default), numpy, cupy or numba-cuda")
     parser.add_argument("--shape", nargs="+", type=shape, metavar="MxN", help="of W; default: every class")
     parser.add_argument("--dtype", nargs="+", choices=("float32", "float64"), help="default: both")
     parser.add_argument("--batch", nargs="+", type=int, metavar="B", help="pairs; default: W has 100 MB, on a GPU 400")
     parser.add_argument("--threads", nargs="+", type=int, default=[0], metavar="N", help="default: the library's")
     parser.add_argument("--least", type=float, default=0.97, metavar="RATIO", help="default: 0.97")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.worker:
-        work(args.worker)
-        return
-    if not args.base:
-        parser.error("--base REV is required")
 
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="compare-")))
+    with tempfile.TemporaryDirectory(prefix="compare-") as temporary:
+        folder = Path(temporary)
         roots = {"base": folder / "base" / "checkout", "here": ROOT}
         try:
             export(args.base, roots["base"])
         except subprocess.CalledProcessError as error:
             parser.error(f"--base {args.base}: {error.stderr.decode().strip()}")
-        workers = []
         for name, root in roots.items():
             assemble(folder / name / "packages", root)
-            workers.append(stack.enter_context(Worker(name, folder / name / "packages", args.backend)))
-        base, here = workers
         if (load := os.getloadavg()[0]) > BUSY * (os.cpu_count() or 1):
             print(f"the machine is busy, the ratios will scatter: load {load:.1f}", file=sys.stderr)
-        if here.reasons:
-            print(f"backend {args.backend} cannot run here: {'; '.join(here.reasons)}")
-            sys.exit(2)
-        table, good = compare(base, here, jobs(args, here.device), args.least)
-        print(f"base: {git('rev-parse', args.base).decode().strip()}, backend {args.backend}\n\n{table}")
-    sys.exit(not good)
+        results: list[Result] = []
+        while not results or (is_open := [r for r in results if r.is_open(args.least)]):
+            with Worker("base", folder, args.backend) as base, Worker("here", folder, args.backend) as here:
+                if here.reasons:
+                    print(f"backend {args.backend} cannot run here: {'; '.join(here.reasons)}")
+                    sys.exit(2)
+                if not results:
+                    is_open = results = [Result(job) for job in jobs(args, here.device)]
+                for result in is_open:
+                    print(result.job, file=sys.stderr)
+                    result.measure(base, here)
+        print(f"base: {git('rev-parse', args.base).decode().strip()}, backend {args.backend}\n")
+        print(markdown(HEAD, [result.line(args.least) for result in results]))
+    sys.exit(not all(result.is_good(args.least) for result in results))
 
 
 if __name__ == "__main__":
