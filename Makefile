@@ -48,7 +48,7 @@ bench: .venv/.bench
 	mkdir -p build
 	.venv/bin/python -m pytest bench --benchmark-json=build/bench.json
 	.venv/bin/python bench/report.py build/bench.json
-	.venv/bin/python bench/bench_peers.py
+	.venv/bin/python bench/bench_cpu.py
 
 # bench/gpu_check.py says what it does. It takes the packages that PYTHON has, and pip and the network are not needed.
 ifeq ($(PYTHON),.venv/bin/python)

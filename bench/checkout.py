@@ -48,6 +48,6 @@ def assemble(packages: Path, root: Path = ROOT) -> None:
 
 
 def with_package(packages: Path) -> dict[str, str]:
-    """The environment in which Python imports the package of ``packages``, and caches nothing in its folder."""
+    """The environment in which Python imports the package of ``packages`` first and prints at once."""
     path = os.pathsep.join(filter(None, (str(packages), os.environ.get("PYTHONPATH"))))
     return {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}

@@ -26,7 +26,8 @@ from typing import Any
 import numpy as np
 from checkout import ROOT, assemble, export, git, with_package
 from compare_worker import Job
-from report import duration, markdown
+from tables import duration, markdown
+from workload import pairs
 
 # Pairs of processes for a case, at least, and at most where one pair has found it slower than --least. The median of
 # the pairs is judged, because two processes with the same code differed by up to 8 % at B = 1000.
@@ -44,16 +45,13 @@ SMALL = (1, 1000)  # pairs of small calls
 
 def jobs(args: argparse.Namespace, device: str) -> list[Job]:
     """What the options ask for; without them every class, small calls, and new outputs."""
-
-    def pairs(m: int, n: int, dtype: str) -> int:
-        return max(1, BYTES_OF_W[device] // (m * n * np.dtype(dtype).itemsize))
-
+    size = BYTES_OF_W[device]
     shapes, dtypes = args.shape or SHAPES, args.dtype or ("float32", "float64")
     cases = [(dtype, m, n) for (m, n), dtype in product(shapes, dtypes)]
-    chosen = [(*case, B) for case in cases for B in args.batch or [pairs(case[1], case[2], case[0])]]
+    chosen = [(*case, B) for case in cases for B in args.batch or [pairs(case[1], case[2], case[0], size)]]
     table = [Job(*case, threads=threads) for case in chosen for threads in args.threads]
     if not (args.shape or args.batch):
-        small = [(3, 3, B) for B in (*SMALL, pairs(3, 3, dtypes[0]))]
+        small = [(3, 3, B) for B in (*SMALL, pairs(3, 3, dtypes[0], size))]
         table += [Job(dtypes[0], *size, given=False, threads=threads) for size in small for threads in args.threads]
         table += [Job(dtypes[0], *size, threads=threads) for size in small[:-1] for threads in args.threads]
     return table

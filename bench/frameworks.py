@@ -35,6 +35,11 @@ def _jax(W: Any, x: Any, product: Product) -> Call:
     def loss(W: Any, x: Any) -> Any:
         return (jax.nn.sigmoid(product(W, x)) ** 2).sum()
 
+    if not isinstance(W, np.ndarray):  # CuPy's: JAX gets them from the host
+        if jax.default_backend() != "gpu":
+            raise RuntimeError(f"JAX computes on the {jax.default_backend()} here")
+        jax.config.update("jax_default_matmul_precision", "highest")  # float32 products would be in TF32
+        W, x = W.get(), x.get()
     function = jax.jit(jax.vmap(jax.value_and_grad(loss, argnums=(0, 1))))
     W, x = jax.block_until_ready((jax.device_put(W), jax.device_put(x)))
 

@@ -27,19 +27,19 @@ import signal
 import sys
 import tarfile
 import time
-import tomllib
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
 
-from gpu_steps import ROOT, SHOWN, Commands, Process, Steps, commit
+from checkout import ROOT, assemble, commit, with_package
+from gpu_steps import SHOWN, Commands, Process, Steps
 
 BUILD, RESULTS = ROOT / "build" / "gpu", ROOT / "bench" / "results"
 PACKAGES = BUILD / "packages"
 TOOLKIT = Path("/usr/local/cuda")  # the usual folder of NVIDIA's CUDA toolkit
-RESULTS_OF_GPU = "20??-??-??-*.json"  # as gpu_results names them
+RESULTS_OF_GPU = "20??-??-??-*.json"  # as results_path names them
 BACKENDS = ("cupy", "numba-cuda")
 # Seconds of each step, in all less than 360. On an H100 with 16 cores are expected: 8, 45, 20, 20, 5, 10, 35, 0, 10, 3.
 LIMITS = {
@@ -58,7 +58,7 @@ STEPS = ("here", "parity", "benchmark", "graph", "small", "sanitizer", "peers")
 # Of the GPU's memory that a process needs which only tests or compiles: a context of half a GB, and pools.
 PROCESS_MIB = 2000
 PORTS = 100  # from one compute-sanitizer to the next, which tries 10 ports or, in some versions, 64
-ONE_CASE = "0/1000"  # every_class's first
+ONE_CASE = "0/1000"  # the first of gpu_here
 PYTHON = [sys.executable]
 
 
@@ -80,7 +80,7 @@ def main() -> None:
         parser.error(f"--out: {error}")
     for old in (*BUILD.glob("*.log"), BUILD / "summary.md"):  # they would pass for this run's
         old.unlink(missing_ok=True)
-    assemble()
+    assemble(PACKAGES)
     summary = Summary(out)
     try:
         with summary.steps as steps:
@@ -114,7 +114,7 @@ def run(steps: Steps, wanted: Sequence[str]) -> None:
     else:
         steps.note("benchmark", "and all after it", "left out: they need CuPy's arrays")
     if results := sorted(steps.written(RESULTS_OF_GPU), key=lambda path: path.stat().st_mtime):
-        steps.side_by_side("report", {"targets": [*PYTHON, "bench/gpu_report.py", str(results[-1])]}, show="never")
+        steps.side_by_side("report", {"targets": [*PYTHON, "bench/report.py", str(results[-1])]}, show="never")
 
 
 def at_once(told: str) -> int:
@@ -166,7 +166,7 @@ def measure(steps: Steps, wanted: Sequence[str], available: list[str], processes
     peers: list[Process] = []
     until = time.monotonic() + LIMITS["sanitizer"] + LIMITS["compile peers"]
     if "peers" in wanted:  # nothing is timed beside the sanitizer, so they can compile meanwhile
-        command = [*PYTHON, "bench/gpu_peers.py", *out, "--backend", *available]
+        command = [*benchmark, "peers", "--backend", *available]
         peers = steps.start({f"peers-{k}": [*command, "--share", f"{k}/3"] for k in range(3)})
     if "sanitizer" in wanted:
         sanitize(steps, available, processes)
@@ -188,7 +188,7 @@ def sanitize(steps: Steps, available: list[str], processes: int) -> None:
 
     def command(tool: str, name: str, part: str) -> list[str]:
         port = ["--port", str(20_000 + PORTS * len(commands))]
-        return [sanitizer, "--tool", tool, *port, *options, *PYTHON, "bench/every_class.py", name, part]
+        return [sanitizer, "--tool", tool, *port, *options, *PYTHON, "bench/gpu_here.py", name, part]
 
     # It refuses some virtualised devices: one case tells, and a refusal is told once.
     limit = steps.limits["sanitizer"]
@@ -247,27 +247,14 @@ class Summary:
         return path.read_text(encoding="utf-8", errors="replace").strip().splitlines() if path.exists() else []
 
 
-def assemble() -> None:
-    """The package as it is in this checkout, for PYTHONPATH: the environment is left alone, and pip is not needed."""
-    shutil.rmtree(PACKAGES, ignore_errors=True)
-    no_caches = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "src" / "sigmoid_l2", PACKAGES / "sigmoid_l2", ignore=no_caches)
-    shutil.copytree(ROOT / "kernels", PACKAGES / "sigmoid_l2" / "kernels", ignore=no_caches)
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
-    metadata = PACKAGES / f"sigmoid_l2-{version}.dist-info" / "METADATA"
-    metadata.parent.mkdir()
-    metadata.write_text(f"Metadata-Version: 2.1\nName: sigmoid-l2\nVersion: {version}\n", encoding="utf-8")
-
-
 def environment() -> dict[str, str]:
     """For every command: this checkout's package first, output at once, where it hangs when aborted."""
-    path = os.pathsep.join(filter(None, (str(PACKAGES), os.environ.get("PYTHONPATH"))))
-    own = {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}
+    own = {"PYTHONFAULTHANDLER": "1"}
     own["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # JAX would take most of the GPU's memory
     own["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # torch would start a process for each core
     if not {"CUDA_HOME", "CUDA_PATH"} & os.environ.keys() and (TOOLKIT / "nvvm").is_dir():
         own["CUDA_HOME"] = str(TOOLKIT)  # only so numba-cuda finds a libnvvm that is not from pip
-    return {**os.environ, **own}
+    return with_package(PACKAGES) | own
 
 
 if __name__ == "__main__":

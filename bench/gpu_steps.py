@@ -6,11 +6,11 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Literal, NamedTuple, Self
 
-ROOT = Path(__file__).resolve().parent.parent
+from checkout import ROOT
+
 GRACE = 3.0  # seconds at the end of a limit, in which what still runs is ended
 PAUSE = 0.05  # seconds between two looks at what runs
 SHOWN = 40  # lines of the log of a failure
@@ -22,21 +22,6 @@ MISSED = 10
 
 Commands = dict[str, list[str]]  # by the names of their logs
 Show = Literal["always", "failures", "never"]  # what a command has printed
-
-
-@cache
-def commit() -> str:
-    """The commit of this checkout, and whether anything but results has changed since."""
-
-    def git(*words: str) -> str:
-        command = ["git", "--no-optional-locks", *words]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-
-    try:
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!bench/results")
-        return git("rev-parse", "HEAD") + ", with changes" * bool(changed)
-    except (OSError, subprocess.SubprocessError):  # no git, or no repository
-        return "unknown"
 
 
 class Process:

@@ -45,6 +45,11 @@ class Case:
         return self.B * (2 * self.m * self.n + 2 * self.n + 1) * np.dtype(self.dtype).itemsize
 
 
+def pairs(m: int, n: int, dtype: str, size: int) -> int:
+    """So many pairs that W has about ``size`` bytes."""
+    return max(1, size // (m * n * np.dtype(dtype).itemsize))
+
+
 def library(device: str) -> Any:
     """The library of the arrays on ``device``."""
     return np if device == "cpu" else importlib.import_module("cupy")

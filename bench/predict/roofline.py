@@ -38,9 +38,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from gpu.chips import CHIPS, PARTITIONS, WARP, Chip, occupancy, resident_blocks
-from measure import Case
-from report import markdown
-from rows import Row
+from results import Row
+from tables import markdown
+from workload import Case
 
 from sigmoid_l2.kernels.gpu.plan import Plan, Rows, Staged, make_plan, size_class
 
