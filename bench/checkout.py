@@ -1,7 +1,6 @@
 """The package of a checkout as a folder for PYTHONPATH: no pip, no network, and the environment stays as it is."""
 
 import io
-import os
 import shutil
 import subprocess
 import tarfile
@@ -45,9 +44,3 @@ def assemble(packages: Path, root: Path = ROOT) -> None:
     metadata = packages / f"sigmoid_l2-{version}.dist-info" / "METADATA"
     metadata.parent.mkdir()
     metadata.write_text(f"Metadata-Version: 2.1\nName: sigmoid-l2\nVersion: {version}\n", encoding="utf-8")
-
-
-def with_package(packages: Path) -> dict[str, str]:
-    """The environment in which Python imports the package of ``packages`` first and prints at once."""
-    path = os.pathsep.join(filter(None, (str(packages), os.environ.get("PYTHONPATH"))))
-    return {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}

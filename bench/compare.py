@@ -12,22 +12,27 @@ scatter by some hundredths. Exits with 1 where a case is slower than --least.
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from itertools import product
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest import mock
 
 import numpy as np
-from checkout import ROOT, assemble, export, git, with_package
-from compare_worker import Job
+from checkout import ROOT, assemble, export, git
 from tables import duration, markdown
-from workload import pairs
+from timing import DeviceTurn, HostTurn, Turn
+from workload import Case, Copy, Workload, pairs
+
+import sigmoid_l2 as sl2
 
 # Pairs of processes for a case, at least, and at most where one pair has found it slower than --least. The median of
 # the pairs is judged, because two processes with the same code differed by up to 8 % at B = 1000.
@@ -43,73 +48,90 @@ SHAPES = ((3, 3), (8, 8), (784, 10), (64, 16), (64, 64), (10, 784), (256, 256))
 SMALL = (1, 1000)  # pairs of small calls
 
 
+@dataclass(frozen=True)
+class Job:
+    """What both processes time; ``threads`` 0 stands for the default number."""
+
+    case: Case
+    backend: str
+    given: bool
+    threads: int
+
+    def __str__(self) -> str:
+        case, threads = self.case, f", {self.threads} thread{'s' * (self.threads > 1)}" if self.threads else ""
+        sizes = f"{case.m}x{case.n} {case.dtype}, B = {case.B:,}"
+        return f"{sizes}, outputs {'given' if self.given else 'new'}{threads}"
+
+
 def jobs(args: argparse.Namespace, device: str) -> list[Job]:
     """What the options ask for; without them every class, small calls, and new outputs."""
-    size = BYTES_OF_W[device]
-    shapes, dtypes = args.shape or SHAPES, args.dtype or ("float32", "float64")
-    cases = [(dtype, m, n) for (m, n), dtype in product(shapes, dtypes)]
-    chosen = [(*case, B) for case in cases for B in args.batch or [pairs(case[1], case[2], case[0], size)]]
-    table = [Job(*case, threads=threads) for case in chosen for threads in args.threads]
+    dtypes, size = args.dtype or ("float32", "float64"), BYTES_OF_W[device]
+    chosen = []  # dtype, m, n, B, whether outputs are given
+    for (m, n), dtype in product(args.shape or SHAPES, dtypes):
+        chosen += [(dtype, m, n, B, True) for B in args.batch or [pairs(m, n, dtype, size)]]
     if not (args.shape or args.batch):
-        small = [(3, 3, B) for B in (*SMALL, pairs(3, 3, dtypes[0], size))]
-        table += [Job(dtypes[0], *size, given=False, threads=threads) for size in small for threads in args.threads]
-        table += [Job(dtypes[0], *size, threads=threads) for size in small[:-1] for threads in args.threads]
-    return table
+        chosen += [(dtypes[0], 3, 3, B, given) for B in SMALL for given in (True, False)]
+        chosen.append((dtypes[0], 3, 3, pairs(3, 3, dtypes[0], size), False))
+    return [
+        Job(Case(device, *case), args.backend, given, threads) for *case, given in chosen for threads in args.threads
+    ]
 
 
-class Worker:
-    """A process that has imported one of the two packages, and answers each line of JSON with one."""
+# --- in a process with one of the two packages ----------------------------------------------------------------------
+
+turn: Turn | None = None
+
+
+def hello(backend: str) -> tuple[str, str, str]:
+    """The file of the package, the device of ``backend``, and why it cannot run."""
+    info = next((info for info in sl2.backends() if info.name == backend), None)
+    reasons = "; ".join(info.reasons) if info else f"there is no backend {backend}"
+    return sl2.__file__, "gpu" if info and info.device == "cuda" else "cpu", reasons
+
+
+def prepare(job: Job) -> float:
+    """Allocate, compile, check; the seconds of a turn."""
+    global turn
+    turn = None  # its arrays are freed before there are new ones
+    sl2.set_num_threads(job.threads or None)
+    call = Workload(job.case).call(job.backend, job.given)
+    turn = HostTurn(call) if job.case.device == "cpu" else DeviceTurn(call, Copy(job.case))
+    return turn.takes
+
+
+def timed() -> float:
+    """The seconds of a call, by one turn."""
+    return turn()
+
+
+# --- in the process that compares -----------------------------------------------------------------------------------
+
+
+class Worker(ProcessPoolExecutor):
+    """A process that imports the package of ``folder``/``name``."""
 
     def __init__(self, name: str, folder: Path, backend: str) -> None:
-        self.name, packages = name, folder / name / "packages"
+        super().__init__(1, mp_context=get_context("spawn"))
+        packages = folder / name / "packages"
         caches = {f"{cache}_CACHE_DIR": str(folder / name / "cache") for cache in ("NUMBA", "CUPY")}
-        self.process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).resolve().with_name("compare_worker.py")), backend],
-            env=with_package(packages) | caches,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        hello = self.answer()
-        if not Path(hello["package"]).is_relative_to(packages):
-            sys.exit(f"{name} imports {hello['package']} instead of {packages}")
-        self.device, self.reasons = hello["device"], hello["reasons"]
+        with mock.patch.dict(os.environ, caches), mock.patch.object(sys, "path", [str(packages), *sys.path]):
+            file, self.device, self.reasons = self.do(hello, backend)
+        if not Path(file).is_relative_to(packages):
+            sys.exit(f"{name} imports {file} instead of {packages}")
 
-    def __enter__(self) -> "Worker":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.stdin.close()
-        self.process.stdout.close()
-        self.process.wait()
-
-    def ask(self, what: Any) -> None:
-        """Send a line."""
-        print(json.dumps(what), file=self.process.stdin, flush=True)
-
-    def answer(self) -> Any:
-        """Its next answer; the program ends where it has died."""
-        line = self.process.stdout.readline()
-        if not line:
-            sys.exit(f"the process of {self.name} has ended with {self.process.wait()}")
-        return json.loads(line)
+    def do(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Its result from the process."""
+        return self.submit(function, *arguments).result()
 
 
 def rounds(job: Job, base: Worker, here: Worker) -> list[tuple[float, float]]:
-    """The seconds of base and here, a pair a round; RuntimeError where one of them cannot compute."""
-    for worker in (base, here):
-        worker.ask(asdict(job))
-    told = {worker.name: worker.answer() for worker in (base, here)}  # both compile at a time
-    if reasons := [f"{name}: {answer['reason']}" for name, answer in told.items() if "reason" in answer]:
-        raise RuntimeError("; ".join(reasons))
-    takes = sum(answer["takes"] for answer in told.values())
+    """The seconds of base and here, a pair a round."""
+    preparing = [worker.submit(prepare, job) for worker in (base, here)]  # both compile at a time
+    takes = sum(future.result() for future in preparing)
     seconds = []
     for k in range(min(ROUNDS, max(3, int(ROUNDS_S / takes)))):
-        of_round = {}
-        for worker in (base, here) if k % 2 else (here, base):
-            worker.ask(None)
-            of_round[worker.name] = worker.answer()
-        seconds.append((of_round[base.name], of_round[here.name]))
+        of_round = {worker: worker.do(timed) for worker in ((base, here) if k % 2 else (here, base))}
+        seconds.append((of_round[base], of_round[here]))
     return seconds
 
 
@@ -123,10 +145,11 @@ class Result:
 
     def measure(self, base: Worker, here: Worker) -> None:
         """Add the rounds of one pair of processes."""
+        print(self.job, file=sys.stderr)
         try:
             new = rounds(self.job, base, here)
-        except RuntimeError as error:
-            self.reason = str(error)
+        except Exception as error:  # one of them cannot compute it
+            self.reason = f"NOT MEASURED: {type(error).__name__}: {error}"
             return
         self.seconds += new
         self.of_pairs.append(median(b / h for b, h in new))
@@ -143,14 +166,26 @@ class Result:
     def line(self, least: float) -> list[str]:
         """Its line of the table."""
         if self.reason:
-            return [str(self.job), "-", "-", "-", "-", "-", f"NOT MEASURED: {self.reason}"]
+            return [str(self.job), "-", "-", "-", "-", "-", self.reason]
         medians = [duration(median(side)) for side in zip(*self.seconds, strict=True)]
         low, high = np.percentile([b / h for b, h in self.seconds], (20, 80))
         told = [f"{median(self.of_pairs):.3f}", f"{low:.3f} to {high:.3f}", str(len(self.seconds))]
         return [str(self.job), *medians, *told, "" if self.is_good(least) else "SLOWER"]
 
 
-HEAD = ("case", "base", "here", "here's speed / base's", "p20 to p80", "rounds", "")
+def compare(folder: Path, args: argparse.Namespace) -> list[Result]:
+    """All results; each round of the loop has a pair of processes of its own."""
+    results: list[Result] = []
+    while not results or any(result.is_open(args.least) for result in results):
+        with Worker("base", folder, args.backend) as base, Worker("here", folder, args.backend) as here:
+            if here.reasons:
+                print(f"backend {args.backend} cannot run here: {here.reasons}")
+                sys.exit(2)
+            results = results or [Result(job) for job in jobs(args, here.device)]
+            for result in results:
+                if result.is_open(args.least):
+                    result.measure(base, here)
+    return results
 
 
 def shape(text: str) -> tuple[int, int]:
@@ -182,19 +217,10 @@ def main() -> None:
             assemble(folder / name / "packages", root)
         if (load := os.getloadavg()[0]) > BUSY * (os.cpu_count() or 1):
             print(f"the machine is busy, the ratios will scatter: load {load:.1f}", file=sys.stderr)
-        results: list[Result] = []
-        while not results or (is_open := [r for r in results if r.is_open(args.least)]):
-            with Worker("base", folder, args.backend) as base, Worker("here", folder, args.backend) as here:
-                if here.reasons:
-                    print(f"backend {args.backend} cannot run here: {'; '.join(here.reasons)}")
-                    sys.exit(2)
-                if not results:
-                    is_open = results = [Result(job) for job in jobs(args, here.device)]
-                for result in is_open:
-                    print(result.job, file=sys.stderr)
-                    result.measure(base, here)
-        print(f"base: {git('rev-parse', args.base).decode().strip()}, backend {args.backend}\n")
-        print(markdown(HEAD, [result.line(args.least) for result in results]))
+        results = compare(folder, args)
+    head = ("case", "base", "here", "here's speed / base's", "p20 to p80", "rounds", "")
+    print(f"base: {git('rev-parse', args.base).decode().strip()}, backend {args.backend}\n")
+    print(markdown(head, [result.line(args.least) for result in results]))
     sys.exit(not all(result.is_good(args.least) for result in results))
 
 

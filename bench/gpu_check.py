@@ -33,7 +33,7 @@ from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
 
-from checkout import ROOT, assemble, commit, with_package
+from checkout import ROOT, assemble, commit
 from gpu_steps import SHOWN, Commands, Process, Steps
 
 BUILD, RESULTS = ROOT / "build" / "gpu", ROOT / "bench" / "results"
@@ -249,12 +249,13 @@ class Summary:
 
 def environment() -> dict[str, str]:
     """For every command: this checkout's package first, output at once, where it hangs when aborted."""
-    own = {"PYTHONFAULTHANDLER": "1"}
+    path = os.pathsep.join(filter(None, (str(PACKAGES), os.environ.get("PYTHONPATH"))))
+    own = {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}
     own["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # JAX would take most of the GPU's memory
     own["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # torch would start a process for each core
     if not {"CUDA_HOME", "CUDA_PATH"} & os.environ.keys() and (TOOLKIT / "nvvm").is_dir():
         own["CUDA_HOME"] = str(TOOLKIT)  # only so numba-cuda finds a libnvvm that is not from pip
-    return with_package(PACKAGES) | own
+    return {**os.environ, **own}
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ from checkout import ROOT, commit
 from workload import Case
 
 import sigmoid_l2 as sl2
-from sigmoid_l2.kernels.gpu.plan import make_plan, size_class
 
 Row = dict[str, Any]
 RESULTS = ROOT / "bench" / "results"
@@ -36,6 +35,8 @@ def row(part: str, case: Case, contender: str, **more: Any) -> Row:
     """What all rows of ``part`` of a benchmark have; on a GPU also the class of kernels that the sizes belong to."""
     sizes = {"dtype": case.dtype, "m": case.m, "n": case.n, "B": case.B, "bytes": case.traffic}
     if case.device == "gpu":
+        from sigmoid_l2.kernels.gpu.plan import make_plan, size_class  # compare imports older packages as well
+
         sizes["class"] = size_class(make_plan(case.m, case.n, np.dtype(case.dtype).itemsize))
     return {"part": part, "contender": contender, **more, **sizes}
 
