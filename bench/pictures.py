@@ -60,34 +60,6 @@ def batch(results: Row, path: Path) -> None:
     save(figure, results, path, "batch")
 
 
-def shapes(results: Row, path: Path) -> None:
-    """The fraction of the copy's speed for every shape, with the targets as lines across the bars."""
-    rows = [r for r in results["rows"] if r["part"] == "shapes"]
-    ours = [r for r in rows if r["contender"] == OURS.name]
-    aims = [t for t in results["targets"] if t["unit"] == "of the copy"]
-    figure, axes = plt.subplots(figsize=(10, 4.8), layout="constrained")
-    for i, row in enumerate(ours):
-        hatch = "///" if row["dtype"] == "float64" else ""
-        axes.bar(i, fraction(rows, row), 0.7, color="#56B4E9", edgecolor="black", linewidth=0.8, hatch=hatch)
-        box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
-        axes.text(i, 0.03, f"{fraction(rows, row):.2f}", ha="center", fontsize=9, bbox=box)
-    for key, style in (("must", ":"), ("goal", "-")):
-        starts, ends = [i - 0.42 for i in range(len(ours))], [i + 0.42 for i in range(len(ours))]
-        axes.hlines([t[key] for t in aims], starts, ends, "black", style, label=key, linewidth=2)
-    axes.axhline(1, label="plain copy of the same bytes on as many threads", **COPY_STYLE)
-    thousands = [f"{r['B'] / 1e3:,.3g}" if r["B"] < 1e6 else f"{r['B'] / 1e3:,.0f}" for r in ours]
-    names = [f"{r['m']}x{r['n']}\n{r['dtype']}\n{k}" for r, k in zip(ours, thousands, strict=True)]
-    axes.set_xticks(range(len(ours)), names, fontsize=8)
-    axes.set(
-        xlabel="shape of W, dtype, thousands of pairs",
-        ylabel="fraction of the copy's speed",
-        xlim=(-0.6, len(ours) - 0.4),
-    )
-    axes.set_title(f"{OURS.name}, outputs given", loc="left")
-    figure.legend(loc="outside upper right", ncols=3, frameon=False)
-    save(figure, results, path, "shapes")
-
-
 def threads(results: Row, path: Path) -> None:
     """Throughput over threads beside the copy's, with bars from p20 to p80; a panel for each case."""
     rows = [r for r in results["rows"] if r["part"] == "threads"]
@@ -108,37 +80,39 @@ def threads(results: Row, path: Path) -> None:
     save(figure, results, path, "threads")
 
 
-def fractions(results: Row, path: Path, copy: str, what: str) -> None:
-    """The fraction of a copy's speed: a group of bars for each case, a bar for each backend and dtype."""
-    data = [row for row in results["rows"] if "fraction_of_copy" in row]
-    sizes = {(r["m"], r["n"]) if what == "shapes" else (r["m"], r["n"], r["B"]) for r in data}
-    cases = sorted(sizes, key=lambda case: (case[0] * case[1], *case[2:]))
-    names = [f"{m}x{n}" + "".join(f"\n{B:,} pairs" for B in batch) for m, n, *batch in cases]
-    series = sorted({(r["contender"], r["dtype"]) for r in data})
+def fractions(results: Row, path: Path, part: str) -> None:
+    """The fraction of the plain copy's speed: a group of bars for each case, a bar for each backend and dtype."""
+    rows = [row for row in results["rows"] if row["part"] == part and "median" in row]
+    heights: dict[tuple[str, str], dict[tuple[int, int, int], float]] = {}  # by backend and dtype, and case
+    pairs: dict[tuple[int, int, int], int] = {}
+    for row in sorted(filter(is_ours, rows), key=lambda row: row["B"]):
+        own = heights.setdefault((row["contender"], row["dtype"]), {})
+        m, n = row["m"], row["n"]
+        case = (m, n, sum(other[:2] == (m, n) for other in own))  # which of the batches of this shape
+        own[case], pairs[case] = fraction(rows, row), row["B"]
+    cases = sorted(pairs, key=lambda case: (case[0] * case[1], case))
+    several = any(k for *_, k in cases)
+    names = [f"{m}x{n}" + f"\n{pairs[m, n, k]:,.0e}".replace("e+0", "e") * several for m, n, k in cases]
     figure, axes = plt.subplots(figsize=(10, 4.5), layout="constrained")
-    width = 0.8 / len(series)
-    for k, (backend, dtype) in enumerate(series):
-        own = [r for r in data if (r["contender"], r["dtype"]) == (backend, dtype)]
-        heights = {(r["m"], r["n"], r["B"])[: len(cases[0])]: r["fraction_of_copy"] for r in own}
-        positions = [i + (k - (len(series) - 1) / 2) * width for i in range(len(names))]
+    width = 0.8 / len(heights)
+    for k, (series, own) in enumerate(sorted(heights.items())):
+        positions = [i + (k - (len(heights) - 1) / 2) * width for i in range(len(cases))]
         style = {"color": COLOURS[-k % len(COLOURS)], "edgecolor": "black", "hatch": ("", "//", "..", "xx")[k % 4]}
-        values = [heights.get(case, 0) for case in cases]
-        axes.bar(positions, values, width, label=f"{backend}, {dtype}", **style)
-    axes.set_xticks(range(len(names)), names)
-    axes.axhline(1, label=f"{copy} of the same bytes", **COPY_STYLE)
+        axes.bar(positions, [own.get(case, 0) for case in cases], width, label=", ".join(series), **style)
+    axes.set_xticks(range(len(cases)), names)
+    axes.axhline(1, label="plain copy of the same bytes", **COPY_STYLE)
+    axes.set_xlabel("shape of W" + ", pairs" * several)
     axes.set_ylabel("fraction of the copy's speed")
     axes.set_title("value_and_grad, outputs given", loc="left")
     figure.legend(loc="outside upper right", ncols=5, frameon=False)
-    save(figure, results, path, what)
+    save(figure, results, path, part)
 
 
 def draw(results: Row, path: Path) -> None:
-    """All pictures of a file of results."""
-    if "benchmarks" in results:
-        fractions(results, path, "plain copy", "backends")
-    elif "gpu" not in results["machine"]:
-        batch(results, path)
-        shapes(results, path)
-        threads(results, path)
-    elif any("fraction_of_copy" in row for row in results["rows"]):
-        fractions(results, path, "device copy", "shapes")
+    """A picture for each part of which there is one."""
+    parts = {row["part"] for row in results["rows"] if "median" in row}
+    for part in sorted(parts & {"shapes", "backends"}):
+        fractions(results, path, part)
+    for part, picture in (("batch", batch), ("threads", threads)):
+        if part in parts:
+            picture(results, path)

@@ -8,13 +8,16 @@ so that a limit of time cannot cost the tables.
 
 import argparse
 import sys
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 from gpu_steps import MISSED
-from results import GPU_LIBRARIES, Row, caption, is_copy, is_ours, label, load, write
-from tables import beside_copy, beside_each_other, duration, judged, losses, markdown, notes, small_calls
+from results import GPU_LIBRARIES, Row, caption, is_ours, label, load, write
+from tables import beside_copy, beside_each_other, duration, judged, losses, notes, small_calls
 from targets import fastest_peer, launches, targets
+
+times, speeds = (partial(beside_each_other, quantity=what) for what in ("median time", "GB/s of the least traffic"))
 
 
 def sections(results: Row) -> list[str]:
@@ -68,18 +71,8 @@ def sections_of_cpu(results: Row, parts: dict[str, list[Row]]) -> list[str]:
     ]
 
 
-def times(rows: list[Row]) -> str:
-    """The median times of all contenders."""
-    return beside_each_other(rows, "median time")
-
-
-def speeds(rows: list[Row]) -> str:
-    """The speeds of all contenders."""
-    return beside_each_other(rows, "GB/s of the least traffic")
-
-
 def for_readme(results: Row) -> list[str]:
-    """The sentences and the table that one would paste for a GPU: what was measured, on what, with what, when."""
+    """The sentences that one would paste for a GPU: what was measured, on what, with what, when."""
     rows, versions = results["rows"], results["machine"]["versions"]
     used = ", ".join(f"{name} {versions[name]}" for name in GPU_LIBRARIES if name in versions)
     told = ["## For the README", f"Measured with outputs given; {caption(results)}, {used}."]
@@ -90,21 +83,7 @@ def for_readme(results: Row) -> list[str]:
         if row["part"] == "peers" and (fastest := fastest_peer(rows, row)):
             ratio = fastest["median"] / row["median"]
             told.append(f"{row['contender']}: {label(row)}, {ratio:.1f} times as fast as {fastest['contender']}.")
-    if shapes := [row for row in rows if row["part"] == "shapes"]:
-        told += ["Of the speed of a device copy, by the device's clock:", fractions(shapes)]
     return told
-
-
-def fractions(shapes: list[Row]) -> str:
-    """A line for each shape, a column for each backend and dtype."""
-    columns = sorted({(row["contender"], row["dtype"]) for row in shapes if is_ours(row)})
-    lines = []
-    for m, n in dict.fromkeys((row["m"], row["n"]) for row in shapes):
-        of_shape = [row for row in shapes if (row["m"], row["n"]) == (m, n)]
-        copy = next((f"{row['gb_per_s']:,.0f}" for row in of_shape if is_copy(row)), "-")
-        found = {(row["contender"], row["dtype"]): row.get("fraction_of_copy") for row in of_shape}
-        lines.append([f"{m}x{n}", copy, *(f"{found[c]:.2f}" if found.get(c) else "-" for c in columns)])
-    return markdown(["W", "copy, GB/s", *map(", ".join, columns)], lines)
 
 
 def report(path: Path) -> bool:

@@ -339,8 +339,7 @@ def test_on_the_stand_in_for_cupy(check, tmp_path, monkeypatch):
     assert [name for _, name, result in lines if result != "ok"] == ["targets"]
     (results,) = (tmp_path / "out").glob("*-nvidia-stand-in.json")
     told = text[text.index("## For the README") :]
-    assert told.splitlines()[-1].startswith("| 40x30 | "), "the table comes last"
-    for words in ("NVIDIA Stand-in, driver", "| 3x3 | ", "cupy: 3x3 float32, B = 1 takes the host", "times as fast as"):
+    for words in ("NVIDIA Stand-in, driver", "cupy: 3x3 float32, B = 1 takes the host", "times as fast as"):
         assert words in told
     assert '"part": "peers"' in results.read_text(encoding="utf-8")
 
