@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import workload
-from contest import GIVEN, Key, contenders, rows
+from contest import GIVEN, Contender, Key, contenders, rows
 from gpu_calls import PROMISES, SMALL, promises, small
 from gpu_steps import COMPILED
 from peers import PEERS, of_backend
@@ -33,23 +33,27 @@ from sigmoid_l2 import dispatch
 
 BACKENDS = ("cupy", "numba-cuda")
 DTYPES = ("float32", "float64")
-# W: the shapes of the CPU's table, one huge pair, and rows too long for the registers of a block. 3x3 comes first.
+# W beside the copy: the shapes of the CPU's table, one huge pair, and rows too long for the registers of a block. 3x3
+# comes first.
 SQUARES = tuple((k, k) for k in (1, 2, 3, 4, 8, 16, 32, 64, 256))
 OF_CPU = (*SQUARES, (2, 5), (5, 3), (10, 784), (784, 10))
 SHAPES = (*sorted(OF_CPU, key=lambda shape: (shape != (3, 3), prod(shape))), (8192, 8192), (4, 20000))
 ROUNDS = 21
-# Bytes of W beside the copy: so many times the L2, so that a call finds nothing of the one before, and a least number.
+# Bytes of W beside the copy, in units of the L2, so that a call finds none of its data in the cache; and at least.
 TIMES_L2, LEAST_BYTES_OF_W = 8, 400 * 10**6
-# All arrays of a case are at most this many times W: at 1x1 W, x, loss, dW, dx and the two of the copy.
+# Arrays of a case in units of W, at most: at 1x1 W, x, loss, dW, dx and the two of the copy.
 ARRAYS = 8
-FEW = 64  # pairs, at most, of a call that is there to have its kernels compiled
+# Pairs, at most, of a call whose purpose is to compile its kernels.
+FEW = 64
 
-PEER_SHAPES = ((3, 3), (8, 8), (64, 64))  # of W; 3x3 is judged, the others are told
-# Bytes of W beside the peers, at most, and part of the GPU's memory: the arrays of all cases are there at once, because
-# what is compiled is compiled for its size.
+# W beside the peers: 3x3 is judged, the others are reported.
+PEER_SHAPES = ((3, 3), (8, 8), (64, 64))
+# Bytes of W beside the peers, and fraction of the GPU's memory, at most: the arrays of all cases exist at once, because
+# the peers compile for a size.
 PEER_BYTES_OF_W, PART_OF_MEMORY = 5 * 10**8, 1 / 72
 PEER_ROUNDS, PEER_WITHIN_S = 11, 5
-COMPILE_S = 20.0  # seconds in which a contender must import its library and compile
+# Seconds in which a contender must import its library and compile.
+COMPILE_S = 20.0
 
 # --- which backends and cases ---------------------------------------------------------------------------------------
 
@@ -70,7 +74,7 @@ def require_gpu(names: Iterable[str] = BACKENDS) -> list[str]:
 
 
 def memory() -> int:
-    """The bytes of the GPU's memory; not the free ones, because a case must be the same in every run."""
+    """The bytes of the GPU's memory, free or not: a case must be the same in every run."""
     import cupy
 
     return int(cupy.cuda.runtime.memGetInfo()[1])
@@ -102,7 +106,7 @@ def peer_shapes() -> list[Case]:
 
 
 def compile_kernels(cases: list[Case], backends: list[str]) -> list[Case]:
-    """Have the kernels of ``cases`` compiled by calls of a few pairs; what fails will fail again and be told then."""
+    """Compile the kernels of ``cases`` by calls of a few pairs; a failure is reported when the case is measured."""
     for case, backend in product(cases, backends):
         print(f"compiling: {backend}, {case}", file=sys.stderr)
         with suppress(Exception):
@@ -111,20 +115,20 @@ def compile_kernels(cases: list[Case], backends: list[str]) -> list[Case]:
 
 
 def shapes(cases: list[Case], backends: list[str]) -> Iterator[list[Row]]:
-    """Each case beside the copy; one that fails gets rows with the reason."""
+    """The backends beside the copy, in turn, on each case; a case or a backend that fails gets rows with the reason."""
     for case in cases:
         print(f"shapes: {case}", file=sys.stderr)
         try:
-            yield with_copy(case, backends)
+            yield with_copy(case, [(of_backend(backend), GIVEN) for backend in backends])
         except Exception as error:  # too little memory, say
             yield [row("shapes", case, backend, reason=one_line(error)) for backend in backends]
 
 
-def with_copy(case: Case, backends: list[str]) -> list[Row]:
-    """The copy and the backends on one case, in turn; a backend that fails gets a row with the reason."""
+def with_copy(case: Case, wanted: list[Contender]) -> list[Row]:
+    """The rows of one case."""
     workload.library("gpu").get_default_memory_pool().free_all_blocks()
-    work, copy = Workload(case), Copy(case)
-    calls, failed = contenders("shapes", work, [(of_backend(backend), GIVEN) for backend in backends], {})
+    copy = Copy(case)
+    calls, failed = contenders("shapes", Workload(case), wanted, {})
     turns = {key: DeviceTurn(run, copy) for key, run in {Key(COPY["gpu"]): copy, **calls}.items()}
     times = in_turn(turns, ROUNDS)
     measured = rows("shapes", case, times.items())
@@ -135,12 +139,8 @@ def with_copy(case: Case, backends: list[str]) -> list[Row]:
     return failed + measured
 
 
-class Compiled(NamedTuple):
-    """The contenders of one case, ready to be timed, and rows for those that are not."""
-
-    case: Case
-    runs: dict[Key, Run]
-    failed: list[Row]
+# A case, its contenders, ready to be timed, and rows for those that failed.
+Compiled = tuple[Case, dict[Key, Run], list[Row]]
 
 
 def compile_peers(cases: list[Case], backends: list[str]) -> list[Compiled]:
@@ -150,7 +150,7 @@ def compile_peers(cases: list[Case], backends: list[str]) -> list[Compiled]:
     for case in cases:
         workload.library("gpu").get_default_memory_pool().free_all_blocks()
         runs, failed = contenders("peers", Workload(case), [(p, p.takes_out) for p in wanted], {}, COMPILE_S)
-        compiled.append(Compiled(case, {**runs, Key(COPY["gpu"]): finished(Copy(case), "gpu")}, failed))
+        compiled.append((case, {**runs, Key(COPY["gpu"]): finished(Copy(case), "gpu")}, failed))
     return compiled
 
 
@@ -158,13 +158,13 @@ def peers(compiled: list[Compiled], backends: list[str]) -> Iterator[list[Row]]:
     """The contenders of each case in turn."""
     for case, runs, failed in compiled:
         print(f"peers: {case}", file=sys.stderr)
-        yield failed  # these rows stay, even where something hangs now
+        yield failed  # these rows are written even if a contender hangs below
         turns = {key: HostTurn(run) for key, run in runs.items()}
         yield rows("peers", case, in_turn(turns, PEER_ROUNDS, PEER_WITHIN_S).items())
 
 
 class Part(NamedTuple):
-    """What is measured, in three steps; nothing is compiled any more when it is timed."""
+    """A part of the benchmark in three steps: everything is compiled before anything is timed."""
 
     cases: Callable[[], list[Case]]
     compile: Callable[[list[Case], list[str]], list[Any]]
@@ -219,7 +219,7 @@ def main() -> None:
     failed = False
     for name, part in wanted.items():
         for measured in part.measure(compiled[name], backends):
-            add(measured, path)  # what is measured stays, whatever happens later
+            add(measured, path)  # results so far are kept if the program is killed
             failed |= name != "peers" and any("reason" in row for row in measured)
     sys.exit(failed if args.in_turn else not report(path))
 

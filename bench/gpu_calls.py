@@ -18,16 +18,16 @@ import sigmoid_l2 as sl2
 SMALL = [Case("gpu", "float32", 3, 3, B) for B in (1, 1000)]
 # Calls in a row of which a round has the mean, and rounds.
 SMALL_CALLS, SMALL_ROUNDS = 500, 11
-# Calls that must keep the promises: one kernel, and slices of a pair with sums in a workspace.
+# Calls that must keep the promises: of one kernel, and of two with partial sums in a workspace.
 PROMISES = [Case("gpu", "float32", m, n, B) for m, n, B in ((3, 3, 1000), (2000, 20, 50))]
-# Copies of 130 MB that the device has to do before a call: 13 ms at 4.8 TB/s.
+# Copies of 130 MB that are queued before a call: 13 ms at 4.8 TB/s.
 AHEAD = 500
 
 
 def empty_kernel(work: Workload, backend: str) -> Run:
     """The launch of a kernel that does nothing, through the framework of ``backend``, with the arguments of ours.
 
-    The arrays are the framework's own, so that nothing is converted.
+    It gets the framework's own arrays, so that nothing is converted.
     """
     import cupy
 
@@ -90,7 +90,7 @@ def graph_launch(work: Workload, backend: str) -> Run:
 
 
 def captured(work: Workload, backend: str) -> tuple[Any, Any]:
-    """A stream and a CUDA graph of one call. The global mode forbids to allocate and to synchronise while capturing."""
+    """A stream and a CUDA graph of one call, captured in the mode that forbids allocating and synchronising."""
     import cupy
 
     stream = cupy.cuda.Stream(non_blocking=True)
@@ -122,8 +122,8 @@ def promises(cases: list[Case], backends: list[str]) -> Iterator[list[Row]]:
 def allocated(work: Workload, backend: str) -> int:
     """Bytes that CuPy and numba were asked for during ten calls.
 
-    What the device has less of afterwards is not counted, because other processes may have taken it. A call that
-    allocates past both libraries cannot be captured, and so breaks the promise of the graph.
+    The free memory of the device is not compared, because other processes may take some. A call that allocates without
+    the two libraries cannot be captured, so the graph shows it.
     """
     import cupy
 
@@ -145,7 +145,7 @@ def allocated(work: Workload, backend: str) -> int:
 
 @contextmanager
 def numbas_allocations(backend: str, asked: list[int]) -> Iterator[None]:
-    """Add to ``asked`` the bytes that numba is asked for."""
+    """Add the bytes that numba is asked for to ``asked``."""
     if backend != "numba-cuda":
         yield
         return
@@ -166,7 +166,7 @@ def numbas_allocations(backend: str, asked: list[int]) -> Iterator[None]:
 
 
 def waits(work: Workload, backend: str) -> bool:
-    """Whether the call returned only when the device was done with the milliseconds of work that it had before."""
+    """Whether a call returns only after the device has finished the milliseconds of earlier work."""
     import cupy
 
     call = work.call(backend)

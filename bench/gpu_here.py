@@ -17,26 +17,26 @@ from workload import Case, Workload
 import sigmoid_l2 as sl2
 from sigmoid_l2 import dispatch
 
-# W (m, n), and the fewest pairs that fill more than one block and end in the middle of one, with wide accesses and
-# without. They take every way of kernels/gpu/plan.py.
+# m, n and B: every kind of plan in kernels/gpu/plan.py, with the fewest pairs that fill more than one block and end
+# within a block, with wide accesses and without.
 CLASSES = (
-    (1, 1, 131),  # a lane a pair
+    (1, 1, 131),  # one lane for a pair
     (3, 3, 257),
-    (8, 8, 67),  # lanes of a warp
+    (8, 8, 67),  # several lanes of a warp for a pair
     (16, 16, 9),
-    (32, 32, 3),  # warps, in float32 staged
-    (64, 64, 3),  # a warp a row
+    (32, 32, 3),  # several warps for a pair, staged in float32
+    (64, 64, 3),  # a warp for each row
     (2, 41, 9),
-    (10, 784, 2),  # a block a row
+    (10, 784, 2),  # a block for each row
     (3, 5000, 2),
-    (2000, 20, 2),  # slices, in float32 staged
+    (2000, 20, 2),  # slices of a pair, staged in float32
     (700, 784, 2),
     (2, 20000, 2),  # rows too long for registers
 )
 
 
 def classes(backend: str, part: str) -> None:
-    """Compute and compare with the reference."""
+    """Compute the cases of ``part`` and compare them with the reference."""
     cases = [Case("gpu", dtype, m, n, B) for m, n, B in CLASSES for dtype in DTYPES]
     for case in cases[share(part)]:
         Workload(case).call(backend)
@@ -44,7 +44,7 @@ def classes(backend: str, part: str) -> None:
 
 
 def here(name: str) -> None:
-    """Ask, and compute 0.25."""
+    """Print the versions and the reasons, and compute one loss, 0.25."""
     versions = ", ".join(f"{library} {found}" for library in LIBRARIES if (found := installed(library)))
     print(f"{name}: Python {sys.version.split()[0]}, {versions}")
     (backend,) = (b for b in dispatch.BACKENDS if b.name == name)

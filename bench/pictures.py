@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 from peers import OURS, PEERS
 from results import COPY, Row, caption, fraction, is_ours, name
 
-# Okabe and Ito's colours, one a library; in grey, the markers tell the contenders apart.
+# Okabe and Ito's colours, one for each library; the markers distinguish the contenders in grey.
 COLOURS = ("#0072B2", "#D55E00", "#E69F00", "#009E73", "#CC79A7", "#56B4E9")
 LIBRARIES = list(dict.fromkeys(peer.library for peer in PEERS))
 COLOUR = {peer.name: COLOURS[LIBRARIES.index(peer.library) % len(COLOURS)] for peer in PEERS}
@@ -27,7 +27,7 @@ def save(figure: Any, results: Row, path: Path, what: str) -> None:
 
 
 def batch(results: Row, path: Path) -> None:
-    """Throughput over the batch for all contenders; their names stand in the order of their speed at the largest."""
+    """Throughput over the batch for all contenders, in the legend in the order of their speed at the largest batch."""
     rows = [r for r in results["rows"] if r["part"] == "batch" and "median" in r]
     lines: dict[str, list[Row]] = {}
     for row in rows:

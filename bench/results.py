@@ -4,7 +4,6 @@ import json
 import os
 import platform
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -22,8 +21,9 @@ import sigmoid_l2 as sl2
 
 Row = dict[str, Any]
 RESULTS = ROOT / "bench" / "results"
-COPY = {"cpu": "np.copyto", "gpu": "device copy"}  # the contender that the fractions are of
-OURS = ("sigmoid-l2", "sigmoid-l2, auto", "cupy", "numba-cuda", "numba", "numpy")  # all other contenders are peers
+# Names of contenders: the plain copy, and ours; all others are peers.
+COPY = {"cpu": "np.copyto", "gpu": "device copy"}
+OURS = ("sigmoid-l2", "sigmoid-l2, auto", "cupy", "numba-cuda", "numba", "numpy")
 GPU_LIBRARIES = ("cupy-cuda13x", "cupy-cuda12x", "numba-cuda", "numba-cuda-mlir")
 COMPILERS = ("cuda-bindings", "cuda-core", "nvidia-cuda-nvrtc", "nvidia-nvvm", "nvidia-nvjitlink")
 LIBRARIES = ("sigmoid-l2", "numpy", "numba", *GPU_LIBRARIES, *COMPILERS, "torch", "triton", "jax")
@@ -72,7 +72,7 @@ def label(row: Row) -> str:
 
 
 def name(row: Row) -> str:
-    """The contender, with what tells it from others of its name."""
+    """The contender, with its threads and outputs where these distinguish it from others."""
     if is_copy(row):
         on = f", {row['threads']} thread{'s' * (row['threads'] > 1)}" if row.get("threads") else ""
         return row["contender"] + on + ", fresh output" * (row.get("outputs") == "fresh")
@@ -151,7 +151,7 @@ def cpu_machine() -> Row:
     if (cpuinfo := Path("/proc/cpuinfo")).exists():
         fields = dict(line.split(":", 1) for line in cpuinfo.read_text().splitlines() if ":" in line)
         told = {key.strip(): value.strip() for key, value in fields.items()}
-        if "model name" in told:  # virtual machines hide the model's name, hence its number too
+        if "model name" in told:  # in virtual machines the name is generic, so the numbers are added
             info["cpu"] = f"{told['model name']} (family {told.get('cpu family')}, model {told.get('model')})"
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         info["memory_gb"] = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9, 1)
@@ -185,14 +185,11 @@ def gpu_machine() -> Row:
 
 def driver() -> str:
     """The version of the NVIDIA driver, where nvidia-smi tells it."""
-    if not (smi := shutil.which("nvidia-smi")):
-        return "unknown: no nvidia-smi"
-    command = [smi, "--query-gpu=driver_version", "--format=csv,noheader"]
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        told = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except subprocess.TimeoutExpired:
-        return "unknown: nvidia-smi hangs"
-    return (told.stdout.split() or ["unknown: nvidia-smi told nothing"])[0]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=False).stdout.split()[0]
+    except (OSError, subprocess.TimeoutExpired, IndexError) as error:  # there is none, it hangs, or it prints nothing
+        return f"unknown: {one_line(error)}"
 
 
 def installed(distribution: str) -> str | None:

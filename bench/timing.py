@@ -41,15 +41,15 @@ def seconds(run: Run, calls: int = 1) -> float:
 class HostTurn:
     """One timed turn of ``run`` by the host's clock: the mean of as many calls as fill ``TURN_S``.
 
-    A turn begins with a call that is not timed, so that caches, threads and free memory are as a call of its own left
-    them: new memory is ten times as dear once a virtual machine has given the free pages back to its host.
+    A turn begins with an untimed call, so that caches, threads and free memory are in the state that a call leaves. New
+    memory takes ten times as long after a virtual machine has given its free pages back to the host.
     """
 
     def __init__(self, run: Run) -> None:
         self.run = run
         run()
         one = seconds(run)
-        if one < 10 * TURN_S:  # the best of three: short calls are easily held up
+        if one < 10 * TURN_S:  # the best of three, because an interruption is long beside a short call
             one = min(one, seconds(run), seconds(run))
         self.calls = max(1, int(TURN_S / one))
         self.takes = SETTLE_S + one * (1 + self.calls)  # seconds of a turn
@@ -63,9 +63,9 @@ class HostTurn:
 class DeviceTurn:
     """One timed turn of ``run`` by the GPU's clock: a single call between two events.
 
-    Before it the device gets untimed copies to do: so it is busy while the host prepares the call, whose launch has no
-    part in the time then, and the caches hold nothing of the call. ``held_up`` counts the turns for which that did not
-    suffice.
+    Untimed copies are queued before it. They keep the device busy while the host prepares the call, so that the launch
+    is not part of the time, and they clear the caches. ``held_up`` counts the turns in which the device was idle before
+    the call was launched.
     """
 
     def __init__(self, run: Run, copy: Copy) -> None:
@@ -82,7 +82,7 @@ class DeviceTurn:
         return elapsed
 
     def _events(self, run: Run) -> tuple[float, bool]:
-        """The device's seconds of ``run``, and whether it had nothing else to do before the host had launched it."""
+        """The device's seconds of ``run``, and whether the device was idle before the launch was complete."""
         cuda = library("gpu").cuda
         for _ in range(self.copies):
             self.copy()
