@@ -1,6 +1,6 @@
 """pytest-benchmark over backend x dtype x shape x batch, each beside a plain copy of the same bytes.
 
-pytest bench --benchmark-json=build/bench.json && python bench/report.py build/bench.json
+pytest bench/bench_backends.py --benchmark-json=build/bench.json && python bench/report.py build/bench.json
 """
 
 import pytest

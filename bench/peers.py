@@ -29,8 +29,13 @@ class Peer:
 
 
 def ours(backend: str, W: Any, x: Any, out: Any) -> Call:
-    """A backend of this library, or "auto"."""
+    """A backend of this library by name."""
     return lambda: sl2.value_and_grad(W, x, out=out, backend=backend)
+
+
+def ours_auto(W: Any, x: Any, out: Any) -> Call:
+    """What one types: the library chooses."""
+    return lambda: sl2.value_and_grad(W, x, out=out)
 
 
 def numpy_pair(W: Any, x: Any, out: Any) -> Call:
@@ -128,12 +133,12 @@ def cupy_matmul(W: Any, x: Any, out: Any) -> Call:
 
 def of_backend(backend: str) -> Peer:
     """One of our backends under its own name."""
-    return Peer(backend, "sigmoid-l2", partial(ours, backend), takes_out=True, devices=("cpu", "gpu"))
+    return Peer(backend, "sigmoid-l2", partial(ours, backend), takes_out=True, devices=BOTH)
 
 
 BOTH = ("cpu", "gpu")
 OURS = Peer("sigmoid-l2", "sigmoid-l2", partial(ours, "numba"), takes_out=True)
-OURS_AUTO = Peer("sigmoid-l2, auto", "sigmoid-l2", partial(ours, "auto"), takes_out=True)
+OURS_AUTO = Peer("sigmoid-l2, auto", "sigmoid-l2", ours_auto, takes_out=True)
 NUMPY_PAIR = Peer("NumPy, W @ x", "numpy", numpy_pair)
 NUMPY_EINSUM = Peer("NumPy einsum", "numpy", numpy_einsum, takes_out=True, note="one thread")
 NUMPY_MATMUL = Peer("NumPy matmul", "numpy", numpy_matmul, takes_out=True, note="one thread")
