@@ -15,8 +15,8 @@ from fake_bench import CUPY, NUMBA_CUDA, RUNTIME, Calls, Event, MemoryHook, Stre
 from sigmoid_l2 import dispatch
 from sigmoid_l2.kernels.gpu.plan import Rows, Staged, make_plan, size_class
 
-NAMES = "bench_gpu frameworks gpu_calls gpu_here report results"
-bench_gpu, frameworks, gpu_calls, gpu_here, report, results_file = map(importlib.import_module, NAMES.split())
+NAMES = "bench_gpu compare frameworks gpu_calls gpu_here report results"
+bench_gpu, compare, frameworks, gpu_calls, gpu_here, report, results_file = map(importlib.import_module, NAMES.split())
 
 
 @pytest.fixture
@@ -153,6 +153,13 @@ def test_an_allocation_is_seen(gpu, tmp_path, monkeypatch):
     status, results = run(tmp_path, monkeypatch)
     assert status == 1
     assert measured(results, "bytes allocated") == [1000] * 4
+
+
+def test_compare_times_a_gpu_by_its_own_clock(gpu):
+    job = compare.Job(compare.Case("gpu", "float32", 3, 3, 50), "cupy", True, 0)
+    assert compare.prepare(job) > 0
+    assert compare.timed() > 0
+    assert isinstance(compare.turn, compare.DeviceTurn)
 
 
 def test_numbas_allocations_are_seen(gpu, monkeypatch):
