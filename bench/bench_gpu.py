@@ -19,6 +19,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import bench_cpu
 import workload
 from contest import GIVEN, Contender, Key, contenders, rows
 from gpu_calls import PROMISES, SMALL, promises, small
@@ -33,11 +34,8 @@ from sigmoid_l2 import dispatch
 
 BACKENDS = ("cupy", "numba-cuda")
 DTYPES = ("float32", "float64")
-# W beside the copy: the shapes of the CPU's table, one huge pair, and rows too long for the registers of a block. 3x3
-# comes first.
-SQUARES = tuple((k, k) for k in (1, 2, 3, 4, 8, 16, 32, 64, 256))
-OF_CPU = (*SQUARES, (2, 5), (5, 3), (10, 784), (784, 10))
-SHAPES = (*sorted(OF_CPU, key=lambda shape: (shape != (3, 3), prod(shape))), (8192, 8192), (4, 20000))
+# W beside the copy: the shapes of the CPU's table, one huge pair, and rows too long for the registers of a block.
+SHAPES = ((3, 3), *sorted(bench_cpu.SHAPES, key=prod), (8192, 8192), (4, 20000))
 ROUNDS = 21
 # Bytes of W beside the copy, in units of the L2, so that a call finds none of its data in the cache; and at least.
 TIMES_L2, LEAST_BYTES_OF_W = 8, 400 * 10**6
