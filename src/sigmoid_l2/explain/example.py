@@ -1,8 +1,8 @@
 """A backward pass written by hand for one 3x3 pair, and wrong.
 
-Its author multiplied the chain by df/ds twice, took df/dx as an elementwise product with 2 Wᵀ, and rounded every
-intermediate to 3 digits, so that df/dx came out 3x3 instead of 3x1. ``check_grad(W, x, dW=dW, dx=dx)`` finds all of
-that, and ``trace(W, x)`` shows every step done right.
+Its author applied df/ds twice, computed df/dx as an elementwise product with 2 Wᵀ, which made it 3x3 instead of 3x1,
+and rounded every intermediate to 3 digits. ``check_grad(W, x, dW=dW, dx=dx)`` finds all three mistakes, and
+``trace(W, x)`` shows every step done right.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 def _constant(rows: list[list[float]]) -> npt.NDArray[Any]:
     array = np.array(rows)
-    array.setflags(write=False)  # one module-wide copy: nobody may change it under somebody else
+    array.setflags(write=False)  # the whole process shares this array, so nobody may change it
     return array
 
 
