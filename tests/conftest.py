@@ -15,12 +15,13 @@ from sigmoid_l2.problem import DTYPES
 os.environ.pop(dispatch.ENVIRONMENT_VARIABLE, None)  # tests that want a default backend set it
 
 # Derandomized: a run of the suite means the same everywhere. SIGMOID_L2_TEST_RANDOM=1 looks further.
+random = os.environ.get("SIGMOID_L2_TEST_RANDOM") == "1"
 hypothesis.settings.register_profile(
     "sigmoid-l2",
-    derandomize=os.environ.get("SIGMOID_L2_TEST_RANDOM") != "1",
+    derandomize=not random,
     database=None,
     deadline=None,  # the first call of a compiled backend takes seconds
-    max_examples=150,
+    max_examples=1000 if random else 50,
 )
 hypothesis.settings.load_profile("sigmoid-l2")
 
