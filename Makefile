@@ -1,5 +1,7 @@
 # make run    install into .venv; the hand-written example explained, then the speed of this machine
-# make test   install what the tests need into .venv; run them all
+# make quick  lint, and one case for each backend and kernel class; make quick K=cpu: what a change to that part needs
+#             (QUICK_... below has the parts); less than a minute on two cores
+# make test   install what the tests need into .venv; run them all, in less than 5 minutes on two cores
 # make lint   ruff and mypy
 # make bench  our backends, table and picture under build/; the peers, under bench/results/; fails if a target is missed
 # make accuracy  every float32 q and 10^8 float64 q through every CPU backend, JAX, torch and the textbook formula;
@@ -17,17 +19,37 @@
 PYTHON = .venv/bin/python
 PIP = .venv/bin/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: run test lint package bench gpu accuracy fuzz faults proof large mutation oldest advisories reproducible clean
+.PHONY: run quick test lint package bench gpu accuracy fuzz faults proof large mutation oldest advisories reproducible clean
 
 run: .venv/.run
 	.venv/bin/sigmoid-l2 trace
 	@echo
 	.venv/bin/python bench/throughput.py
 
-# The GPU kernels take seconds each to compile: on several processes.
+# In several processes. What one of them has compiled for the CPU is in numba's cache for the others.
+PYTEST = .venv/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal
+
 test: .venv/.test
-	.venv/bin/python -m pytest tests bench/tests --ignore tests/gpu
-	.venv/bin/python -m pytest -n auto --maxprocesses 8 tests/gpu
+	$(PYTEST) tests bench/tests
+
+# What `make quick K=...` gives to pytest.
+K = classes
+HOST = tests/host/test_
+QUICK_classes = $(HOST)parity.py::test_small_shapes $(HOST)parity.py::test_large_shapes \
+                tests/gpu/test_proof.py::test_every_way -k "3-3 or 37-7 or 64-65 or every_way"
+QUICK_cpu = $(HOST)simd.py $(HOST)parity.py $(HOST)same_bits.py -k "not cupy and not numba-cuda"
+QUICK_cupy = tests/gpu/test_proof.py tests/gpu/test_traffic.py -k cupy
+QUICK_numba-cuda = tests/gpu/test_proof.py tests/gpu/test_traffic.py -k numba-cuda
+QUICK_gpu-host = $(HOST)offload.py $(HOST)streams.py $(HOST)cuda_arrays.py $(HOST)dispatch.py tests/gpu/test_end_to_end.py
+QUICK_api = $(HOST)arguments.py $(HOST)bad_input.py $(HOST)bad_output.py $(HOST)odd_input.py $(HOST)dispatch.py $(HOST)import.py
+QUICK_threads = $(HOST)threads.py $(HOST)same_bits.py tests/attack/test_faults.py tests/attack/test_faults_calls.py
+QUICK_explain = $(HOST)trace.py $(HOST)check_grad.py
+QUICK_cli = $(HOST)cli.py tests/attack/test_fuzz.py tests/attack/test_faults_files.py
+QUICK_accuracy = $(HOST)gradient_truth.py tests/accuracy
+QUICK_bench = bench/tests
+
+quick: lint .venv/.test
+	$(PYTEST) $(or $(QUICK_$(K)),$(error K is one of $(patsubst QUICK_%,%,$(filter QUICK_%,$(.VARIABLES)))))
 
 # mypy finds a package whose folders lie together: so do these links.
 lint: .venv/.dev
@@ -73,7 +95,7 @@ faults: .venv/.test
 	.venv/bin/python -m pytest -m faults -rP tests/attack/test_faults_files.py tests/attack/test_faults_calls.py
 
 proof: .venv/.test
-	.venv/bin/python -m pytest -n auto --maxprocesses 8 -m proof tests/gpu
+	$(PYTEST) -m proof tests/gpu
 
 large: .venv/.test
 	.venv/bin/python -m pytest -m large tests/attack/test_large.py
