@@ -43,8 +43,8 @@ QUICK_numba-cuda = tests/gpu/test_proof.py tests/gpu/test_traffic.py -k numba-cu
 QUICK_gpu-host = $(HOST)offload.py $(HOST)streams.py $(HOST)cuda_arrays.py $(HOST)dispatch.py tests/gpu/test_end_to_end.py
 QUICK_api = $(HOST)arguments.py $(HOST)bad_input.py $(HOST)bad_output.py $(HOST)odd_input.py $(HOST)dispatch.py $(HOST)import.py
 QUICK_threads = $(HOST)threads.py $(HOST)same_bits.py tests/attack/test_faults.py tests/attack/test_faults_calls.py
-QUICK_explain = $(HOST)trace.py $(HOST)check_grad.py
-QUICK_cli = $(HOST)cli.py tests/attack/test_fuzz.py tests/attack/test_faults_files.py
+QUICK_explain = $(HOST)trace.py $(HOST)check_grad.py $(HOST)mistakes.py
+QUICK_cli = $(HOST)cli.py $(HOST)cli_files.py tests/attack/test_fuzz.py tests/attack/test_faults_files.py
 QUICK_accuracy = $(HOST)gradient_truth.py tests/accuracy
 QUICK_bench = bench/tests
 

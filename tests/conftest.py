@@ -51,6 +51,13 @@ def backend(entry):
     return entry.name
 
 
+@pytest.fixture
+def directory(tmp_path, monkeypatch):
+    """The current directory is one of the test's own."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 @pytest.fixture(scope="session", params=DTYPES)
 def dtype(request, entry):
     """Each dtype in turn; skipped with the backend's own reason where it does not compute in it."""
