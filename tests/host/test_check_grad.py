@@ -1,15 +1,16 @@
-"""check_grad: a right gradient is right, a wrong one wrong, and the report shows it. Named mistakes: test_mistakes.py."""
+"""check_grad: a right gradient is right, a wrong one wrong, and the report shows it; test_mistakes.py: their names."""
 
 import sys
 
 import fake_cupy
 import numpy as np
 import pytest
+from arrays import pairs
 from hypothesis import given
 from hypothesis import strategies as st
 
 import sigmoid_l2 as sl2
-from host.test_mistakes import SHAPES, by_hand, check, pairs, says
+from host.test_mistakes import SHAPES, by_hand, check, says
 from sigmoid_l2.explain import example
 
 
@@ -55,9 +56,9 @@ def test_dx_may_cancel():
     assert not check("dx", W, x, dx + np.float32([2, 0])).ok
 
 
-@given(seed=st.integers(0, 2**32 - 1), shape=st.sampled_from(SHAPES), scale=st.sampled_from([0.01, 0.3, 1, 5]))
+@given(seed=st.integers(0, 2**32 - 1), shape=st.sampled_from(SHAPES), scale=st.sampled_from([0.01, 0.3, 1, 2]))
 def test_a_right_gradient_is_never_wrong(seed, shape, scale):
-    W, x = pairs(*shape, seed)
+    W, x = pairs(*shape, seed=seed)
     W *= scale
     report = sl2.check_grad(W, x, dW=by_hand("dW", W, x), dx=by_hand("dx", W, x))
     assert report.ok, report
