@@ -33,7 +33,7 @@ def strided(a):
 
 
 def unaligned(a):
-    """The same values one byte off every address that a processor likes."""
+    """The same values at an odd address."""
     b = np.empty(a.nbytes + 1, np.uint8)[1:].view(a.dtype).reshape(a.shape)
     b[...] = a
     return b

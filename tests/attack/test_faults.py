@@ -1,4 +1,4 @@
-"""What goes wrong around a call and must not go wrong in it: no thread to be had, a damaged cache, a fork, Ctrl-C."""
+"""Trouble around a call that must not reach its results: no new thread, a damaged cache, a fork, Ctrl-C."""
 
 import os
 import threading
@@ -13,7 +13,7 @@ pytest.importorskip("numba", exc_type=ImportError)
 
 
 def test_a_helper_that_starts_late_does_nothing(monkeypatch):
-    """submit() queues its work before it fails to start a thread: another thread may come to it after the call."""
+    """submit() queues its work before it fails to start a thread: another thread may run it after the call."""
     queued = []
 
     class Pool:

@@ -19,14 +19,11 @@ from arrays import bits, pairs
 from processes import run_python
 
 import sigmoid_l2 as sl2
+from attack.test_faults_files import often
 from sigmoid_l2 import dispatch, threads
 
 NAMES = [b.name for b in dispatch.BACKENDS if b.device == "cpu" and not b.reasons()]
 each_backend = pytest.mark.parametrize("name", NAMES)
-
-
-def often(few, many):
-    return pytest.mark.parametrize("times", [few, pytest.param(many, marks=pytest.mark.faults)])
 
 
 @pytest.fixture(autouse=True)
@@ -171,7 +168,7 @@ class LimitOfTimeError(Exception):
 
 @pytest.fixture
 def alarms():
-    """A list to which each SIGALRM adds the time; what is put into it first is raised."""
+    """A list to which each SIGALRM adds the time. If LimitOfTimeError comes first in it, the handler raises that."""
     seen = []
 
     def handler(*_):

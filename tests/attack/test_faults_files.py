@@ -46,6 +46,7 @@ sys.exit(cli.main(["grad", *sys.argv[3:]]))
 
 
 def often(few, many):
+    """How many ``times`` `make test` and `make faults` repeat a test."""
     return pytest.mark.parametrize("times", [few, pytest.param(many, marks=pytest.mark.faults)])
 
 

@@ -64,7 +64,7 @@ def test_float16_under_auto_is_numpy():
 
 @st.composite
 def embedded(draw, shape, dtype):
-    """An array of ``shape`` inside a larger one, with any order of axes and any steps; and a copy of the larger one."""
+    """An array of ``shape`` inside a larger one, with any order of axes and any steps; and the larger one."""
     axes = draw(st.permutations(range(len(shape))))
     steps = [draw(st.sampled_from([1, 1, 2, -1, -3])) for _ in shape]
     memory = np.full([shape[k] * abs(steps[k]) + 1 for k in axes], 77, dtype)
@@ -98,7 +98,7 @@ def test_any_layout_in_and_out(entry, data):
 
 
 def test_everything_in_one_array_of_records(backend):
-    """Inputs and outputs interleaved: memory shared by no two of them."""
+    """Inputs and outputs lie interleaved, and no two of them share memory."""
     fields = [("W", "f8", (3, 4)), ("loss", "f8"), ("x", "f8", 4), ("dW", "f8", (3, 4)), ("dx", "f8", 4)]
     records = np.zeros((5, 7), fields)
     records["W"], records["x"] = W[:, None], X[:, None]

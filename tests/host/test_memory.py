@@ -12,7 +12,7 @@ if not os.access("/proc/self/clear_refs", os.W_OK):
 
 LIMIT = 32 << 20
 
-# The inputs and outputs are in memory, each page of them, before the peak is reset; so what it rises by is the call's.
+# Every page of the inputs and outputs is in memory before the peak is reset, so the call alone makes it rise.
 MEASURE = """
 import re, sys
 import numpy as np
@@ -53,7 +53,7 @@ print(extra)
 
 
 def extra_bytes(layout, outputs, pairs, *more):
-    """By how much the memory of a process rises in one call, without the results."""
+    """The rise of a process's memory during one call, without the results."""
     return int(run_python(MEASURE, layout, outputs, pairs, *more))
 
 
@@ -75,5 +75,5 @@ def test_extra_memory_of_ten_million_pairs(outputs):
 
 
 def test_a_copy_is_seen():
-    """The measurement by itself: a copy of W is more than the limit."""
+    """The measurement finds a copy of W, which is more than the limit."""
     assert extra_bytes("contiguous", "given", 10**6, "with a copy") > LIMIT

@@ -13,8 +13,8 @@ from contract import assert_contract
 import sigmoid_l2 as sl2
 from sigmoid_l2 import dispatch
 
-# Between them the shapes meet every path that a size can choose: blocks of pairs, blocks of rows, tiles, rows; m and n
-# around the lanes of a vector; rows longer than dx in a GPU's shared memory (5000); pairs longer than blocks (300x400)
+# Together the shapes take every path that a size can choose: blocks of pairs, blocks of rows, tiles, rows; m and n
+# around the lanes of a vector; rows longer than dx in a GPU's shared memory (5000); pairs longer than blocks (300x400).
 SMALL = [(1, 1), (1, 7), (7, 1), (2, 5), (3, 3), (5, 3), (8, 8), (13, 17)]
 SMALL += [(11, 9), (10, 16), (1, 65), (6, 33), (66, 15)]
 LARGE = [(61, 3), (37, 7), (64, 65), (1000, 1), (1, 5000), (300, 40), (300, 400)]
@@ -47,7 +47,7 @@ def test_large_shapes(backend, dtype, m, n):
 
 
 def whole_range(dtype):
-    """q of every size to where g underflows and beyond; ±0, subnormal, tiny, huge; where an exp's reduction steps."""
+    """q of every size to beyond the underflow of g; ±0, subnormal, tiny, huge; around each step of exp's reduction."""
     info = np.finfo(dtype)
     end = {"float16": 25, "float32": 120, "float64": 800}[dtype.name]
     magnitudes = [0, info.smallest_subnormal, info.tiny / 2, info.tiny, info.eps, info.max]
