@@ -27,29 +27,31 @@ run: .venv/.run
 	.venv/bin/python bench/throughput.py
 
 # In several processes. What one of them has compiled for the CPU is in numba's cache for the others.
-PYTEST = .venv/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal
+PARALLEL = -n auto --maxprocesses 8 --dist worksteal
 
 test: .venv/.test
-	$(PYTEST) tests bench/tests
+	.venv/bin/python -m pytest $(PARALLEL) tests bench/tests
 
-# What `make quick K=...` gives to pytest.
+# What `make quick K=...` gives to pytest, by the part that was changed.
 K = classes
-HOST = tests/host/test_
-QUICK_classes = $(HOST)parity.py::test_small_shapes $(HOST)parity.py::test_large_shapes \
+host = $(patsubst %,tests/host/test_%.py,$(1))
+KERNEL_PROOF = tests/gpu/test_proof.py tests/gpu/test_traffic.py
+QUICK_classes = tests/host/test_parity.py::test_small_shapes tests/host/test_parity.py::test_large_shapes \
                 tests/gpu/test_proof.py::test_every_way -k "3-3 or 37-7 or 64-65 or every_way"
-QUICK_cpu = $(HOST)simd.py $(HOST)parity.py $(HOST)same_bits.py -k "not cupy and not numba-cuda"
-QUICK_cupy = tests/gpu/test_proof.py tests/gpu/test_traffic.py -k cupy
-QUICK_numba-cuda = tests/gpu/test_proof.py tests/gpu/test_traffic.py -k numba-cuda
-QUICK_gpu-host = $(HOST)offload.py $(HOST)streams.py $(HOST)cuda_arrays.py $(HOST)dispatch.py tests/gpu/test_end_to_end.py
-QUICK_api = $(HOST)arguments.py $(HOST)bad_input.py $(HOST)bad_output.py $(HOST)odd_input.py $(HOST)dispatch.py $(HOST)import.py
-QUICK_threads = $(HOST)threads.py $(HOST)same_bits.py tests/attack/test_faults.py tests/attack/test_faults_calls.py
-QUICK_explain = $(HOST)trace.py $(HOST)check_grad.py $(HOST)mistakes.py
-QUICK_cli = $(HOST)cli.py $(HOST)cli_files.py tests/attack/test_fuzz.py tests/attack/test_faults_files.py
-QUICK_accuracy = $(HOST)gradient_truth.py tests/accuracy
+QUICK_cpu = $(call host,simd parity same_bits) -k "not cupy and not numba-cuda"
+QUICK_cupy = $(KERNEL_PROOF) -k cupy
+QUICK_numba-cuda = $(KERNEL_PROOF) -k numba-cuda
+QUICK_gpu-host = $(call host,offload streams cuda_arrays dispatch) tests/gpu/test_end_to_end.py
+QUICK_api = $(call host,arguments bad_input bad_output odd_input dispatch import)
+QUICK_threads = $(call host,threads same_bits) tests/attack/test_faults.py tests/attack/test_faults_calls.py
+QUICK_explain = $(call host,trace check_grad mistakes)
+QUICK_cli = $(call host,cli cli_files) tests/attack/test_fuzz.py tests/attack/test_faults_files.py
+QUICK_accuracy = $(call host,gradient_truth) tests/accuracy
 QUICK_bench = bench/tests
+PARTS = $(patsubst QUICK_%,%,$(filter QUICK_%,$(.VARIABLES)))
 
 quick: lint .venv/.test
-	$(PYTEST) $(or $(QUICK_$(K)),$(error K is one of $(patsubst QUICK_%,%,$(filter QUICK_%,$(.VARIABLES)))))
+	.venv/bin/python -m pytest $(PARALLEL) $(or $(QUICK_$(K)),$(error K is one of $(PARTS)))
 
 # mypy finds a package whose folders lie together: so do these links.
 lint: .venv/.dev
@@ -95,7 +97,7 @@ faults: .venv/.test
 	.venv/bin/python -m pytest -m faults -rP tests/attack/test_faults_files.py tests/attack/test_faults_calls.py
 
 proof: .venv/.test
-	$(PYTEST) -m proof tests/gpu
+	.venv/bin/python -m pytest $(PARALLEL) -m proof tests/gpu
 
 large: .venv/.test
 	.venv/bin/python -m pytest -m large tests/attack/test_large.py
@@ -103,7 +105,7 @@ large: .venv/.test
 oldest:
 	python3.11 -m venv build/oldest
 	build/oldest/bin/python -m pip install --quiet -c tests/attack/oldest.txt -e '.[test]'
-	build/oldest/bin/python -m pytest tests bench/tests
+	build/oldest/bin/python -m pytest $(PARALLEL) tests bench/tests
 
 # Without --strict pip-audit says that all is well where it could not ask.
 advisories: .venv/.test
