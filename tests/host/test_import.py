@@ -80,13 +80,13 @@ LAYOUTS = {
 
 @pytest.mark.parametrize(
     ("layout", "batch"),
-    [*((layout, (1_000_000,)) for layout in LAYOUTS), ("strided", (1000, 1000)), ("strided", (500_000, 2))],
+    [*((layout, (300_000,)) for layout in LAYOUTS), ("strided", (600, 500)), ("strided", (150_000, 2))],
 )
 def test_nothing_of_batch_size_is_allocated_when_out_is_given(entry, layout, batch):
     if entry.device == "cuda":
-        pytest.skip("host arrays go to a GPU in pieces of 32 MB, as much as this batch")
+        pytest.skip("host arrays go to a GPU in pieces of 32 MB, more than this batch")
     view_in, view_out = LAYOUTS[layout]
-    W, x = view_in(np.ones((*batch, 3, 3), "f4")), np.ones((*batch, 3), "f4")  # W is 36 MB, dW too
+    W, x = view_in(np.ones((*batch, 3, 3), "f4")), np.ones((*batch, 3), "f4")  # W is 11 MB, dW too
     out = tuple(view_out(np.zeros(shape, "f4")) for shape in (batch, W.shape, x.shape))
     few = (slice(2),) * len(batch)
     sl2.value_and_grad(W[few], x[few], out=tuple(a[few] for a in out), backend=entry.name)  # compiled outside
