@@ -36,7 +36,7 @@ def test_a_helper_that_starts_late_does_nothing(monkeypatch):
 
 
 def test_ctrl_c_waits_for_the_helpers(monkeypatch):
-    """However often it comes: the caller's arrays are not written once its call has ended."""
+    """Ctrl-C ends a call only once its helpers have stopped writing into the caller's arrays."""
     monkeypatch.setattr(threads, "get_num_threads", lambda: 2)
     begun, go_on, ended = threading.Event(), threading.Event(), []
 

@@ -34,7 +34,7 @@ def default_number():
 
 @pytest.mark.parametrize(("callers", "times"), [(8, 20), pytest.param(64, 200, marks=pytest.mark.faults)])
 def test_many_callers(callers, times):
-    """Mixed shapes, dtypes, layouts and backends, while the number of threads changes: the bits of the serial calls."""
+    """Mixed shapes, dtypes, layouts and backends, while the number of threads changes: the bits of serial calls."""
     calls = []
     for B, m, n in [(1, 1, 1), (5000, 3, 3), (20_000, 2, 2), (30, 12, 12), (3, 400, 5), (2, 150, 300), (0, 3, 3)]:
         for dtype in (np.float32, np.float64):
@@ -153,7 +153,7 @@ sl2.warmup((2, 2), backend="numba")
     "limits", [[1, 400], pytest.param([*range(0, 400, 20), 400], marks=pytest.mark.faults)], ids=len
 )
 def test_memory_limit_of_the_compiler(limits, tmp_path):
-    """LLVM ends the process where it gets no memory, so it is not begun with little."""
+    """LLVM ends the process where it gets no memory, so nothing is compiled where little is left."""
     outcomes = run_python(COMPILE, *limits, NUMBA_CACHE_DIR=tmp_path).split()
     assert len(outcomes) == len(limits)
     assert (outcomes[0], outcomes[-1]) == ("MemoryError", "compiled")
@@ -185,7 +185,7 @@ def alarms():
 @each_backend
 @pytest.mark.parametrize("number", [1, 2])
 def test_a_handler_runs_during_a_call(name, number, alarms, monkeypatch):
-    """Between two ranges, with one thread as well, and the results are what they always are."""
+    """It runs between two ranges, also with one thread, and changes no result."""
     monkeypatch.setattr(threads, "RANGE_WORK", 1 << 16)
     sl2.set_num_threads(number)
     W, x = np.ones((300_000, 3, 3)), np.ones((300_000, 3))
@@ -260,7 +260,7 @@ if what == "fork":
 @pytest.mark.parametrize("what", ["daemon threads", "threads", "fork"])
 @often(1, 50)
 def test_while_threads_are_calling(name, what, times):
-    """The interpreter ends, which waits for threads that are no daemons, or the process forks."""
+    """The interpreter exits, which waits for threads that are no daemons, or the process forks."""
     if what == "fork" and not hasattr(os, "fork"):
         pytest.skip("this system has no fork")
     for _ in range(times):
