@@ -10,7 +10,7 @@ import sigmoid_l2 as sl2
 CALLS = {"value_and_grad": ("loss", "dW", "dx"), "value": ("loss",), "grad": ("dW", "dx")}
 
 
-def pairs(batch, m, n, dtype=np.float64, seed=0):
+def pairs(batch, m=3, n=4, dtype=np.float64, seed=0):
     """W (*batch, m, n) and x (*batch, n) of normally distributed numbers; the same for the same arguments."""
     rng = np.random.default_rng([*batch, m, n, seed])
     return rng.standard_normal((*batch, m, n)).astype(dtype), rng.standard_normal((*batch, n)).astype(dtype)
