@@ -1,4 +1,4 @@
-"""The CPU kernel on machines with narrower vectors than this one: run for the lower x86 levels, compiled for ARM."""
+"""The CPU kernels with narrower vectors than this machine's: run for the lower x86 levels, compiled for ARM."""
 
 import os
 import re
@@ -13,7 +13,7 @@ pytest.importorskip("numba")
 from llvmlite import binding
 
 BASE = "+64bit,+cmov,+cx8,+fxsr,+mmx,+sse,+sse2"
-# numba's name of a processor, its features, and the bytes of a vector that the kernel then has.
+# For each level: numba's name of a processor, its features, and the bytes of a vector of the kernels.
 LEVELS = {
     "AVX2": (
         "haswell",
@@ -31,7 +31,7 @@ def child(script, tmp_path, cpu, features, *arguments, **variables):
     environment = os.environ | {
         "NUMBA_CPU_NAME": cpu,
         "NUMBA_CPU_FEATURES": features,
-        "NUMBA_CACHE_DIR": str(tmp_path),  # a cache of its own: what is compiled is what is tested
+        "NUMBA_CACHE_DIR": str(tmp_path),  # an empty cache, so that the code tested is compiled here
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]),
         **variables,
     }
@@ -99,9 +99,7 @@ binding.initialize_all_asmprinters()
 target = binding.Target.from_triple(sys.argv[1]).create_target_machine(cpu="generic", opt=3)
 for m, n, dtype in ((3, 3, "f4"), (5, 2, "f8"), (40, 40, "f4"), (40, 40, "f8")):
     dtype = np.dtype(dtype)
-    launch.fused(*(np.ones(shape, dtype) for shape in ((1, m, n), (1, n), (1,), (1, m, n), (1, n))))
-    function = launch._tiny(m, n, dtype) if m * n <= launch.TINY else launch._rows(dtype)
-    (text,) = function.inspect_llvm().values()
+    (text,) = launch.kernel(m, n, dtype).inspect_llvm().values()
     module = binding.parse_assembly(re.sub("^target .*", "", text, flags=re.M))
     module.triple, module.data_layout = sys.argv[1], str(target.target_data)
     module.verify()

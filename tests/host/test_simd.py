@@ -1,4 +1,4 @@
-"""The vectors of kernels/cpu/simd.py by themselves: exp over dense ranges, shuffles, sums and masks against NumPy."""
+"""The vectors of kernels/cpu: exp over dense ranges; shuffles, sums and masks against NumPy."""
 
 import platform
 import re
@@ -12,18 +12,19 @@ from llvmlite import binding
 from numba import config, njit, types
 from numba.extending import intrinsic
 
-from sigmoid_l2.kernels.cpu.simd import INDEX, Lanes, vector_bytes
+from sigmoid_l2.kernels.cpu import sigmoid
+from sigmoid_l2.kernels.cpu.simd import INDEX, VectorBuilder, vector_bytes
 
 DTYPES = [np.dtype(np.float32), np.dtype(np.float64)]
 WIDTHS = [2, 4, 8, 16]  # LLVM splits what is wider than the machine's vectors
-# From one float32 that is tried to the next: odd, so that the last bits of the mantissa take all values.
+# Distance of the float32 values tried, in steps of float32: odd, so that the mantissa's last bits take all values.
 EVERY = 37
 
 
 def on_vectors(build, dtype, width, inputs=1, outputs=1):
-    """The function of an array that takes ``inputs`` vectors at a time to the ``outputs`` of ``build(lanes, vectors)``.
+    """A function of arrays: ``outputs`` vectors ``build(v, vectors)`` of ``inputs`` vectors at a time.
 
-    ``build(lanes, vectors, load, store)`` where ``inputs`` is 0: it is given functions of memory and a count.
+    Where ``inputs`` is 0, ``build(v, a, out, count)`` loads and stores by itself.
     """
 
     @intrinsic
@@ -32,14 +33,12 @@ def on_vectors(build, dtype, width, inputs=1, outputs=1):
             views = zip(signature.args[:2], arguments[:2], strict=True)
             a, out = (context.make_array(type_)(context, builder, value).data for type_, value in views)
             at, count = arguments[2:]
-            lanes = Lanes(builder, dtype, width)
+            v = VectorBuilder(builder, dtype, width)
             if inputs == 0:
-                build(lanes, a, out, count)
-                return context.get_dummy_value()
-            first = [builder.mul(at, INDEX(k * width)) for k in (inputs, outputs)]
-            vectors = [lanes.load(a, builder.add(first[0], INDEX(k * width))) for k in range(inputs)]
-            for k, vector in enumerate(build(lanes, vectors)):
-                lanes.store(vector, out, builder.add(first[1], INDEX(k * width)))
+                build(v, a, out, count)
+            else:
+                a, out = (v.at(array, builder.mul(at, INDEX(k * width))) for array, k in ((a, inputs), (out, outputs)))
+                v.store_block(build(v, v.load_block(a, inputs)), out)
             return context.get_dummy_value()
 
         return types.void(a, out, types.int64, types.int64), generate
@@ -69,13 +68,13 @@ def fused_multiply_add():
 
 
 def stated_bound():
-    """The largest error in ulp that the docstring of ``Lanes.exp`` states for the instructions that there are."""
-    bounds = re.search(r"is (\d\.\d+) ulp with fused multiply-add and (\d\.\d+) ulp without", Lanes.exp.__doc__)
+    """The largest error in ulp that the docstring of ``sigmoid.exp`` states for the instructions that there are."""
+    bounds = re.search(r"is (\d\.\d+) ulp with fused multiply-add and (\d\.\d+) ulp without", sigmoid.exp.__doc__)
     return float(bounds[1 if fused_multiply_add() else 2])
 
 
 def exp(dtype, width=None):
-    return on_vectors(lambda v, y: [v.exp(y[0])], dtype, width or vector_bytes() // dtype.itemsize)
+    return on_vectors(lambda v, y: [sigmoid.exp(v, y[0])], dtype, width or vector_bytes() // dtype.itemsize)
 
 
 def exp_errors(function, y):
@@ -95,7 +94,7 @@ def exp_errors(function, y):
 
 
 def float32_arguments(every=EVERY):
-    """Bit patterns of float32 from -0 to below -104, where the result is 0, in pieces."""
+    """Every ``every``-th float32 from -0 to below -104, where the result is 0, in pieces."""
     last = np.float32(-120).view(np.uint32)
     for first in range(0x80000000, int(last), every << 20):
         yield np.arange(first, first + (every << 20), every, np.int64).astype(np.uint32).view(np.float32)
@@ -128,7 +127,7 @@ def test_exp(dtype):
     """Within the error that the docstring states, and within one step where the result is subnormal."""
     arguments = float32_arguments() if dtype == np.float32 else float64_arguments()
     normal, subnormal = largest_errors(dtype, arguments)
-    assert stated_bound() - 0.1 < normal <= stated_bound(), "the docstring of Lanes.exp states what is measured"
+    assert stated_bound() - 0.1 < normal <= stated_bound(), "the docstring of sigmoid.exp states what is measured"
     assert subnormal <= 1
 
 
@@ -143,7 +142,7 @@ def test_exp_of_special_values(dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("width", WIDTHS)
-def test_shuffle_and_gather(dtype, width):
+def test_shuffle_and_take(dtype, width):
     """Any choice of elements of any number of vectors: those of one, in order, with repeats, from many."""
     rng = np.random.default_rng(width)
     count = 5
@@ -154,8 +153,8 @@ def test_shuffle_and_gather(dtype, width):
     two = [rng.integers(0, 2 * width, width) for _ in range(4)]
 
     def build(v, vectors):
-        gathered = [v.gather(vectors, choice.tolist()) for choice in choices]
-        return gathered + [v.shuffle(vectors[1], vectors[3], lanes.tolist()) for lanes in two]
+        taken = v.take(vectors, np.concatenate(choices).tolist())
+        return taken + [v.shuffle(vectors[1], vectors[3], lanes.tolist()) for lanes in two]
 
     a = np.arange(count * width, dtype=dtype)
     got = on_vectors(build, dtype, width, count, len(choices) + len(two))(a).reshape(-1, width)
@@ -166,11 +165,11 @@ def test_shuffle_and_gather(dtype, width):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("width", WIDTHS)
-def test_sums(dtype, width):
-    """Of whole numbers, which add exactly in any order, different in every lane."""
+def test_sums_of_lanes(dtype, width):
+    """The sums of whole numbers, which are exact in any order; every lane has another number."""
 
     def build(v, vectors):
-        return [v.sums(vectors), *(v.splat(v.sum(vector)) for vector in vectors)]
+        return [v.sum_lanes_of_each(vectors), *(v.broadcast(v.sum_lanes(vector)) for vector in vectors)]
 
     a = np.random.default_rng(width).integers(-1000, 1000, (width, width)).astype(dtype)
     got = on_vectors(build, dtype, width, width, 1 + width)(a).reshape(-1, width)
@@ -191,11 +190,11 @@ def test_sum_axis(width, size, inner):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("width", WIDTHS)
 def test_masks(dtype, width):
-    """The first lanes are loaded and stored, as many as a number of the program says; the others stay as they are."""
+    """The first ``count`` lanes are loaded and stored; memory that a mask excludes stays as it is."""
 
     def build(v, a, out, count):
-        mask = v.first(count)
-        loaded = v.load(a, INDEX(1), mask)  # an odd place: vectors need no alignment
+        mask = v.mask_first(count)
+        loaded = v.load(a, INDEX(1), mask)  # from an odd index: vectors need no alignment
         v.store(loaded, out, INDEX(1), mask)
         v.store(loaded, out, INDEX(1 + width))
 
@@ -203,6 +202,6 @@ def test_masks(dtype, width):
     for count in range(width + 3):
         a, out = np.full(1 + width, 7, dtype), np.full(1 + 2 * width, -1, dtype)
         k = min(count, width)
-        a[1 + k :] = np.nan  # what is excluded is not even calculated with
+        a[1 + k :] = np.nan  # 0 times it would show
         copy_first(a, out, count)
         assert out.tolist() == [-1] + [7] * k + [-1] * (width - k) + [7] * k + [0] * (width - k)

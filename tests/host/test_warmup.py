@@ -1,4 +1,4 @@
-"""Compiling ahead of time and the disk cache: what is compiled once is not again, and what has changed always is."""
+"""Compiling ahead of time and the disk cache: code is compiled once, and again only when it has changed."""
 
 import os
 import shutil
@@ -114,18 +114,18 @@ def loss(package, cache):
 
 
 def test_changed_code_is_no_stale_hit(package, tmp_path):
-    """Of simd.py, which numba's cache does not know of, by one digit; launch.py stays as it is, with its time."""
-    cache, simd = tmp_path / "cache", package / "sigmoid_l2" / "kernels" / "cpu" / "simd.py"
+    """One digit changes in sigmoid.py, which numba's cache does not know of; the kernels' files stay as they are."""
+    cache, sigmoid = tmp_path / "cache", package / "sigmoid_l2" / "kernels" / "cpu" / "sigmoid.py"
     assert loss(package, cache) == (0.25, True)
     assert loss(package, cache) == (0.25, False)
-    text, times = simd.read_text(encoding="utf-8"), simd.stat()
-    changed = text.replace("b.fdiv(self.constant(1),", "b.fdiv(self.constant(4),")
+    text, times = sigmoid.read_text(encoding="utf-8"), sigmoid.stat()
+    changed = text.replace("b.fdiv(v.constant(1),", "b.fdiv(v.constant(4),")
     assert changed != text, "the sigmoid's 1 / (1 + t) is not where this test looks for it"
-    simd.write_text(changed, encoding="utf-8")
-    os.utime(simd, ns=(times.st_atime_ns, times.st_mtime_ns + 10**9))  # Python's own cache does go by the time
+    sigmoid.write_text(changed, encoding="utf-8")
+    os.utime(sigmoid, ns=(times.st_atime_ns, times.st_mtime_ns + 10**9))  # Python's own cache goes by the time
     assert loss(package, cache) == (4.0, True)
-    simd.write_text(text, encoding="utf-8")
-    os.utime(simd, ns=(times.st_atime_ns, times.st_mtime_ns))
+    sigmoid.write_text(text, encoding="utf-8")
+    os.utime(sigmoid, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert loss(package, cache) == (0.25, False)
 
 
@@ -151,9 +151,9 @@ print("right")
 
 
 def test_processes_that_fill_the_cache_at_the_same_time(tmp_path):
-    """One reads the index before the other has written it, and writes its index after the other's, its data before.
+    """One process reads the index before the other writes it; it writes its data before the other's, its index after.
 
-    That is what one process does here, with the other's view of the files.
+    Here one process does that, with the other's view of the files.
     """
     child(INTERLEAVED, tmp_path)
     assert child(CHECK, tmp_path) == "right\n"
@@ -164,8 +164,7 @@ def test_no_directory_for_the_cache_is_no_error(where, package, tmp_path):
     """A file stands where the directory would have to be made: that stops root as well."""
     blocked = tmp_path / "file"
     blocked.touch()
-    for folder in (package / "sigmoid_l2", package / "sigmoid_l2" / "kernels"):
-        (folder / "__pycache__").touch()
+    (package / "sigmoid_l2" / "kernels" / "cpu" / "__pycache__").touch()
     variables = {"PYTHONPATH": package, "HOME": blocked, "XDG_CACHE_HOME": blocked / "cache"}
     cache = blocked / "cache" if where == "NUMBA_CACHE_DIR" else ""
     assert child("sl2.warmup((1, 1), 'f8', 'numba')" + LOSS, cache, **variables).split()[1] == "0.25"

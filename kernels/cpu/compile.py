@@ -1,0 +1,98 @@
+"""From functions of Python to machine code.
+
+``vector_code`` makes one of numba's intrinsics of a function that builds code on vectors. ``compile_kernel`` compiles a
+kernel for arrays of a dtype, or loads it from numba's disk cache.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable
+from functools import cache, wraps
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+from numba import njit, types
+from numba.core import cgutils
+from numba.core.compiler_lock import global_compiler_lock
+from numba.core.registry import cpu_target
+from numba.extending import intrinsic
+
+from sigmoid_l2 import kernels
+from sigmoid_l2.kernels.cpu.simd import VectorBuilder, lane_count
+
+# Free memory that a compilation needs, in bytes: the first one of a process takes 150 MiB, mostly of addresses. Where
+# LLVM gets none, it ends the process.
+COMPILER_BYTES = 192 << 20
+
+
+def vector_code(constants: int = 0, returns_real: bool = False) -> Callable[[Callable[..., Any]], Any]:
+    """Make an intrinsic of ``build(v, *arguments)``, where v is a VectorBuilder for the dtype of its arrays.
+
+    ``build`` gets the pointer to the first element of an array; a number of the program for a number, of 64 bits for an
+    integer; booleans of the program in ``Wanted``; and a Python int for each of the last ``constants`` arguments. It
+    returns a real number of the program or None.
+    """
+
+    def decorate(build: Callable[..., Any]) -> Any:
+        @wraps(build)
+        def type_call(context: Any, *argument_types: Any) -> Any:
+            real = next(type_.dtype for type_ in argument_types if isinstance(type_, types.Array))
+            dtype = np.dtype(str(real))
+
+            def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+                arguments = [_argument(context, builder, *a) for a in zip(argument_types, values, strict=True)]
+                variables = len(arguments) - constants
+                arguments[variables:] = [type_.literal_value for type_ in argument_types[variables:]]
+                result = build(VectorBuilder(builder, dtype, lane_count(dtype)), *arguments)
+                return context.get_dummy_value() if result is None else result
+
+            return (real if returns_real else types.void)(*argument_types), generate
+
+        return intrinsic(prefer_literal=True)(type_call)
+
+    return decorate
+
+
+def _argument(context: Any, builder: Any, type_: Any, value: Any) -> Any:
+    if isinstance(type_, types.Array):
+        return context.make_array(type_)(context, builder, value).data
+    if isinstance(type_, types.BaseTuple):
+        return kernels.Wanted(*cgutils.unpack_tuple(builder, value))
+    return context.cast(builder, value, type_, types.int64) if isinstance(type_, types.Integer) else value
+
+
+@cache
+def _digest() -> str:
+    """What compiled code depends on: the files of this folder, ``Wanted``, numba, and the processor."""
+    files = (Path(kernels.__file__), *sorted(Path(__file__).parent.glob("*.py")))
+    texts = [path.read_bytes() for path in files]
+    what = (*texts, numba.__version__, cpu_target.target_context.codegen().magic_tuple())
+    return hashlib.sha256(repr(what).encode()).hexdigest()[:16]
+
+
+def compile_kernel(function: Any, name: str, dtype: np.dtype[Any]) -> Any:
+    """Compile ``function(W, x, loss, dW, dx, first, last)`` for ``dtype``, or load it from numba's disk cache.
+
+    To the function an output of size 0 is one that is not wanted.
+    """
+    # numba's disk cache notices changes of the function's own file alone. And it numbers the variants of a function:
+    # when two processes add one each at the same time, the key of one may lead to the code of the other from then on.
+    # A name of its own gives each variant files of its own in the cache.
+    function.__qualname__ = f"{name}_{dtype}_{_digest()}"
+    real = numba.from_dtype(dtype)
+    arrays = (real[:, :, ::1], real[:, ::1], real[::1], real[:, :, ::1], real[:, ::1])
+    signature = types.void(*arrays, types.int64, types.int64)
+    options = {"nogil": True, "error_model": "numpy"}
+    np.empty(COMPILER_BYTES, np.uint8)  # MemoryError, and the process goes on
+    try:
+        return njit(signature, **options, cache=True)(function)
+    except Exception:  # no directory to write to, a full disk, a damaged file: the kernel is compiled all the same
+        return njit(signature, **options)(function)
+
+
+if hasattr(os, "register_at_fork"):
+    # A child forked while another thread compiles would wait for numba's lock forever.
+    lock = global_compiler_lock
+    os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)

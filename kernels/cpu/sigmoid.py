@@ -1,0 +1,56 @@
+"""exp, s and g on vectors; the derivation is in ``sigmoid_l2.kernels.reference``."""
+
+import math
+from typing import Any
+
+from sigmoid_l2.kernels.cpu.simd import VectorBuilder
+
+# Constants of exp by the bytes of a real number: bits of the mantissa; bias of the exponent; a y below which exp(y)
+# rounds to 0; ln 2 as a sum of two numbers, of which the first times any exponent is exact; terms of the series of
+# exp(r), |r| <= ln(2) / 2. One term more changes nothing, one less doubles the error.
+_FORMATS = {
+    4: (23, 127, -104.0, 0.693145751953125, 1.4286068203094172e-06, 8),
+    8: (52, 1023, -746.0, 0.6931471803691238, 1.9082149292705877e-10, 14),
+}
+
+
+def exp(v: VectorBuilder, y: Any) -> Any:
+    """exp(y) for y <= 0, NaN for NaN; without a branch, so that all lanes stay together.
+
+    y = k ln 2 + r with an integer k and |r| <= ln(2) / 2. exp(r) is its Taylor series. 2^k is the product of two
+    factors made from exponent bits, because k may be less than the smallest exponent of a normal number.
+
+    The largest error measured is 0.94 ulp with fused multiply-add and 1.22 ulp without: of all float32 values, and
+    of 5e7 float64 values (tests/host/test_simd.py). Where the result is subnormal, it is off by one step at most.
+    """
+    b = v.builder
+    mantissa, bias, floor, ln2_high, ln2_low, terms = _FORMATS[v.dtype.itemsize]
+    # A comparison with NaN is false: NaN stays.
+    y = b.select(b.fcmp_ordered("<", y, v.constant(floor)), v.constant(floor), y)
+    # Adding 1.5 * 2^mantissa rounds to an integer and leaves it in the low bits. (A conversion to integer would be
+    # undefined for NaN, and AVX2 has none for float64.)
+    shift = v.constant(1.5 * 2.0**mantissa)
+    shifted = v.multiply_add(y, v.constant(1 / math.log(2)), shift)
+    k = b.fsub(shifted, shift)
+    exponent = b.sub(b.bitcast(shifted, v.integers), b.bitcast(shift, v.integers))
+    r = v.multiply_add(k, v.constant(-ln2_high), y)
+    r = v.multiply_add(k, v.constant(-ln2_low), r)
+    result = v.constant(1 / math.factorial(terms - 1))
+    for i in reversed(range(terms - 1)):
+        result = v.multiply_add(result, r, v.constant(1 / math.factorial(i)))
+    half = b.ashr(exponent, v.integer(1))
+    for e in (half, b.sub(exponent, half)):
+        power = b.shl(b.add(e, v.integer(bias)), v.integer(mantissa))
+        result = b.fmul(result, b.bitcast(power, v.vector))
+    return result
+
+
+def s_and_g(v: VectorBuilder, q: Any) -> tuple[Any, Any]:
+    """s = sigmoid(q) and g = 2 s^2 (1 - s)."""
+    b = v.builder
+    negative = b.fcmp_ordered("<", q, v.constant(0))
+    t = exp(v, b.select(negative, q, b.fneg(q)))
+    r = b.fdiv(v.constant(1), b.fadd(v.constant(1), t))
+    tr = b.fmul(t, r)
+    s, c = b.select(negative, tr, r), b.select(negative, r, tr)
+    return s, b.fmul(b.fmul(v.constant(2), s), b.fmul(s, c))
