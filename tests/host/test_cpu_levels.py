@@ -41,7 +41,7 @@ from sigmoid_l2.kernels.cpu import simd
 
 assert simd.vector_bytes() == int(sys.argv[1]), simd.vector_bytes()
 B = 37  # blocks of every width up to 16 lanes, and a rest
-for m, n in ((1, 1), (3, 3), (5, 3), (8, 8), (16, 16), (17, 5), (3, 300)):
+for m, n in ((3, 3), (8, 8), (50, 5), (16, 16), (3, 300)):  # tiny, tall and rows, with short rows and with long ones
     for dtype in ("f4", "f8"):
         rng = np.random.default_rng([m, n])
         W, x = (rng.standard_normal(shape).astype(dtype) for shape in ((B, m, n), (B, n)))
