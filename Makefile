@@ -48,6 +48,7 @@ QUICK_explain = $(call host,trace check_grad mistakes)
 QUICK_cli = $(call host,cli cli_files) tests/attack/test_fuzz.py tests/attack/test_faults_files.py
 QUICK_accuracy = $(call host,gradient_truth) tests/accuracy
 QUICK_bench = bench/tests
+QUICK_docs = $(call host,documents examples)
 PARTS = $(patsubst QUICK_%,%,$(filter QUICK_%,$(.VARIABLES)))
 
 quick: lint .venv/.test
