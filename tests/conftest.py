@@ -12,7 +12,7 @@ import pytest
 from sigmoid_l2 import dispatch
 from sigmoid_l2.problem import DTYPES
 
-os.environ.pop(dispatch.ENVIRONMENT_VARIABLE, None)  # tests that want a default backend set it
+os.environ.pop(dispatch.DEFAULT_BACKEND.variable, None)  # tests that want a default backend set it
 
 # Derandomized: a run of the suite means the same everywhere. SIGMOID_L2_TEST_RANDOM=1 looks further.
 random = os.environ.get("SIGMOID_L2_TEST_RANDOM") == "1"

@@ -91,7 +91,7 @@ def test_chunks(backend, dtype, batch, size, monkeypatch):
     """Pieces of ``size`` pairs, through copies of the inputs and of ``out``, cut along any batch axis."""
     W, x = pairs(batch, 3, 4, dtype)
     expected = sl2.value_and_grad(W, x, backend=backend)
-    for name in ("PIECE_BYTES", "CARRIED_PIECE_BYTES"):
+    for name in ("PIECE_BYTES", "OFFLOAD_PIECE_BYTES"):
         monkeypatch.setattr(execute, name, size * 12 * dtype.itemsize)
     out = [strided(np.full(a.shape or (1,), np.nan, dtype)).reshape(a.shape, copy=False) for a in expected]
     sl2.value_and_grad(strided(W), np.asfortranarray(x), out=out, backend=backend)

@@ -15,6 +15,7 @@ from fake_cupy import Array, DeviceNDArray, Owned, Stream, Tensor, log, on_host
 import sigmoid_l2 as sl2
 from sigmoid_l2 import dispatch
 from sigmoid_l2.gpu.arrays import bounds, is_cuda_array
+from sigmoid_l2.probes import probe_cupy
 
 NAMES = ("loss", "dW", "dx")
 SHAPES = ((5,), (5, 3, 4), (5, 4))
@@ -30,7 +31,7 @@ def numba_alone(monkeypatch):
     """numba-cuda where there is no CuPy; ``fake_cupy`` is only where its arrays are made."""
     module = fake_cupy.install(monkeypatch)
     monkeypatch.delitem(sys.modules, "cupy")
-    monkeypatch.setattr("sigmoid_l2.gpu.arrays._cupy", lambda: None)
+    monkeypatch.setattr("sigmoid_l2.gpu.why_not", lambda probe: "no CuPy" if probe is probe_cupy else None)
     return module
 
 
@@ -344,7 +345,7 @@ def test_what_numba_cannot_use_without_cupy(numba_alone):
 
 
 def test_neither_cupy_nor_numba(numba_alone, monkeypatch):
-    monkeypatch.setattr("sigmoid_l2.gpu.arrays._numba_cuda", lambda: None)
+    monkeypatch.setattr("sigmoid_l2.gpu.why_not", lambda probe: "it is not installed")
     with pytest.raises(TypeError, match=r"W is a CUDA array of type somebody\.Owned, and neither .* pip install"):
         sl2.value(*pairs(Owned)[2:])
 

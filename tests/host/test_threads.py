@@ -11,13 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 import sigmoid_l2 as sl2
-from sigmoid_l2 import threads
+from sigmoid_l2 import settings, threads
 
 
 @pytest.fixture(autouse=True)
 def default_number(monkeypatch):
     """Every test begins and ends with the default, whatever the environment says."""
-    monkeypatch.delenv(threads.ENVIRONMENT_VARIABLE, raising=False)
+    monkeypatch.delenv(settings.NUM_THREADS.variable, raising=False)
     sl2.set_num_threads(None)
     yield
     sl2.set_num_threads(None)
@@ -111,14 +111,14 @@ def test_limit_of_the_control_group(content, limit, tmp_path, monkeypatch):
     file = tmp_path / "cpu.max"
     if content is not None:
         file.write_text(content, encoding="utf-8")
-    assert threads._control_group_limit(path=str(file)) == limit
-    monkeypatch.setattr(threads, "_control_group_limit", lambda: limit)
+    assert settings._control_group_limit(path=str(file)) == limit
+    monkeypatch.setattr(settings, "_control_group_limit", lambda: limit)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(4), raising=False)
-    threads._processors.cache_clear()
+    settings._processors.cache_clear()
     try:
         assert sl2.get_num_threads() == min(4, math.ceil(min(limit, 4)))
     finally:
-        threads._processors.cache_clear()
+        settings._processors.cache_clear()
 
 
 CALLS = """
@@ -210,10 +210,6 @@ def test_without_new_threads(started, any_work, monkeypatch):
                 if not left:
                     raise RuntimeError("cannot schedule new futures after interpreter shutdown")
                 return left.pop()(function)
-
-            @staticmethod
-            def cache_clear():
-                """Of the cached function that this stands in for."""
 
         monkeypatch.setattr(threads, "_pool", Pool)
         run = Recorder(1 + started)
