@@ -1,6 +1,6 @@
-"""The NumPy reference: what every other kernel is checked against, and the fallback where nothing else runs.
+"""The reference in NumPy: every other kernel is checked against it, and it runs where no other kernel does.
 
-The derivation, which the other kernels cite. For one pair, with W (m, n) and x (n,):
+The derivation, which the other kernels cite, for one pair with W (m, n) and x (n,):
 
     q    = W x                      (m,)    q_i = sum_j W_ij x_j
     s    = sigmoid(q)               (m,)    s_i = 1 / (1 + exp(-q_i))
@@ -17,21 +17,21 @@ and, because dq_i/dW_ij = x_j and dq_i/dx_j = W_ij,
     dW_ij = dloss/dW_ij = g_i x_j            dW = g x^T    (m, n), an outer product: the shape of W
     dx_j  = dloss/dx_j  = sum_i W_ij g_i     dx = W^T g    (n,), a matrix product: the shape of x
 
-x enters every q_i, so dx sums over i; that sum is what an elementwise product forgets.
+Every q_i depends on x, so dx is a sum over i; an elementwise product would leave that sum out.
 
-The complement 1 - s is computed, never subtracted. With t = exp(-|q|) and r = 1 / (1 + t),
+1 - s is computed without a subtraction. With t = exp(-|q|) and r = 1 / (1 + t),
 
     q >= 0:  s = r,    1 - s = t r
     q <  0:  s = t r,  1 - s = r
 
-One exp whose argument is never positive: no overflow, and no cancellation where 1 - s is small.
+The argument of exp is never positive, so nothing overflows; and nothing cancels where 1 - s is small.
 """
 
 from typing import Any
 
 import numpy as np
 
-# Pairs are taken in blocks of about this many elements of W, one pair at least: temporaries never reach batch size.
+# Size of a block, in elements of W; a block has at least one pair. It bounds the temporaries whatever the batch.
 BLOCK_ELEMENTS = 1 << 16
 
 
@@ -47,16 +47,16 @@ def fused(W: Any, x: Any, loss: Any, dW: Any, dx: Any, *, stream: int | None = N
     """Compute loss, dW and dx for a batch, block by block; the contract is in ``sigmoid_l2.kernels``."""
     B, m, n = W.shape
     pairs = min(B, max(1, BLOCK_ELEMENTS // (m * n)))
-    # What a block needs is taken before anything is written, so that a MemoryError comes before that.
+    # A block's memory is allocated before anything is written, so that a MemoryError comes before that.
     terms = np.empty((pairs, m, n), W.dtype)
-    np.empty((16, pairs, m), W.dtype)  # its smaller temporaries, which are taken one by one
+    np.empty((16, pairs, m), W.dtype)  # as much as its smaller temporaries, which are allocated later
     with np.errstate(all="ignore"):
         for first in range(0, B, pairs):
             block = slice(first, first + pairs)
             Wb, xb = W[block], x[block, None, :]  # (b, m, n), (b, 1, n)
             q = np.multiply(Wb, xb, out=terms[: len(Wb)]).sum(axis=2)  # (b, m)
             s, c = sigmoid_and_complement(q)
-            # (2 s) (s c) and not 2 s^2 c: no factor underflows before the product does.
+            # (2 s) (s c) and not 2 s^2 c, so that no factor underflows before the product does.
             g = (2 * s * (s * c))[:, :, None]  # (b, m, 1)
             if loss is not None:
                 np.sum(s * s, axis=1, out=loss[block])

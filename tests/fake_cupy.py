@@ -196,8 +196,7 @@ cuda = SimpleNamespace(
 class RecordingKernel:
     """The reference in the place of a GPU kernel: ``calls`` has device and stream, ``pointers`` the addresses."""
 
-    def __init__(self, numba_cuda):
-        self.cuda = numba_cuda
+    def __init__(self):
         self.calls, self.pointers = [], []
 
     def fused(self, W, x, loss, dW, dx, *, stream=None):
@@ -314,7 +313,7 @@ def _numba_cuda():
 def install(monkeypatch):
     """Put this module in CuPy's place, numba-cuda, PyTorch and JAX beside it; it gets ``kernels`` by backend name."""
     numba_cuda = _numba_cuda()
-    kernels = {b.name: RecordingKernel(numba_cuda) for b in dispatch.BACKENDS if b.device == "cuda"}
+    kernels = {b.name: RecordingKernel() for b in dispatch.BACKENDS if b.device == "cuda"}
 
     class Simulated(dispatch.Backend):
         @property
@@ -342,9 +341,9 @@ def install(monkeypatch):
         sys.modules, "jax", SimpleNamespace(Array=Array, numpy=jax_numpy, enable_x64=contextlib.nullcontext)
     )
     monkeypatch.setitem(sys.modules, "jax.numpy", jax_numpy)
-    monkeypatch.setattr("sigmoid_l2.gpu.arrays._cupy", lambda: module)
-    monkeypatch.setattr("sigmoid_l2.gpu.arrays._numba_cuda", lambda: numba_cuda)
-    monkeypatch.setattr("sigmoid_l2.gpu.library.CupyLayer._kernel_streams", {})
+    monkeypatch.setattr("sigmoid_l2.gpu.why_not", lambda probe: None)
+    monkeypatch.setattr("sigmoid_l2.gpu.numba_library._cuda", lambda: numba_cuda)
+    monkeypatch.setattr("sigmoid_l2.gpu.cupy_library.CupyLibrary._kept", {})
     monkeypatch.setattr(module, "kernels", kernels, raising=False)
     log.clear()
     return module

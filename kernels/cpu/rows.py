@@ -32,17 +32,18 @@ NARROW_BYTES = 64
 def q_of_rows(v: VectorBuilder, W: Any, top: Any, x: Any, x_at: Any, n: Any, q: Any, rows: Any) -> None:
     """Store q = W x of ``rows`` rows from element ``top`` of W on; then -inf, of which s is 0, for a whole vector."""
     b = v.builder
-    W, x = v.at(W, top), v.at(x, x_at)
 
     def dot(first: Any, group: int) -> None:
-        W_rows = [v.at(W, b.mul(b.add(first, INDEX(r)), n)) for r in range(group)]
+        first_at = b.add(top, b.mul(first, n))
+        row_at = [b.add(first_at, b.mul(INDEX(r), n)) for r in range(group)]
         unroll = GROUP if group == 1 else 1
         sums = [[cgutils.alloca_once_value(b, v.constant(0)) for _ in range(unroll)] for _ in range(group)]
 
         def add_products(j: Any, mask: Any, u: int) -> None:
-            x_j = v.load(x, j, mask)
-            for W_row, row_sums in zip(W_rows, sums, strict=True):
-                b.store(v.multiply_add(v.load(W_row, j, mask), x_j, b.load(row_sums[u])), row_sums[u])
+            x_j = v.load(x, b.add(x_at, j), mask)
+            for at, row_sums in zip(row_at, sums, strict=True):
+                W_j = v.load(W, b.add(at, j), mask)
+                b.store(v.multiply_add(W_j, x_j, b.load(row_sums[u])), row_sums[u])
 
         for_columns(v, n, unroll, add_products)
         totals = [functools.reduce(b.fadd, map(b.load, row_sums)) for row_sums in sums]
@@ -74,14 +75,14 @@ def gradients(
 ) -> None:
     """Store dW = g x^T of ``rows`` rows from element ``top`` of W on, where it is wanted, and add their W^T g to dx."""
     b = v.builder
-    W, x, dW = v.at(W, top), v.at(x, x_at), v.at(dW, top)
 
     def scale_and_add(first: Any, group: int) -> None:
-        row_at = [b.mul(b.add(first, INDEX(r)), n) for r in range(group)]
+        first_at = b.add(top, b.mul(first, n))
+        row_at = [b.add(first_at, b.mul(INDEX(r), n)) for r in range(group)]
         g_rows = [v.broadcast(b.load(v.at(g, b.add(first, INDEX(r))))) for r in range(group)]
 
         def step(j: Any, mask: Any, _: int) -> None:
-            x_j, dx_j = v.load(x, j, mask), v.load(dx, j, mask)
+            x_j, dx_j = v.load(x, b.add(x_at, j), mask), v.load(dx, j, mask)
             for at, g_r in zip(row_at, g_rows, strict=True):
                 dx_j = v.multiply_add(g_r, v.load(W, b.add(at, j), mask), dx_j)
                 with b.if_then(wanted.dW):

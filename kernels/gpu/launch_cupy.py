@@ -4,14 +4,13 @@ An ElementwiseKernel wraps its body in a loop over ``size`` indices. The bodies 
 make exactly one trip: ``size`` is the number of blocks times ``block_size``, and all arrays are raw.
 """
 
-import threading
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
 import cupy
 
-from sigmoid_l2.gpu.library import cupy_stream
+from sigmoid_l2.gpu.cupy_library import CupyLibrary, cupy_stream
 from sigmoid_l2.kernels.gpu import plan
 from sigmoid_l2.kernels.gpu.plan import Long, Plan, Rows, Staged
 
@@ -23,10 +22,6 @@ FINISH_THREADS = 256  # a block
 ROWS_REGISTERS = {plan.BLOCK_THREADS: 80, plan.LONG_ROW_THREADS: 128}
 
 Wanted = tuple[bool, bool, bool]
-
-
-# By thread, device and stream; kept for good, because a captured graph goes on using them.
-_workspaces: dict[tuple[int, int, int], Any] = {}
 
 
 @cache
@@ -132,10 +127,5 @@ def _address(a: Any) -> int:
 
 
 def _workspace(stream: Any) -> Any:
-    """WORKSPACE_BYTES of this thread, device and stream."""
-    launch_stream = cupy.cuda.get_current_stream() if stream is None else stream
-    key = threading.get_ident(), cupy.cuda.runtime.getDevice(), launch_stream.ptr
-    if key not in _workspaces:
-        with launch_stream:  # CuPy's pool gives what is free when this stream comes to it
-            _workspaces[key] = cupy.empty(plan.WORKSPACE_BYTES, cupy.uint8)
-    return _workspaces[key]
+    handle = (cupy.cuda.get_current_stream() if stream is None else stream).ptr
+    return CupyLibrary.workspace(handle, plan.WORKSPACE_BYTES)

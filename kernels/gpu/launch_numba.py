@@ -9,6 +9,7 @@ import threading
 from functools import cache
 from typing import Any
 
+from sigmoid_l2.gpu.numba_library import NumbaLibrary
 from sigmoid_l2.kernels.gpu import plan
 from sigmoid_l2.kernels.gpu.common import Wanted, cuda, framework, unit_sums
 from sigmoid_l2.kernels.gpu.plan import Plan, Rows, Staged
@@ -95,18 +96,8 @@ def _queue(stream: int | None) -> Any:
     return cuda.external_stream(stream) if stream else 0
 
 
-_workspaces: dict[tuple[int, int, int, int, int], Any] = {}
-
-
 def _workspace(stream: int | None, size: int, itemsize: int) -> Any:
-    """Memory for partial sums, of this thread, on the current device, for one stream.
-
-    It is kept for good: so a second call allocates nothing, and a CUDA graph with a call in it stays valid.
-    """
-    key = threading.get_ident(), framework.current_device(), stream or 0, size, itemsize
-    if key not in _workspaces:
-        _workspaces[key] = cuda.device_array(size // itemsize, f"f{itemsize}")
-    return _workspaces[key]
+    return NumbaLibrary.workspace(stream or 0, size).view(f"f{itemsize}")
 
 
 def _device_array(a: Any) -> Any:

@@ -35,14 +35,14 @@ def value_and_grad(W: Any, x: Any, *, out: Any = None, backend: str = "auto", st
         On the host: NumPy array or array-like. On a CUDA device: CuPy's, numba's, PyTorch's or JAX's array, or any with
         ``__cuda_array_interface__`` or ``__dlpack__``, used without a copy. Any strides, either byte order; m, n >= 1.
     x : array (..., n) or (..., n, 1)
-        The same leading (batch) shape as W, which may be (). In the same place as W.
+        The same leading (batch) shape as W, which may be (). On the host or the device, as W is.
     out : tuple of three arrays (loss, dW, dx), optional
-        Where to put the results: of the shapes and dtype below, in the place of W and x, sharing memory with nothing.
-        The same objects are returned, and nothing of batch size is allocated.
+        Where to write the results: arrays of the shapes and dtype below, on the host or the device as W is, that share
+        no memory with W, x or each other. The same objects are returned, and nothing of batch size is allocated.
     backend : str
-        "auto": where the arrays are, the fastest there (or what the environment variable SIGMOID_L2_BACKEND says).
+        "auto": the fastest where the arrays are, or what the environment variable SIGMOID_L2_BACKEND says.
         "cpu", "gpu": a preference; "gpu" falls back to the CPU where there is no GPU.
-        "numpy", "numba", "numba-cuda", "cupy": that one or an error. Host arrays are carried to a GPU and back in
+        "numpy", "numba", "numba-cuda", "cupy": that one or an error. Host arrays are copied to a GPU and back in
         pieces that take at most 256 MiB of its memory (SIGMOID_L2_DEVICE_MEMORY, in bytes).
     stream : CUDA stream of any library, or its integer handle, optional
         Where the kernels run. With CUDA arrays the call is asynchronous on it; by default it is the current stream of
@@ -53,14 +53,14 @@ def value_and_grad(W: Any, x: Any, *, out: Any = None, backend: str = "auto", st
     ValueAndGrad
         ``loss`` (...), ``dW`` of W's shape, ``dx`` of x's shape, of W's kind and on W's device (CuPy arrays where W's
         library cannot take them over), in the common dtype of W and x: float32 or float64 by NumPy's promotion, float64
-        for integers and bool. float16 is accepted by the backend "numpy". B = 0 pairs give empty results.
-        Without CuPy, numba-cuda gives numba's device arrays, and its current device is taken for that of the arrays.
+        for integers and bool. The backend "numpy" accepts float16. B = 0 pairs give empty results.
+        Without CuPy, numba-cuda returns numba's device arrays, and takes all arrays to be on its current device.
 
     Raises
     ------
     TypeError
-        W and x in different places; a dtype, masked array or CUDA array that is not supported: a tensor that requires
-        a gradient, and without CuPy whatever is not C-contiguous or needs another dtype.
+        One of W and x on the host, the other on a device; a dtype, masked array or CUDA array that is not supported: a
+        tensor that requires a gradient or, without CuPy, whatever is not C-contiguous or needs another dtype.
     ValueError
         Shapes that do not fit, with both shapes; an unusable ``out`` (before anything is written); an unknown backend.
     BackendUnavailableError
@@ -72,13 +72,13 @@ def value_and_grad(W: Any, x: Any, *, out: Any = None, backend: str = "auto", st
     without cancellation, so the gradients are right in the tails. NaN in a pair gives NaN in that pair's results alone.
     A pair's result does not depend, to the last bit, on the batch around it or the number of threads.
 
-    With CUDA arrays the host waits for nothing, and with ``out`` a CUDA graph can capture the call. What was queued
-    before it on the current streams of the arrays' libraries (or on the stream that an array's interface names) comes
-    first, by an event; what is queued after it on its stream, and on the current stream of the results' library, finds
-    them complete. With a ``stream`` that the arrays' library does not know, free them only when its work is done.
-    The partial sums of pairs of more than 0.5 MB (40 KB with rows of up to 128 bytes) go through 32 MiB that each
-    thread keeps for each stream it uses: call once before capturing such a call, and do not run two graphs captured on
-    one stream at the same time.
+    With CUDA arrays the host waits for nothing, and with ``out`` a CUDA graph can capture the call. Events order the
+    streams: the call runs after the work that is queued on the current streams of the arrays' libraries (or on the
+    stream that an array's interface names), and work that is queued later on the call's stream, or on the current
+    stream of the results' library, runs after the call. With a ``stream`` that the arrays' library does not know, free
+    them only when its work is done. The partial sums of pairs of more than 0.5 MB (40 KB with rows of up to 128 bytes)
+    go through 32 MiB that each thread keeps for each stream it uses: call once before capturing such a call, and do not
+    run two graphs captured on one stream at the same time.
 
     Examples
     --------
@@ -120,6 +120,7 @@ def warmup(shape: tuple[int, int], dtype: Any = "float32", backend: str = "auto"
 
 
 def _call(names: tuple[str, ...], W: Any, x: Any, out: Any, backend: str, stream: Any) -> Sequence[Any]:
+    """The outputs ``names``: problem.py checks the arguments, dispatch.py chooses a backend, execute.py runs it."""
     problem = validate(W, x, stream)
     arrays = None if out is None else validate_out(problem, names, out)
     results: Sequence[Any] = execute(problem, names, arrays, choose(problem, backend), stream)

@@ -1,8 +1,7 @@
-"""The ordered table of backends, why each is or is not available here, and which one a call gets."""
+"""The ordered table of backends, and which of them a call gets. probes.py says which can run here."""
 
 import difflib
 import importlib
-import importlib.util
 import os
 import platform
 import sys
@@ -13,16 +12,16 @@ from typing import Any
 
 import numpy as np
 
+from sigmoid_l2 import probes
+from sigmoid_l2.gpu.cupy_library import CupyLibrary
+from sigmoid_l2.gpu.numba_library import NumbaLibrary
 from sigmoid_l2.kernels.gpu import shim
-from sigmoid_l2.offload import get_device_memory_limit
+from sigmoid_l2.probes import why_not
 from sigmoid_l2.problem import Device, Problem
-from sigmoid_l2.threads import get_num_threads
+from sigmoid_l2.settings import Setting, get_device_memory_limit, get_num_threads
 from sigmoid_l2.version import __version__
 
-ENVIRONMENT_VARIABLE = "SIGMOID_L2_BACKEND"
 PREFERENCES = ("auto", "cpu", "gpu")
-_INSTALL_GPU = "pip install 'sigmoid-l2[cuda13]' (or [cuda12], to match the driver)"
-_INSTALL_NUMBA_CUDA = "pip install 'numba-cuda[cu13]>=0.30.4' (or [cu12], to match the driver)"
 
 
 class BackendUnavailableError(RuntimeError):
@@ -33,7 +32,7 @@ class BackendUnavailableError(RuntimeError):
 class BackendInfo:
     """What ``backends()`` tells about one backend; ``reasons`` is empty where it is available.
 
-    ``package`` is the import name of the library that computes; "numba-cuda" has two, of which it says the one in use.
+    ``package`` is the import name of the library that computes; for "numba-cuda" it is the one in use of two.
     """
 
     name: str
@@ -45,13 +44,14 @@ class BackendInfo:
 
 @dataclass(frozen=True, eq=False)  # compared and hashed by identity, which is quick
 class Backend:
-    """One way to compute a batch: the module of its kernel, where it runs, what it accepts and how to ask for it."""
+    """One way to compute a batch: its name, where it runs, the module of its kernel and the dtypes that it takes."""
 
     name: str
     device: Device
     module: str
     dtypes: tuple[str, ...]
-    probe: Callable[[], None]  # raises _NotAvailableError where the backend cannot run
+    probe: Callable[[], None]  # raises probes.NotAvailableError where the backend cannot run
+    library: Any = None  # the GpuLibrary whose streams and memory a kernel on a GPU uses
 
     @property
     def package(self) -> str:
@@ -65,7 +65,7 @@ class Backend:
 
     def reasons(self, dtype: np.dtype[Any] | None = None) -> tuple[str, ...]:
         """Why the backend cannot compute (in ``dtype``, where given) here; empty where it can."""
-        error = _probe(self)
+        error = why_not(self.probe)
         reasons = [str(error)] if error else []
         if dtype is not None and dtype.name not in self.dtypes:
             reasons.append(
@@ -75,111 +75,22 @@ class Backend:
         return tuple(reasons)
 
 
-class _NotAvailableError(Exception):
-    """One sentence: why a backend cannot run here, and the fix."""
-
-
-def _import(module: str, package: str, fix: str, refit: str = "") -> Any:
-    """``module`` of ``package``, which ``fix`` installs; ``refit`` helps where it looks for what another has not."""
-    try:
-        if importlib.util.find_spec(package) is not None:
-            return importlib.import_module(module)
-    except Exception as error:  # a broken installation raises anything: it must not take the other backends along
-        repair = refit if refit and isinstance(error, AttributeError | ImportError) else f"reinstall it: {fix}"
-        what = f"{type(error).__name__}: {str(error).strip()}"
-        raise _NotAvailableError(f"importing {module} failed with {what}; {repair}") from error
-    raise _NotAvailableError(f"{package} is not installed: {fix}")
-
-
-def _require_device(library: str, is_available: Callable[[], bool]) -> None:
-    fix = "check that nvidia-smi lists a GPU and that its driver is recent enough"
-    try:
-        found = is_available()
-    except Exception as error:  # a driver too old for the library, for one
-        raise _NotAvailableError(f"{library} cannot use the CUDA driver ({error}): {fix}") from error
-    if not found:
-        raise _NotAvailableError(f"{library} finds no CUDA device: {fix}")
-
-
-def _probe_numpy() -> None:
-    pass
-
-
-def _probe_numba() -> None:
-    numba = _import("numba", "numba", "pip install numba")
-    if getattr(getattr(numba, "config", None), "DISABLE_JIT", False):
-        raise _NotAvailableError("NUMBA_DISABLE_JIT is set, and the kernel runs compiled only: unset it")
-
-
-def _probe_numba_cuda() -> None:
-    numba = _import("numba", "numba", "pip install numba")
-    if getattr(getattr(numba, "config", None), "ENABLE_CUDASIM", False):
-        raise _NotAvailableError("NUMBA_ENABLE_CUDASIM is set, and numba's simulator has no warp shuffles: unset it")
-    package = shim.package()
-    library = _import(package, package, _INSTALL_GPU)
-    if package == "numba_cuda":
-        _require_compiler(library, numba)
-    cuda = _import(shim.module(), package, _INSTALL_GPU)
-    _require_device("numba-cuda", cuda.is_available)
-
-
-def _require_compiler(numba_cuda: Any, numba: Any) -> None:
-    """What numba-cuda needs to compile: `import numba.cuda` may succeed without it, and then every call fails.
-
-    nvJitLink is not needed: without it numba-cuda lets the driver link.
-    """
-
-    def refit(other: Any, fix: str) -> str:
-        here = " and ".join(f"{m.__name__} {getattr(m, '__version__', '')}" for m in (numba_cuda, other))
-        return f"install versions that fit together (here {here}): {fix}"
-
-    cuda = _import("numba.cuda", "numba_cuda", _INSTALL_GPU, refit(numba, _INSTALL_NUMBA_CUDA))
-    if getattr(cuda, "implementation", "") == "Built-in":
-        raise _NotAvailableError(
-            "numba's own numba.cuda is in the way: numba-cuda takes its place by a .pth file, which Python does not "
-            "read on PYTHONPATH: install numba-cuda into the environment, or site.addsitedir its folder"
-        )
-    _import("numba.cuda.np.arrayobj", "numba_cuda", _INSTALL_GPU, refit(np, "pip install 'numpy<2.5'"))
-    paths = _import("numba.cuda.cuda_paths", "numba_cuda", _INSTALL_GPU)
-    try:
-        if paths.get_cuda_paths()["libdevice"].info is None:  # where libnvrtc or libnvvm is missing, it raises
-            raise FileNotFoundError("Failure finding libdevice.10.bc")
-    except Exception as error:
-        what = str(error.__cause__ or error).partition(":")[0]  # every folder that was searched follows
-        raise _NotAvailableError(
-            f"numba-cuda cannot compile ({what}): {_INSTALL_NUMBA_CUDA}, or set CUDA_HOME to a CUDA toolkit that has it"
-        ) from error
-
-
-def _probe_cupy() -> None:
-    cupy = _import("cupy", "cupy", _INSTALL_GPU)
-    _require_device("CuPy", cupy.cuda.is_available)
-
-
-# In the order of preference among those that live where the arrays do.
+_KERNELS, _REALS = "sigmoid_l2.kernels", ("float32", "float64")
+# In the order of preference, among those for arrays in the same memory.
 BACKENDS = (
-    Backend("numba", "cpu", "sigmoid_l2.kernels.cpu.launch", ("float32", "float64"), _probe_numba),
-    Backend("numpy", "cpu", "sigmoid_l2.kernels.reference", ("float16", "float32", "float64"), _probe_numpy),
-    Backend("cupy", "cuda", "sigmoid_l2.kernels.gpu.launch_cupy", ("float32", "float64"), _probe_cupy),
-    Backend("numba-cuda", "cuda", "sigmoid_l2.kernels.gpu.launch_numba", ("float32", "float64"), _probe_numba_cuda),
+    Backend("numba", "cpu", f"{_KERNELS}.cpu.launch", _REALS, probes.probe_numba),
+    Backend("numpy", "cpu", f"{_KERNELS}.reference", ("float16", *_REALS), probes.probe_numpy),
+    Backend("cupy", "cuda", f"{_KERNELS}.gpu.launch_cupy", _REALS, probes.probe_cupy, CupyLibrary),
+    Backend("numba-cuda", "cuda", f"{_KERNELS}.gpu.launch_numba", _REALS, probes.probe_numba_cuda, NumbaLibrary),
 )
 NAMES = tuple(backend.name for backend in BACKENDS)
 _KNOWN = (*PREFERENCES, *NAMES)
 
 
-@cache
-def _probe(backend: Backend) -> _NotAvailableError | None:
-    try:
-        backend.probe()
-    except _NotAvailableError as error:
-        return error
-    return None
-
-
 def backends() -> tuple[BackendInfo, ...]:
     """Every backend: where it runs, whether it can run here, and if not, the reasons with the fix for each.
 
-    Asking imports numba and cupy where they are installed.
+    This imports numba and cupy where they are installed.
     """
     return tuple(BackendInfo(b.name, b.device, not b.reasons(), b.reasons(), b.package) for b in BACKENDS)
 
@@ -190,7 +101,9 @@ def choose(problem: Problem, backend: str) -> Backend:
     Raises ValueError for an unknown name, TypeError for CUDA arrays and a CPU backend, BackendUnavailableError where
     nothing that was asked for can run.
     """
-    name = _resolve(backend)
+    name = _known_name("backend", backend)
+    if name == "auto":
+        name = DEFAULT_BACKEND.get()
     chosen = _first_available(name, problem.device, problem.dtype, BACKENDS)
     if chosen is not None:
         return chosen
@@ -200,12 +113,12 @@ def choose(problem: Problem, backend: str) -> Backend:
             f"backend {name!r} computes in host memory, but W and x are on a CUDA device; "
             "pass cupy.asnumpy(W) and cupy.asnumpy(x), or use backend='auto'"
         )
-    raise BackendUnavailableError(_why_none(problem, name, candidates)) from _probe(candidates[0])
+    raise BackendUnavailableError(_why_none(problem, name, candidates)) from why_not(candidates[0].probe)
 
 
 @cache
 def _first_available(name: str, device: Device, dtype: np.dtype[Any], table: tuple[Backend, ...]) -> Backend | None:
-    get_num_threads()  # raises for nonsense in the environment at once, not at the first large batch
+    get_num_threads()  # nonsense in the environment raises now, not at the first large batch
     return next((b for b in _candidates(name, device, table) if not b.reasons(dtype)), None)
 
 
@@ -221,16 +134,16 @@ def _candidates(name: str, device: Device, table: tuple[Backend, ...]) -> list[B
     return [b for d in devices for b in table if b.device == d]
 
 
-def _resolve(backend: str) -> str:
-    """The name to go by: the caller's, or for "auto" that of the environment variable where it is set."""
-    source = "backend"
-    if isinstance(backend, str) and backend == "auto" and (default := os.environ.get(ENVIRONMENT_VARIABLE)):
-        backend, source = default, f"the environment variable {ENVIRONMENT_VARIABLE}"
-    if not isinstance(backend, str) or backend not in _KNOWN:
-        close = difflib.get_close_matches(str(backend), _KNOWN, n=1)
+def _known_name(what: str, name: Any) -> str:
+    """The name of a backend or a preference; ValueError, which calls it ``what``, for anything else."""
+    if not isinstance(name, str) or name not in _KNOWN:
+        close = difflib.get_close_matches(str(name), _KNOWN, n=1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
-        raise ValueError(f"{source} must be one of {', '.join(map(repr, _KNOWN))}, not {backend!r}{hint}")
-    return backend
+        raise ValueError(f"{what} must be one of {', '.join(map(repr, _KNOWN))}, not {name!r}{hint}")
+    return name
+
+
+DEFAULT_BACKEND = Setting("backend", "SIGMOID_L2_BACKEND", lambda: "auto", _known_name)
 
 
 def _why_none(problem: Problem, name: str, candidates: Iterable[Backend]) -> str:
@@ -244,7 +157,7 @@ def _why_none(problem: Problem, name: str, candidates: Iterable[Backend]) -> str
 
 
 def show_config() -> None:
-    """Print the versions in use and every backend with its state; the same as ``backends()``, for people."""
+    """Print the versions in use, the settings and what ``backends()`` tells, for people to read."""
     print(f"sigmoid-l2 {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")
     infos = backends()  # imports what is installed
     packages = ("numpy", *sorted({info.package for info in infos} - {"numpy"}))
@@ -252,8 +165,8 @@ def show_config() -> None:
     print(", ".join(f"{name} {version or '-'}" for name, version in versions.items()))
     print(f"CPU threads: {get_num_threads()}")
     print(f"GPU memory for host arrays: {get_device_memory_limit() / 2**20:g} MiB")
-    default = os.environ.get(ENVIRONMENT_VARIABLE)
-    print(f"default backend: {f'{default} (from {ENVIRONMENT_VARIABLE})' if default else 'auto'}\n")
+    default = os.environ.get(DEFAULT_BACKEND.variable)
+    print(f"default backend: {f'{default} (from {DEFAULT_BACKEND.variable})' if default else 'auto'}\n")
     print(f"{'backend':<12}{'device':<8}state")
     for info in infos:
         print(f"{info.name:<12}{info.device:<8}{'available' if info.available else 'not available'}")

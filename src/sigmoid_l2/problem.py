@@ -1,4 +1,4 @@
-"""Every check of arrays, shapes, dtypes and ``out``, in one place: arguments in, one validated Problem out."""
+"""Every check of arrays, shapes, dtypes and ``out``: the caller's arguments in, one validated Problem out."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -6,20 +6,22 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from sigmoid_l2.gpu import arrays as gpu_arrays
+from sigmoid_l2.gpu import library_for
+from sigmoid_l2.gpu.arrays import DeviceArray, bounds, is_cuda_array, is_read_only, type_name
+from sigmoid_l2.gpu.library import GpuLibrary
 
 Device = Literal["cpu", "cuda"]
 
 DTYPES = ("float16", "float32", "float64")
-# NumPy's numbers of those three, and with bool and the integers; other libraries' dtypes share its characters.
+# dtype.num of these dtypes, and of these with bool and the integers. dtype.char would not do: other libraries reuse it.
 _FLOATS = frozenset(np.dtype(name).num for name in DTYPES)
 _NUMBERS = _FLOATS | {np.dtype(char).num for char in "?bBhHiIlLqQ"}
 
 
 class Problem(NamedTuple):
-    """A validated batch. Arrays are views of the caller's, still in their own layout, byte order and dtype.
+    """A validated batch. W and x are views of the caller's arrays, in their own layout, byte order and dtype.
 
-    CUDA arrays of any library are held as CuPy's, or where there is no CuPy as ``gpu_arrays.DeviceArray``.
+    CUDA arrays of any library are CuPy's here or, where there is no CuPy, of the class DeviceArray.
     """
 
     W: Any  # (*batch, m, n)
@@ -28,9 +30,13 @@ class Problem(NamedTuple):
     m: int
     n: int
     dtype: np.dtype[Any]  # of the results: float16, float32 or float64, native byte order
-    device: Device  # where W and x live
     column: bool  # x came as columns (*batch, n, 1)
-    place: gpu_arrays.Place | None  # with CUDA arrays: the device and stream of the call, and the kind of its results
+    gpu: GpuLibrary | None  # for CUDA arrays: the library that serves the call, on its device and stream
+
+    @property
+    def device(self) -> Device:
+        """Where W and x are."""
+        return "cpu" if self.gpu is None else "cuda"
 
     @property
     def B(self) -> int:  # noqa: N802 - the name of the mathematics
@@ -39,7 +45,7 @@ class Problem(NamedTuple):
 
     def on_host(self, a: Any) -> Any:
         """``W`` or ``x`` in host memory."""
-        return a if self.place is None else self.place.to_host(a)
+        return a if self.gpu is None else self.gpu.to_host(a)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape that the caller gets for the output ``name`` ("loss", "dW" or "dx")."""
@@ -54,12 +60,12 @@ class Problem(NamedTuple):
         return (self.m, self.n), (self.n,), (), (self.m, self.n), (self.n,)
 
     def pieces(self, pairs: int) -> Iterator[tuple[Any, ...]]:
-        """Index tuples that cut the batch axes into pieces of at most ``pairs`` pairs, each pair once."""
+        """Indices of the batch axes, each of a piece of at most ``pairs`` pairs; together they cover each pair once."""
         batch = self.batch
         if not batch:
             yield (...,)
             return
-        # Cut along the first axis of which one step is small enough; take the axes before it step by step.
+        # Cut the first axis of which one element is small enough; go through the axes before it one by one.
         axis = next(axis for axis in range(len(batch)) if math.prod(batch[axis + 1 :]) <= pairs)
         step = pairs // math.prod(batch[axis + 1 :])
         for outer in np.ndindex(*batch[:axis]):
@@ -69,31 +75,30 @@ class Problem(NamedTuple):
 
 
 def validate(W: Any, x: Any, stream: Any = None) -> Problem:
-    """Check W and x against each other; ``stream`` is where CUDA arrays are to be computed, as the caller gave it.
+    """Check W and x; ``stream`` is where the caller wants CUDA arrays to be computed.
 
-    Raises TypeError for a wrong kind of array or dtype and for W and x in different places, ValueError for
-    shapes that do not fit. Nothing is copied except an array-like (a nested list), which becomes an array.
+    Raises TypeError for a kind of array or a dtype that is not supported and for one array on the host and one on a
+    device, ValueError for shapes that do not fit. Only array-likes are copied: nested lists become arrays.
     """
-    place = None
-    # The common case takes a short way: a small call lasts a few microseconds.
+    gpu = None
+    # NumPy arrays skip most of the checks: a small call takes a few microseconds.
     if not (type(W) is np.ndarray and type(x) is np.ndarray and W.dtype.num in _NUMBERS and x.dtype.num in _NUMBERS):
-        place, W, x = _as_arrays(W, x, stream)
+        gpu, W, x = _as_arrays(W, x, stream)
     shape, given = W.shape, x.shape
     batch = shape[:-2]
     fits = len(shape) >= 2 and given == batch + shape[-1:] and 0 not in shape[-2:]
     column = not fits and _check_shapes(shape, given)
     dtype = W.dtype if W.dtype is x.dtype and W.dtype.num in _FLOATS and W.dtype.isnative else _result_dtype(W, x)
-    device: Device = "cpu" if place is None else "cuda"
-    return Problem(W, x[..., 0] if column else x, batch, shape[-2], shape[-1], dtype, device, column, place)
+    return Problem(W, x[..., 0] if column else x, batch, shape[-2], shape[-1], dtype, column, gpu)
 
 
-def _as_arrays(W: Any, x: Any, stream: Any) -> tuple[gpu_arrays.Place | None, Any, Any]:
-    on_cuda = [gpu_arrays.is_cuda_array(a) for a in (W, x)]
+def _as_arrays(W: Any, x: Any, stream: Any) -> tuple[GpuLibrary | None, Any, Any]:
+    on_cuda = [is_cuda_array(a) for a in (W, x)]
     if on_cuda == [False, False]:
         return None, _host_array("W", W), _host_array("x", x)
     if on_cuda == [True, True]:
-        place = gpu_arrays.place("W", W, stream)
-        return place, *(_check_dtype(name, place.take(name, a)) for name, a in (("W", W), ("x", x)))
+        gpu = library_for("W", W, stream)
+        return gpu, _check_dtype("W", gpu.take("W", W)), _check_dtype("x", gpu.take("x", x))
     host, cuda, array = ("x", "W", W) if on_cuda[0] else ("W", "x", x)
     raise TypeError(
         f"W and x must be in the same place, but {host} is in host memory and {cuda} is a CUDA array of type "
@@ -102,44 +107,44 @@ def _as_arrays(W: Any, x: Any, stream: Any) -> tuple[gpu_arrays.Place | None, An
 
 
 def validate_out(problem: Problem, names: Sequence[str], out: Any) -> list[Any]:
-    """Check the arrays given as ``out`` for the outputs ``names``, and return them as arrays of the kind of problem.W.
+    """Check ``out``, the arrays for the outputs ``names``, and return them as arrays of the kind of problem.W.
 
-    Raises ValueError for anything a result cannot go into.
+    Raises ValueError for anything that a result cannot be written to.
     """
     if not isinstance(out, tuple | list) or len(out) != len(names):
         raise ValueError(f"out must be a tuple of {len(names)} arrays ({', '.join(names)}), not {_describe(out)}")
-    on_host = problem.place is None
-    arrays = list(out) if on_host else [_as_output(problem.place, *given) for given in zip(names, out, strict=True)]
-    # Of CUDA arrays the bounds must do: an exact answer would have to wait for the device.
-    checked = [(name, a if on_host else gpu_arrays.bounds(a)) for name, a in (("W", problem.W), ("x", problem.x))]
+    gpu = problem.gpu
+    arrays = list(out) if gpu is None else [_as_output(gpu, name, a) for name, a in zip(names, out, strict=True)]
+    # The bounds of CUDA arrays decide whether they share memory: an exact answer would have to wait for the device.
+    checked = [(name, a if gpu is None else bounds(a)) for name, a in (("W", problem.W), ("x", problem.x))]
     for name, array in zip(names, arrays, strict=True):
         _check_output(problem, name, array)
-        memory = array if on_host else gpu_arrays.bounds(array)
+        memory = array if gpu is None else bounds(array)
         for other_name, other in checked:
-            if _overlap(memory, other) if on_host else max(memory[0], other[0]) < min(memory[1], other[1]):
+            if _overlap(memory, other) if gpu is None else max(memory[0], other[0]) < min(memory[1], other[1]):
                 raise ValueError(f"out: {name} shares memory with {other_name}; every output needs memory of its own")
         checked.append((name, memory))
     return arrays
 
 
-def _as_output(place: Any, name: str, a: Any) -> Any:
-    if not gpu_arrays.is_cuda_array(a):
+def _as_output(gpu: GpuLibrary, name: str, a: Any) -> Any:
+    if not is_cuda_array(a):
         raise ValueError(f"out: {name} must be a CUDA array, like the inputs, not {_describe(a)}")
     try:
-        array = place.take(f"out: {name}", a)
+        array = gpu.take(f"out: {name}", a)
     except TypeError as error:
         raise ValueError(str(error)) from error
-    if gpu_arrays.is_read_only(a):
+    if is_read_only(a):
         raise ValueError(f"out: {name} is read-only")
     return array
 
 
 def host_array(name: str, a: Any) -> Any:
-    """``a`` as a NumPy array, copied from a device where it is on one; TypeError for a kind or dtype not supported."""
-    if not gpu_arrays.is_cuda_array(a):
+    """``a`` as a NumPy array, copied from the device if it is on one; TypeError for a kind or dtype not supported."""
+    if not is_cuda_array(a):
         return _host_array(name, a)
-    place = gpu_arrays.place(name, a, None)
-    return place.to_host(_check_dtype(name, place.take(name, a)))
+    gpu = library_for(name, a, None)
+    return gpu.to_host(_check_dtype(name, gpu.take(name, a)))
 
 
 def _host_array(name: str, a: Any) -> Any:
@@ -156,8 +161,8 @@ def _host_array(name: str, a: Any) -> Any:
 
 
 def _holds_masked(a: list[Any] | tuple[Any, ...]) -> bool:
-    """Whether there is a masked array in a nested list, which has become an array without the mask."""
-    kinds = set(map(type, a))  # of millions of numbers: one
+    """Whether a nested list has a masked array in it, whose mask np.asarray drops."""
+    kinds = set(map(type, a))  # one, of millions of numbers
     if kinds.isdisjoint((list, tuple)):
         return any(issubclass(kind, np.ma.MaskedArray) for kind in kinds)
     return any(isinstance(b, np.ma.MaskedArray) or (isinstance(b, list | tuple) and _holds_masked(b)) for b in a)
@@ -195,7 +200,7 @@ def _why_shapes_do_not_fit(W: tuple[int, ...]) -> str:
 def _result_dtype(W: Any, x: Any) -> np.dtype[Any]:
     dtype = np.result_type(W.dtype, x.dtype)
     dtype = dtype if dtype.kind == "f" else np.dtype(np.float64)
-    if isinstance(W, gpu_arrays.DeviceArray):
+    if isinstance(W, DeviceArray):
         raise TypeError(
             f"W has dtype {W.dtype} and x {x.dtype}, which only CuPy can convert on the device: install it, "
             f"or pass both in {dtype}"
@@ -204,8 +209,8 @@ def _result_dtype(W: Any, x: Any) -> np.dtype[Any]:
 
 
 def _check_output(problem: Problem, name: str, array: Any) -> None:
-    on_host = problem.place is None
-    if on_host and type(array) is not np.ndarray and not _is_plain(array):
+    on_host = problem.gpu is None
+    if on_host and (not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray)):
         raise ValueError(f"out: {name} must be a numpy.ndarray, like the inputs, not {_describe(array)}")
     shape = problem.shape(name)
     if array.shape != shape:
@@ -218,12 +223,8 @@ def _check_output(problem: Problem, name: str, array: Any) -> None:
         raise ValueError(f"out: {name} is a view with strides {array.strides}, in which elements share memory")
 
 
-def _is_plain(a: Any) -> bool:
-    return isinstance(a, np.ndarray) and not isinstance(a, np.ma.MaskedArray)
-
-
 def _overlaps_itself(a: Any) -> bool:
-    """Whether two elements of ``a`` may share memory. Sufficient for every view that slicing and transposing make."""
+    """Whether elements of ``a`` may share memory; never said of a view that slicing and transposing make."""
     if a.flags.c_contiguous or a.size == 0:
         return False
     extent = a.itemsize
@@ -236,9 +237,9 @@ def _overlaps_itself(a: Any) -> bool:
 
 
 def _overlap(a: Any, b: Any) -> bool:
-    if not np.may_share_memory(a, b):  # by their bounds, which settles nearly every case and takes half the time
+    if not np.may_share_memory(a, b):  # by their bounds: it answers nearly every case, in half the time
         return False
-    max_work: Any = 10_000  # the exact question is NP-hard; views met in practice are answered within this bound
+    max_work: Any = 10_000  # the exact question is NP-hard; views that people use are answered within this limit
     try:
         return np.shares_memory(a, b, max_work=max_work)
     except np.exceptions.TooHardError:
@@ -248,4 +249,4 @@ def _overlap(a: Any, b: Any) -> bool:
 def _describe(a: Any) -> str:
     if isinstance(a, tuple | list):
         return f"a {type(a).__name__} of {len(a)}"
-    return f"{type(a).__module__}.{type(a).__qualname__}"
+    return type_name(a)

@@ -18,6 +18,7 @@ import sigmoid_l2 as sl2
 from gpu import driver
 from sigmoid_l2 import execute
 from sigmoid_l2.gpu.library import stream_handle
+from sigmoid_l2.gpu.numba_library import NumbaLibrary
 from sigmoid_l2.kernels.gpu import plan
 
 sys.modules["cupy"] = None  # so that numba-cuda alone takes CUDA arrays
@@ -64,7 +65,7 @@ def raises(function):
 
 
 def forget():
-    """Free all that is kept between calls except workspaces; return how many things of each kind are left."""
+    """Free all that is kept between calls; return how many things of each kind are left."""
     context = cuda.current_context()
     context.extras.clear()
     gc.collect()
@@ -102,8 +103,8 @@ def test_host_arrays_in_pieces(monkeypatch, given):
     """The same bits as in one piece: kernels on the caller's stream or ours, copies on a stream for each slot."""
     W, x = batch(*CLASSES["tiny"])
     right, out = bits(call(W, x)), outputs(W)
-    kernels = cuda.stream() if given else cuda.current_context().extras["sigmoid_l2"]
-    monkeypatch.setattr(execute, "CARRIED_PIECE_BYTES", W[:60].nbytes)
+    kernels = cuda.stream() if given else NumbaLibrary().kernel_stream()
+    monkeypatch.setattr(execute, "OFFLOAD_PIECE_BYTES", W[:60].nbytes)
     DRIVER.calls.clear()
     call(W, x, out=out, stream=stream_handle(kernels) if given else None)
     assert bits(out) == right
@@ -138,7 +139,7 @@ def test_each_driver_call_fails(monkeypatch, for_good):
     """Each call in turn, alone or with all after it: only whole pieces are written, in order, and nothing leaks."""
     W, x = batch(12, 3, 3, "float32")
     right = call(W, x)
-    monkeypatch.setattr(execute, "CARRIED_PIECE_BYTES", W[:4].nbytes)
+    monkeypatch.setattr(execute, "OFFLOAD_PIECE_BYTES", W[:4].nbytes)
     monkeypatch.setenv("SIGMOID_L2_DEVICE_MEMORY", "5920")  # two slots of four pairs, for three pieces
     before = forget()
     DRIVER.calls.clear()

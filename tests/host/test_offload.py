@@ -1,10 +1,11 @@
-"""Host arrays on a GPU without a GPU: a device layer that runs what is queued as late, as early or as oddly as it may.
+"""Host arrays on a GPU without a GPU: a GPU library that runs what is queued as late, as early or as oddly as it may.
 
 A stream is a queue here, and nothing in it runs before something waits for it (or before, where the order is another).
 Only events order two streams. So a wait that is missing, or a buffer used again too early, gives wrong results in one
 of the orders; the last test takes out each wait in turn and sees that it does.
 """
 
+import dataclasses
 import inspect
 import random
 import re
@@ -15,10 +16,11 @@ from contextlib import contextmanager
 import fake_cupy
 import numpy as np
 import pytest
+from arrays import pairs
 
 import sigmoid_l2 as sl2
-from sigmoid_l2 import dispatch, offload
-from sigmoid_l2.gpu import library
+from sigmoid_l2 import dispatch, offload, settings
+from sigmoid_l2.gpu.numba_library import NumbaLibrary
 from sigmoid_l2.kernels import reference
 from sigmoid_l2.problem import validate
 
@@ -34,10 +36,10 @@ class Operation:
 
 
 class Queue:
-    """A stream."""
+    """A stream, whose handle is its number."""
 
-    def __init__(self, gpu):
-        self.gpu, self.operations = gpu, []
+    def __init__(self, gpu, handle):
+        self.gpu, self.handle, self.operations = gpu, handle, []
 
     def synchronize(self):
         self.gpu.finish(self.operations[-1] if self.operations else None)
@@ -55,14 +57,14 @@ class Event:
 
 
 class FakeGPU:
-    """A device layer. ``order`` chooses the next of the operations that may run, or None to run none without need."""
+    """A GPU library. ``order`` chooses the next of the operations that may run, or None to run none without need."""
 
     def __init__(self, order, kernel=reference.fused, memory=2**60):
         self.order, self.kernel, self.memory = order, kernel, memory
         self.streams, self.ran, self.launched_on = [], [], []
         self.used = self.peak = 0
         self.given_back_while_in_use = False
-        self.kernels, self.old = self.stream(), self.stream()
+        self.kernels, self.old = self.new_stream(), self.new_stream()
 
     def queue(self, stream, operation):
         stream.operations.append(operation)
@@ -100,22 +102,20 @@ class FakeGPU:
         uses = ("copy in", "kernel", "copy out")
         return [o for s in self.streams for o in s.operations if not o.done and o.kind in uses]
 
-    def stream(self):
-        self.streams.append(Queue(self))
-        return self.streams[-1]
+    def new_stream(self):
+        return self.stream_of(len(self.streams))
 
     def kernel_stream(self):
         return self.kernels
 
-    def external_stream(self, handle):
-        self.kernels = self.stream()
-        self.kernels.handle = handle
-        return self.kernels
+    def stream_of(self, handle):
+        self.streams.append(Queue(self, handle))
+        return self.streams[-1]
 
     def memory_stream(self):
         return self.old
 
-    def event(self):
+    def new_event(self):
         return Event(self)
 
     def wait(self, stream, event):
@@ -159,9 +159,10 @@ class FakeGPU:
     def copy_out(self, to, values, stream):
         self.copy("copy out", to, values, stream)
 
-    def launch(self, arrays, stream):
+    def fused(self, *arrays, stream):
         self.launched_on.append(stream)
-        self.queue(stream, Operation("kernel", lambda: self.kernel(*arrays)))
+        (queue,) = (s for s in self.streams if s.handle == stream)
+        self.queue(queue, Operation("kernel", lambda: self.kernel(*arrays)))
 
 
 def late(runnable, waiting):
@@ -203,17 +204,12 @@ def gpu(request):
     return FakeGPU(orders()[request.param])
 
 
-def pairs(batch, m=3, n=4, dtype="float32"):
-    rng = np.random.default_rng(3)
-    return rng.standard_normal((*batch, m, n)).astype(dtype), rng.standard_normal((*batch, n)).astype(dtype)
-
-
-def carry(gpu, W, x, wanted=NAMES, pairs_at_once=3, handle=None, carry=offload.carry):
+def compute(gpu, W, x, wanted=NAMES, pairs_at_once=3, stream=None, compute=offload.compute):
     """The outputs by name, through pieces of so many pairs."""
     problem = validate(W, x)
     out = {name: np.full(problem.shape(name), np.nan, problem.dtype) for name in wanted}
     arrays = [problem.W, problem.x, *(out.get(name) for name in NAMES)]
-    carry(problem, arrays, gpu, handle, pairs_at_once * problem.m * problem.n * problem.dtype.itemsize)
+    compute(problem, arrays, gpu, gpu.fused, stream, pairs_at_once * problem.m * problem.n * problem.dtype.itemsize)
     return out
 
 
@@ -227,7 +223,7 @@ def assert_right(out, W, x):
 @pytest.mark.parametrize("wanted", [NAMES, ("loss",), ("dW", "dx")])
 def test_results_are_right_in_every_order(gpu, batch, wanted):
     W, x = pairs(batch)
-    assert_right(carry(gpu, W, x, wanted), W, x)
+    assert_right(compute(gpu, W, x, wanted), W, x)
     assert not gpu.pending()
     assert not gpu.given_back_while_in_use
 
@@ -236,14 +232,14 @@ def test_results_are_right_in_every_order(gpu, batch, wanted):
 def test_layouts_and_dtypes_are_converted_on_the_way(gpu, dtype):
     W, x = pairs((11,), dtype=dtype)
     for W_in, x_in in ((W.swapaxes(1, 2).copy().swapaxes(1, 2), x[::-1]), (W[::2], x[::2]), (W, np.asfortranarray(x))):
-        assert_right(carry(gpu, W_in, x_in), W_in, x_in)
+        assert_right(compute(gpu, W_in, x_in), W_in, x_in)
 
 
 @pytest.fixture
 def limit():
     """Set the limit for one test."""
-    yield offload.set_device_memory_limit
-    offload.set_device_memory_limit(None)
+    yield settings.set_device_memory_limit
+    settings.set_device_memory_limit(None)
 
 
 @pytest.mark.parametrize("nbytes", [4 << 10, 20 << 10, 100 << 10, 10 << 20])
@@ -251,8 +247,8 @@ def limit():
 def test_the_limit_of_device_memory(limit, nbytes, wanted):
     limit(nbytes)
     gpu = FakeGPU(at_random(1), memory=nbytes)
-    W, x = pairs((3000,))  # 100 bytes of W, x, dW, dx and loss a pair: 300 kB
-    assert_right(carry(gpu, W, x, wanted, pairs_at_once=10**9), W, x)
+    W, x = pairs((3000,), dtype="float32")  # 100 bytes of W, x, dW, dx and loss a pair: 300 kB
+    assert_right(compute(gpu, W, x, wanted, pairs_at_once=10**9), W, x)
     needed = (108 if wanted == NAMES else 68) * 3000
     assert min(nbytes, needed) / 2 < gpu.peak <= nbytes
     assert gpu.used == 0
@@ -261,15 +257,15 @@ def test_the_limit_of_device_memory(limit, nbytes, wanted):
 def test_a_pair_larger_than_the_limit_gets_what_it_needs(limit):
     limit(1000)
     gpu = FakeGPU(late)
-    W, x = pairs((5,), 20, 30)
-    assert_right(carry(gpu, W, x), W, x)
+    W, x = pairs((5,), 20, 30, "float32")
+    assert_right(compute(gpu, W, x), W, x)
     assert 1000 < gpu.peak <= (2 * 20 * 30 + 2 * 30 + 1) * 4 + 5 * ROUNDING
 
 
 def test_no_more_memory_than_the_batch_needs():
     gpu = FakeGPU(late)
-    W, x = pairs((7,))
-    carry(gpu, W, x, pairs_at_once=10**6)
+    W, x = pairs((7,), dtype="float32")
+    compute(gpu, W, x, pairs_at_once=10**6)
     assert gpu.peak == 5 * ROUNDING
 
 
@@ -282,22 +278,22 @@ def kinds_before(gpu, kind, number):
 def test_copies_in_and_out_run_beside_the_kernel():
     W, x = pairs((30,))
     gpu = FakeGPU(last("kernel"))
-    assert_right(carry(gpu, W, x), W, x)
+    assert_right(compute(gpu, W, x), W, x)
     # Before the first kernel, W and x of the slots' four pieces are there; later ones are three pieces ahead, too.
     assert kinds_before(gpu, "kernel", 0).count("copy in") == 2 * offload.SLOTS
     assert all(kinds_before(gpu, "kernel", k).count("copy in") >= 2 * (k + offload.SLOTS - 1) for k in range(1, 6))
     gpu = FakeGPU(last("copy out"))
-    assert_right(carry(gpu, W, x), W, x)
+    assert_right(compute(gpu, W, x), W, x)
     assert kinds_before(gpu, "copy out", 0).count("kernel") == offload.SLOTS
     gpu = FakeGPU(last("copy in"))
-    assert_right(carry(gpu, W, x), W, x)
+    assert_right(compute(gpu, W, x), W, x)
     assert kinds_before(gpu, "copy in", 2 * offload.SLOTS).count("copy out") >= 3, "of the first piece"
 
 
 def test_kernels_run_on_the_given_stream(gpu):
     W, x = pairs((10,))
-    assert_right(carry(gpu, W, x, handle=123), W, x)
-    assert {s.handle for s in gpu.launched_on} == {123}
+    assert_right(compute(gpu, W, x, stream=123), W, x)
+    assert set(gpu.launched_on) == {123}
 
 
 class Failing:
@@ -306,22 +302,22 @@ class Failing:
     def __init__(self, run, number, error):
         self.run, self.left, self.error = run, number, error
 
-    def __call__(self, *arguments):
+    def __call__(self, *arguments, **keywords):
         self.left -= 1
         if self.left == 0:
             raise self.error
-        return self.run(*arguments)
+        return self.run(*arguments, **keywords)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("a kernel failed"), KeyboardInterrupt(), MemoryError()])
-@pytest.mark.parametrize("where", ["launch", "copy_in", "copy_out", "wait", "empty", "_copy"])
+@pytest.mark.parametrize("where", ["fused", "copy_in", "copy_out", "wait", "empty", "_copy"])
 @pytest.mark.parametrize("number", [1, 3, 5, 8])
 def test_nothing_is_left_behind_after_an_error(gpu, where, number, error, monkeypatch):
     """The memory that queued copies use is given back after they are done, and before the caller goes on."""
     owner = offload if where == "_copy" else gpu
     monkeypatch.setattr(owner, where, Failing(getattr(owner, where), number, error))
     with pytest.raises(type(error)):
-        carry(gpu, *pairs((23,)))
+        compute(gpu, *pairs((23,)))
     assert not gpu.given_back_while_in_use
     assert not gpu.pending()
 
@@ -330,12 +326,12 @@ def test_nothing_is_left_behind_after_an_error(gpu, where, number, error, monkey
 def test_a_signal_while_waiting_after_an_error(error, monkeypatch):
     """Ctrl-C, or a time limit of the caller's, comes while the streams are waited for."""
     gpu = FakeGPU(late)
-    monkeypatch.setattr(gpu, "launch", Failing(gpu.launch, 3, RuntimeError("a kernel failed")))
+    monkeypatch.setattr(gpu, "fused", Failing(gpu.fused, 3, RuntimeError("a kernel failed")))
     synchronize = Queue.synchronize
     interrupted = Failing(synchronize, 3, error())  # the stream of a slot with results on their way
     monkeypatch.setattr(Queue, "synchronize", lambda self: interrupted(self))
     with pytest.raises((RuntimeError, KeyboardInterrupt)):
-        carry(gpu, *pairs((23,)))
+        compute(gpu, *pairs((23,)))
     assert not gpu.given_back_while_in_use
 
 
@@ -347,7 +343,7 @@ def test_a_device_that_fails_for_good():
 
     gpu = FakeGPU(late, kernel=fail)
     with pytest.raises(RuntimeError, match="an illegal address"):
-        carry(gpu, *pairs((23,)))
+        compute(gpu, *pairs((23,)))
 
 
 def mutants():
@@ -368,13 +364,13 @@ def test_every_wait_is_needed(source):
     wrong = []
     for name, order in orders().items():
         try:
-            assert_right(carry(FakeGPU(order), W, x, carry=mutant.carry), W, x)
+            assert_right(compute(FakeGPU(order), W, x, compute=mutant.compute), W, x)
         except AssertionError:
             wrong.append(name)
         gpu = FakeGPU(order)
-        gpu.launch = Failing(gpu.launch, 6, RuntimeError("a kernel failed"))
+        gpu.fused = Failing(gpu.fused, 6, RuntimeError("a kernel failed"))
         with pytest.raises(RuntimeError):
-            carry(gpu, W, x, carry=mutant.carry)
+            compute(gpu, W, x, compute=mutant.compute)
         if gpu.given_back_while_in_use:
             wrong.append(f"{name}, with an error")
     assert wrong
@@ -390,9 +386,9 @@ def cupy(monkeypatch):
 
 @pytest.mark.parametrize("stream", [None, 123])
 @pytest.mark.parametrize("backend", ["cupy", "numba-cuda"])
-def test_the_layers_of_cupy_and_numba(cupy, backend, stream, monkeypatch):
-    monkeypatch.setattr("sigmoid_l2.execute.CARRIED_PIECE_BYTES", 200)  # 4 pairs
-    W, x = pairs((23,))
+def test_the_libraries(cupy, backend, stream, monkeypatch):
+    monkeypatch.setattr("sigmoid_l2.execute.OFFLOAD_PIECE_BYTES", 200)  # 4 pairs
+    W, x = pairs((23,), dtype="float32")
     for _ in range(2):
         cupy.log.clear()
         got = sl2.value_and_grad(W, x, backend=backend, stream=stream)
@@ -410,37 +406,40 @@ def test_the_layers_of_cupy_and_numba(cupy, backend, stream, monkeypatch):
 
 
 def test_columns_and_one_pair_on_a_gpu(monkeypatch, cupy):
-    monkeypatch.setattr(library, "layer", lambda name, kernel: FakeGPU(late))
+    gpu = FakeGPU(late)
+    cupy.kernels["cupy"].fused = gpu.fused
+    table = [dataclasses.replace(b, library=lambda: gpu) if b.name == "cupy" else b for b in dispatch.BACKENDS]
+    monkeypatch.setattr(dispatch, "BACKENDS", tuple(table))
     for batch in ((), (5,)):
         W, x = pairs(batch)
         got = sl2.value_and_grad(W, x[..., None], backend="cupy")
         assert_right(got._asdict(), W, x[..., None])
 
 
-def test_numba_keeps_pinned_memory_with_its_context():
+def test_numba_keeps_pinned_memory_with_its_context(monkeypatch):
     made, context = [], types.SimpleNamespace(extras={})
-    names = ("stream", "external_stream", "default_stream", "event", "device_array")
-    cuda = types.SimpleNamespace(**dict.fromkeys(names), current_context=lambda: context)
+    cuda = types.SimpleNamespace(current_context=lambda: context)
     cuda.pinned_array = lambda size, dtype: made.append(np.empty(size, dtype)) or made[-1]
-    layer = library.NumbaLayer(types.SimpleNamespace(cuda=cuda, fused=None))
+    monkeypatch.setattr("sigmoid_l2.gpu.numba_library._cuda", lambda: cuda)
+    gpu = NumbaLibrary()
     for _ in range(3):
-        with layer.pinned((5, 3), np.dtype("f4")) as a, layer.pinned((16,), np.dtype("f4")) as b:
+        with gpu.pinned((5, 3), np.dtype("f4")) as a, gpu.pinned((16,), np.dtype("f4")) as b:
             assert (a.shape, b.shape, a.dtype, made[0].size) == ((5, 3), (16,), np.float32, 64)
             assert not np.shares_memory(a, b)
     assert len(made) == 2
 
 
 def test_the_setting(monkeypatch, limit):
-    assert offload.get_device_memory_limit() == 256 << 20
+    assert settings.get_device_memory_limit() == 256 << 20
     monkeypatch.setenv("SIGMOID_L2_DEVICE_MEMORY", "1000000")
-    assert offload.get_device_memory_limit() == 1_000_000
+    assert settings.get_device_memory_limit() == 1_000_000
     limit(5000)
-    assert offload.get_device_memory_limit() == 5000
+    assert settings.get_device_memory_limit() == 5000
     limit(None)
     for nonsense in ("0", "-1", "much", "1.5", "1GB"):
         monkeypatch.setenv("SIGMOID_L2_DEVICE_MEMORY", nonsense)
         with pytest.raises(ValueError, match=f"environment variable SIGMOID_L2_DEVICE_MEMORY .* not '{nonsense}'"):
-            offload.get_device_memory_limit()
+            settings.get_device_memory_limit()
     for nonsense in (0, -1, 1.5, "much"):
         with pytest.raises(ValueError, match="nbytes must be a whole number of at least 1"):
             limit(nonsense)

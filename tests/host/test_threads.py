@@ -2,22 +2,21 @@
 
 import math
 import os
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from processes import run_python
 
 import sigmoid_l2 as sl2
-from sigmoid_l2 import threads
+from sigmoid_l2 import settings, threads
 
 
 @pytest.fixture(autouse=True)
 def default_number(monkeypatch):
     """Every test begins and ends with the default, whatever the environment says."""
-    monkeypatch.delenv(threads.ENVIRONMENT_VARIABLE, raising=False)
+    monkeypatch.delenv(settings.NUM_THREADS.variable, raising=False)
     sl2.set_num_threads(None)
     yield
     sl2.set_num_threads(None)
@@ -111,14 +110,14 @@ def test_limit_of_the_control_group(content, limit, tmp_path, monkeypatch):
     file = tmp_path / "cpu.max"
     if content is not None:
         file.write_text(content, encoding="utf-8")
-    assert threads._control_group_limit(path=str(file)) == limit
-    monkeypatch.setattr(threads, "_control_group_limit", lambda: limit)
+    assert settings._control_group_limit(path=str(file)) == limit
+    monkeypatch.setattr(settings, "_control_group_limit", lambda: limit)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(4), raising=False)
-    threads._processors.cache_clear()
+    settings._processors.cache_clear()
     try:
         assert sl2.get_num_threads() == min(4, math.ceil(min(limit, 4)))
     finally:
-        threads._processors.cache_clear()
+        settings._processors.cache_clear()
 
 
 CALLS = """
@@ -142,9 +141,7 @@ def test_threads_of_a_process(setting):
     pytest.importorskip("numba")
     if setting == "affinity" and not hasattr(os, "sched_setaffinity"):
         pytest.skip("this system has no CPU affinity")
-    done = subprocess.run([sys.executable, "-c", CALLS, setting], capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, done.stderr
-    number, helpers = map(int, done.stdout.split())
+    number, helpers = map(int, run_python(CALLS, setting).split())
     assert number == (3 if setting == "3" else 1)
     assert (1 <= helpers <= 2) if setting == "3" else helpers == 0
 
@@ -210,10 +207,6 @@ def test_without_new_threads(started, any_work, monkeypatch):
                 if not left:
                     raise RuntimeError("cannot schedule new futures after interpreter shutdown")
                 return left.pop()(function)
-
-            @staticmethod
-            def cache_clear():
-                """Of the cached function that this stands in for."""
 
         monkeypatch.setattr(threads, "_pool", Pool)
         run = Recorder(1 + started)

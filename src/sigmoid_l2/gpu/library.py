@@ -1,17 +1,23 @@
-"""What the host side asks of a CUDA library, by CuPy and by numba: memory, streams, events, copies that do not wait."""
+"""What the host side asks of a library that runs GPU code; cupy_library.py and numba_library.py implement it."""
 
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from math import prod
-from typing import Any, ClassVar, Protocol
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import numpy as np
+
+from sigmoid_l2.gpu.arrays import current_stream, type_name
+
+Context = AbstractContextManager[Any]
+Shape = tuple[int, ...]
+DType = np.dtype[Any]
 
 
 def stream_handle(stream: Any) -> int:
     """The integer handle of a CUDA stream of any library, or of an integer; TypeError for anything else."""
-    if isinstance(stream, int | np.integer) and not isinstance(stream, bool) and stream >= 0:
+    if isinstance(stream, (int, np.integer)) and not isinstance(stream, bool) and stream >= 0:
         return int(stream)
     if hasattr(stream, "__cuda_stream__"):  # CUDA's protocol for streams
         return int(stream.__cuda_stream__()[1])
@@ -19,176 +25,139 @@ def stream_handle(stream: Any) -> int:
         value = getattr(stream, attribute, None)
         if value is not None:
             return int(getattr(value, "value", value) or 0)
-    raise TypeError(
-        "stream must be a CuPy or numba stream or an integer handle, "
-        f"not {type(stream).__module__}.{type(stream).__qualname__}"
-    )
+    raise TypeError(f"stream must be a CuPy or numba stream or an integer handle, not {type_name(stream)}")
 
 
-class _Handle:
-    """A stream of which only the handle is known, as CUDA's protocol for streams has it."""
+class GpuLibrary(ABC):
+    """A library that runs GPU code, as one call uses it. Only ``to_host`` and ``synchronize`` make the host wait.
 
-    def __init__(self, handle: int) -> None:
-        self.handle = handle
-
-    def __cuda_stream__(self) -> tuple[int, int]:
-        return 0, self.handle
-
-
-def cupy_stream(handle: int) -> Any:
-    """The stream of that handle as one of CuPy's, which does not own it."""
-    return sys.modules["cupy"].cuda.Stream.from_external(_Handle(handle))
-
-
-class Layer(Protocol):
-    """What offload.py needs of a GPU. Streams and events have ``synchronize()``, events ``record(stream)``.
-
-    Nothing waits on the host but ``synchronize()``.
+    A call with CUDA arrays runs on W's device, on ``stream`` or, where that is None, the current stream of W's library.
+    A call with host arrays has no W here; it runs on the library's current device, on streams that it makes. Streams
+    and events are the library's own objects: both have ``synchronize()``, events ``record(stream)``. A handle is the
+    integer by which kernels and other libraries know a stream.
     """
 
-    def stream(self) -> Any:
+    fix = ""  # what to do about an array that this library cannot use
+
+    def __init__(self, W: Any = None, stream: Any = None) -> None:
+        self.device: Any = None  # W's, once ``take`` has it; None: the library's current one
+        self.stream = current_stream(W) if stream is None else stream_handle(stream)  # the handle
+        self._W = W
+        self._waited_for = {0, 1} if self.stream in (0, 1) else {self.stream}  # 0 and 1 are both the default stream
+
+    # CUDA arrays of any library
+
+    def take(self, name: str, a: Any) -> Any:
+        """The CUDA array ``a`` as kernels can use it: the same memory, after the work that its library has queued.
+
+        The first must be W. Raises TypeError where it cannot be used without a copy, ValueError for another device.
+        """
+        try:
+            array, producer = self._take(a)
+        except Exception as error:
+            fix = "; pass it with .detach()" if getattr(a, "requires_grad", False) else self.fix
+            message = f"{name}, a CUDA array of type {type_name(a)}, cannot be used as it is: {error}{fix}"
+            raise TypeError(message) from error
+        self.device = self.device or array.device
+        if array.device != self.device:
+            raise ValueError(
+                f"{name} is on {array.device} and W is on {self.device}; all arrays must be on the same CUDA device"
+            )
+        if producer is not None and producer not in self._waited_for:
+            self._waited_for.add(producer)
+            with self.current():
+                stream = self.stream_of(self.stream)
+                is_capturing = getattr(stream, "is_capturing", bool)  # numba's streams cannot tell
+                if not is_capturing():  # a graph runs later, and cannot wait for what is queued now
+                    event = self.new_event()
+                    event.record(self.stream_of(producer))
+                    self.wait(stream, event)
+        return array
+
+    @abstractmethod
+    def _take(self, a: Any) -> tuple[Any, int | None]:
+        """The array, and the handle of the stream to wait for; None where there is nothing left to wait for."""
+
+    @abstractmethod
+    def give(self, results: Sequence[Any]) -> list[Any]:
+        """Arrays made in ``current`` as arrays of W's library, where it can take them over: the same memory."""
+
+    def to_host(self, array: Any) -> Any:
+        """What ``take`` returned as a NumPy array."""
+        with self.current() as xp:
+            return xp.asnumpy(array)
+
+    @abstractmethod
+    def current(self) -> Context:
+        """A context that gives CuPy's ``empty``, ``copyto`` and ``asnumpy``, for the call's device and stream."""
+
+    @classmethod
+    def on_device(cls, device: Any) -> Context:
+        """A context for a kernel of this library, on arrays of ``device`` that another library has taken."""
+        return nullcontext()
+
+    # Streams and events
+
+    @abstractmethod
+    def stream_of(self, handle: int) -> Any:
+        """The stream of that handle, which belongs to whoever made it."""
+
+    @abstractmethod
+    def new_stream(self) -> Any:
         """A new stream."""
 
-    def kernel_stream(self) -> Any:
-        """A stream for kernels, the same for every call: kernels keep memory for each stream that they have run on."""
-
-    def external_stream(self, handle: int) -> Any:
-        """The caller's stream."""
-
+    @abstractmethod
     def memory_stream(self) -> Any:
-        """The stream in whose order memory is given out: work queued there may still use what it was before."""
+        """The stream in whose order ``empty`` gives out memory: work queued there may still use what it was before."""
 
-    def event(self) -> Any:
+    @abstractmethod
+    def new_event(self) -> Any:
         """A new event."""
 
+    @abstractmethod
     def wait(self, stream: Any, event: Any) -> None:
-        """Let the work queued on ``stream`` from now on begin after ``event``, as it was last recorded."""
+        """Let the work queued on ``stream`` from now on begin after ``event`` as it was last recorded."""
 
-    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
-        """A C-contiguous array on the device, which can be sliced."""
+    # Memory
 
-    def pinned(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> AbstractContextManager[Any]:
-        """A C-contiguous NumPy array in pinned memory, given back when the context ends."""
+    @abstractmethod
+    def empty(self, shape: Shape, dtype: DType) -> Any:
+        """A new C-contiguous array on the current device, which can be sliced."""
 
+    @abstractmethod
+    def pinned(self, shape: Shape, dtype: DType) -> Context:
+        """A C-contiguous NumPy array in pinned memory, which is free again when the context ends."""
+
+    @abstractmethod
     def copy_in(self, to: Any, values: Any, stream: Any) -> None:
         """Queue a copy from pinned memory to the device, of C-contiguous arrays."""
 
+    @abstractmethod
     def copy_out(self, to: Any, values: Any, stream: Any) -> None:
         """Queue a copy from the device to pinned memory, of C-contiguous arrays."""
 
-    def launch(self, arrays: Sequence[Any], stream: Any) -> None:
-        """Queue the kernel on W, x, loss, dW, dx."""
+    # What later calls use again
 
-
-def layer(name: str, kernel: Any) -> Layer:
-    """The layer under the GPU backend ``name``, whose kernel's module is ``kernel``."""
-    return CupyLayer(kernel) if name == "cupy" else NumbaLayer(kernel)
-
-
-class CupyLayer:
-    """CuPy, on its current device. Its pools keep device memory and pinned memory for the next call."""
-
-    _kernel_streams: ClassVar[dict[int, Any]] = {}  # by device
-
-    def __init__(self, kernel: Any) -> None:
-        self.fused = kernel.fused
-        self.cupy = sys.modules["cupy"]
-        self.empty = self.cupy.empty
-        self.external_stream = cupy_stream
-        self.memory_stream = self.cupy.cuda.get_current_stream
-
-    def stream(self) -> Any:
-        """A new stream, which has no order with the default one."""
-        return self.cupy.cuda.Stream(non_blocking=True)
+    @abstractmethod
+    def kept(self) -> dict[Any, Any]:
+        """What this package keeps on the current device, by name."""
 
     def kernel_stream(self) -> Any:
-        """The device's stream for kernels."""
-        number = self.cupy.cuda.Device().id
-        if number not in self._kernel_streams:
-            self._kernel_streams[number] = self.stream()
-        return self._kernel_streams[number]
+        """The current device's stream for the kernels of all calls: a workspace is kept for each stream."""
+        kept = self.kept()
+        if "stream" not in kept:
+            kept["stream"] = self.new_stream()
+        return kept["stream"]
 
-    def event(self) -> Any:
-        """A new event, quicker for not noting the time."""
-        return self.cupy.cuda.Event(disable_timing=True)
+    @classmethod
+    def workspace(cls, handle: int, nbytes: int) -> Any:
+        """Memory for partial sums, flat uint8, for this thread and this stream of the current device.
 
-    def wait(self, stream: Any, event: Any) -> None:
-        """Let the work queued on ``stream`` from now on begin after ``event``."""
-        stream.wait_event(event)
-
-    @contextmanager
-    def pinned(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Iterator[Any]:
-        """A NumPy array in pinned memory of CuPy's pool."""
-        memory = self.cupy.cuda.alloc_pinned_memory(prod(shape) * dtype.itemsize)
-        yield np.frombuffer(memory, dtype, prod(shape)).reshape(shape)
-
-    def copy_in(self, to: Any, values: Any, stream: Any) -> None:
-        """Queue a copy from pinned memory to the device."""
-        to.data.copy_from_host_async(values.ctypes.data, values.nbytes, stream)
-
-    def copy_out(self, to: Any, values: Any, stream: Any) -> None:
-        """Queue a copy from the device to pinned memory."""
-        values.data.copy_to_host_async(to.ctypes.data, to.nbytes, stream)
-
-    def launch(self, arrays: Sequence[Any], stream: Any) -> None:
-        """Queue the kernel."""
-        self.fused(*arrays, stream=stream.ptr)
-
-
-class NumbaLayer:
-    """numba.cuda, on its current device. It pins anew for each call, so what was pinned is kept here for the next."""
-
-    def __init__(self, kernel: Any) -> None:
-        self.fused = kernel.fused
-        self.cuda = kernel.cuda
-        self.stream = self.cuda.stream
-        self.memory_stream = self.cuda.default_stream
-        self.event = self.cuda.event
-        self.empty = self.cuda.device_array
-
-    def external_stream(self, handle: int) -> Any:
-        """The stream of that handle."""
-        return self.cuda.external_stream(handle) if handle else self.cuda.default_stream()
-
-    def _extras(self) -> dict[Any, Any]:
-        """What is kept with the device's context, for as long."""
-        extras: dict[Any, Any] = self.cuda.current_context().extras
-        return extras
-
-    def kernel_stream(self) -> Any:
-        """The device's stream for kernels."""
-        extras = self._extras()
-        if "sigmoid_l2" not in extras:
-            extras["sigmoid_l2"] = self.stream()
-        return extras["sigmoid_l2"]
-
-    def wait(self, stream: Any, event: Any) -> None:
-        """Let the work queued on ``stream`` from now on begin after ``event``."""
-        event.wait(stream)
-
-    @contextmanager
-    def pinned(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Iterator[Any]:
-        """A NumPy array in pinned memory. Pinning takes as long as copying: the memory stays pinned, in its context."""
-        nbytes = prod(shape) * dtype.itemsize
-        size = 1 << (nbytes - 1).bit_length()  # so that there are few sizes to keep
-        kept = self._extras().setdefault(("sigmoid_l2", size), [])
-        try:
-            memory = kept.pop()
-        except IndexError:
-            memory = self.cuda.pinned_array(size, np.uint8)
-        try:
-            yield memory[:nbytes].view(dtype).reshape(shape)
-        finally:
-            kept.append(memory)
-
-    def copy_in(self, to: Any, values: Any, stream: Any) -> None:
-        """Queue a copy from pinned memory to the device."""
-        to.copy_to_device(values, stream=stream)
-
-    def copy_out(self, to: Any, values: Any, stream: Any) -> None:
-        """Queue a copy from the device to pinned memory."""
-        values.copy_to_host(to, stream=stream)
-
-    def launch(self, arrays: Sequence[Any], stream: Any) -> None:
-        """Queue the kernel."""
-        self.fused(*arrays, stream=stream_handle(stream))
+        It is kept for good: a second call allocates nothing, and a captured graph with a call in it stays valid.
+        """
+        library, key = cls(stream=handle), (threading.get_ident(), handle, nbytes)
+        kept = library.kept()
+        if key not in kept:
+            with library.current():
+                kept[key] = library.empty((nbytes,), np.dtype(np.uint8))
+        return kept[key]

@@ -231,14 +231,14 @@ MUTANTS = (
     Mutant(
         "offload: the kernel does not wait for the copy",
         "sigmoid_l2/offload.py",
-        "        self.layer.wait(self.kernels, self.copied_in)\n",
+        "        self.gpu.wait(self.kernels, self.copied_in)\n",
         "",
         ("tests/host/test_offload.py",),
     ),
     Mutant(
         "streams: the producer's stream is not waited for",
-        "sigmoid_l2/gpu/arrays.py",
-        "                stream.wait_event(event)\n",
+        "sigmoid_l2/gpu/library.py",
+        "                    self.wait(stream, event)\n",
         "",
         ("tests/host/test_streams.py",),
     ),

@@ -1,0 +1,103 @@
+"""The settings of the process.
+
+Each has the value that the program has set, else that of an environment variable, else a default:
+
+    set by                     environment variable       default
+    set_num_threads            SIGMOID_L2_NUM_THREADS     the processors that this process may run on
+    set_device_memory_limit    SIGMOID_L2_DEVICE_MEMORY   256 MiB
+    the argument ``backend``   SIGMOID_L2_BACKEND         "auto"; it is in dispatch.py, which knows the names
+"""
+
+import math
+import operator
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+Value = TypeVar("Value")
+
+
+@dataclass
+class Setting(Generic[Value]):
+    """One setting."""
+
+    name: str  # of the argument that sets it
+    variable: str  # of the environment
+    default: Callable[[], Value]
+    read: Callable[[str, Any], Value]  # (what, value): the value, or a ValueError in which it is called ``what``
+    when_set: Callable[[], object] = lambda: None
+    value: Value | None = None  # what the program has set
+
+    def set(self, value: Any) -> None:
+        """Set it for the whole process; None goes back to the environment variable or the default."""
+        self.value = None if value is None else self.read(self.name, value)
+        self.when_set()
+
+    def get(self) -> Value:
+        """The value that holds now."""
+        if self.value is not None:
+            return self.value
+        text = os.environ.get(self.variable)
+        return self.read(f"the environment variable {self.variable}", text) if text else self.default()
+
+
+def positive(what: str, value: int | str) -> int:
+    """``value`` as an integer; ValueError, which calls it ``what``, where it is not a whole number of at least 1."""
+    try:
+        number = int(value) if isinstance(value, str) else operator.index(value)
+    except (TypeError, ValueError):
+        number = 0
+    if number < 1 or isinstance(value, bool):
+        raise ValueError(f"{what} must be a whole number of at least 1, not {value!r}")
+    return number
+
+
+@cache
+def _processors() -> int:
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.ceil(min(available, _control_group_limit())))
+
+
+def _control_group_limit(path: str = "/sys/fs/cgroup/cpu.max") -> float:
+    """The processors' worth of time that control group v2 grants to this process; inf where there is no limit."""
+    try:
+        quota, period = Path(path).read_text(encoding="ascii").split()
+        return float(quota) / float(period)
+    except (OSError, ValueError):  # no such file; "max"
+        return math.inf
+
+
+NUM_THREADS = Setting("threads", "SIGMOID_L2_NUM_THREADS", _processors, positive)
+DEVICE_MEMORY = Setting("nbytes", "SIGMOID_L2_DEVICE_MEMORY", lambda: 256 << 20, positive)
+
+
+def set_num_threads(threads: int | None) -> None:
+    """Set how many threads a call may use on the CPU, for the whole process; None goes back to the default.
+
+    The default is the environment variable SIGMOID_L2_NUM_THREADS or, where it is not set, the processors that this
+    process may run on, by its CPU affinity and its control group's limit. Raises ValueError for less than 1.
+    """
+    NUM_THREADS.set(threads)
+
+
+def get_num_threads() -> int:
+    """The number of threads a call may use on the CPU; see ``set_num_threads``."""
+    return NUM_THREADS.get()
+
+
+def set_device_memory_limit(nbytes: int | None) -> None:
+    """Set how many bytes of device memory a call with host arrays may use, for the whole process; None: the default.
+
+    The default is the environment variable SIGMOID_L2_DEVICE_MEMORY or, where it is not set, 256 MiB. Up to twice as
+    much pinned host memory is used. A single pair that needs more than the limit gets what it needs, and the workspace
+    that a kernel needs for pairs which many blocks share comes on top. Raises ValueError for less than 1.
+    """
+    DEVICE_MEMORY.set(nbytes)
+
+
+def get_device_memory_limit() -> int:
+    """The bytes of device memory that a call with host arrays may use; see ``set_device_memory_limit``."""
+    return DEVICE_MEMORY.get()
