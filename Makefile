@@ -4,6 +4,7 @@
 # make test   install what the tests need into .venv; run them all, in less than 5 minutes on two cores
 # make lint   ruff and mypy
 # make bench  our backends, table and picture under build/; the peers, under bench/results/; fails if a target is missed
+#             (beside another commit: bench/compare.py --base REV)
 # make accuracy  every float32 q and 10^8 float64 q through every CPU backend, JAX, torch and the textbook formula;
 #                writes docs/accuracy.md (10 minutes)
 # make fuzz      search for inputs that break the library, a minute (FUZZ_LIMIT) for each of two targets (Linux x86-64)
@@ -71,9 +72,9 @@ package: .venv/.dev
 #     PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make bench
 bench: .venv/.bench
 	mkdir -p build
-	.venv/bin/python -m pytest bench --benchmark-json=build/bench.json
+	.venv/bin/python -m pytest bench/bench_backends.py --benchmark-json=build/bench.json
 	.venv/bin/python bench/report.py build/bench.json
-	.venv/bin/python bench/bench_peers.py
+	.venv/bin/python bench/bench_cpu.py
 
 # bench/gpu_check.py says what it does. It takes the packages that PYTHON has, and pip and the network are not needed.
 ifeq ($(PYTHON),.venv/bin/python)

@@ -1,94 +1,224 @@
-"""Both GPU kernels beside a device-to-device copy of the same bytes; the promises of `out`; the time of a small call.
+"""Both GPU kernels beside a device-to-device copy of the same bytes; the promises of `out`; small calls; the peers.
 
-python bench/bench_gpu.py [shapes] [promises] [small] [--out DIR] [--backend NAME...] [--share K/N] [--in-turn]
+python bench/bench_gpu.py [shapes] [promises] [small] [peers] [--out DIR] [--backend NAME...] [--share K/N] [--in-turn]
 
-Compiles what it needs, measures, prints the tables of ``gpu_report``, and exits with 1 if a target is missed, with 2
-where no GPU is. ``gpu_peers`` adds the peers to the same file.
+Compiles what it needs, measures, adds to the results of the day, prints the tables of ``report``, and exits with 1 if a
+target is missed, with 2 where no GPU is. Without a part it does the first three. The shapes are timed by the device's
+clock. All peers are timed alike: the wall time of a call and of the wait until the device is done. What is not
+installed or fails gets a row with the reason.
 """
 
+import argparse
+import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from itertools import product
 from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import bench_cpu
+import workload
+from contest import GIVEN, Contender, Key, contenders, rows
 from gpu_calls import PROMISES, SMALL, promises, small
-from gpu_measure import BACKENDS, Arrays, Copy, bytes_of_W, compile_kernels, device_times, pairs, require_gpu
-from gpu_report import COPY, report
-from gpu_results import add, one_line, options, results_path, row, wait_for_turn
-from measure import Case
-from rows import Row
+from gpu_steps import COMPILED
+from peers import PEERS, of_backend
+from report import report
+from results import COPY, RESULTS, Row, add, gpu_machine, one_line, results_path, row
+from timing import DeviceTurn, HostTurn, in_turn
+from workload import Case, Copy, Run, Workload, finished
 
-# W: the shapes of the CPU's table, one huge pair, and rows too long for the registers of a block. 3x3 comes first.
-SQUARES = tuple((k, k) for k in (1, 2, 3, 4, 8, 16, 32, 64, 256))
-OF_CPU = (*SQUARES, (2, 5), (5, 3), (10, 784), (784, 10))
-SHAPES = (*sorted(OF_CPU, key=lambda shape: (shape != (3, 3), prod(shape))), (8192, 8192), (4, 20000))
+from sigmoid_l2 import dispatch
+
+BACKENDS = ("cupy", "numba-cuda")
 DTYPES = ("float32", "float64")
+# W beside the copy: the shapes of the CPU's table, one huge pair, and rows too long for the registers of a block.
+SHAPES = ((3, 3), *sorted(bench_cpu.SHAPES, key=prod), (8192, 8192), (4, 20000))
 ROUNDS = 21
+# Bytes of W beside the copy, in units of the L2, so that a call finds none of its data in the cache; and at least.
+TIMES_L2, LEAST_BYTES_OF_W = 8, 400 * 10**6
+# Arrays of a case in units of W, at most: at 1x1 W, x, loss, dW, dx and the two of the copy.
+ARRAYS = 8
+# Pairs, at most, of a call whose purpose is to compile its kernels.
+FEW = 64
+
+# W beside the peers: 3x3 is judged, the others are reported.
+PEER_SHAPES = ((3, 3), (8, 8), (64, 64))
+# Bytes of W beside the peers, and fraction of the GPU's memory, at most: the arrays of all cases exist at once, because
+# the peers compile for a size.
+PEER_BYTES_OF_W, PART_OF_MEMORY = 5 * 10**8, 1 / 72
+PEER_ROUNDS, PEER_WITHIN_S = 11, 5
+# Seconds in which a contender must import its library and compile.
+COMPILE_S = 20.0
+
+# --- which backends and cases ---------------------------------------------------------------------------------------
+
+
+def require_gpu(names: Iterable[str] = BACKENDS) -> list[str]:
+    """Those of ``names`` that run here; ends the program with 2 and one line where none does, or CuPy does not."""
+    table = {b.name: b for b in dispatch.BACKENDS}
+    # CuPy's arrays, events and copies are used for both.
+    reasons = {name: "; ".join(table[name].reasons()) for name in dict.fromkeys(("cupy", *names))}
+    available = [name for name in names if not reasons[name]]
+    if reasons["cupy"] or not available:
+        print("no GPU benchmark here: " + "; ".join(f"{n}: {reason}" for n, reason in reasons.items() if reason))
+        sys.exit(2)
+    for name in names:
+        if reasons[name]:
+            print(f"backend {name} is left out: {reasons[name]}", file=sys.stderr)
+    return available
+
+
+def memory() -> int:
+    """The bytes of the GPU's memory, free or not: a case must be the same in every run."""
+    import cupy
+
+    return int(cupy.cuda.runtime.memGetInfo()[1])
+
+
+def bytes_of_W() -> int:  # noqa: N802 - the name of the mathematics
+    """How large W is in the cases that are compared with the copy; less where the GPU is small."""
+    return int(min(max(LEAST_BYTES_OF_W, TIMES_L2 * gpu_machine()["l2_mb"] * 1e6), memory() / (ARRAYS + 2)))
+
+
+def sized(m: int, n: int, dtype: str, size: int) -> Case:
+    """So many pairs that W has about ``size`` bytes; a multiple of 32 where there are many."""
+    B = workload.pairs(m, n, dtype, size)
+    return Case("gpu", dtype, m, n, B // 32 * 32 if B > 1000 else B)
 
 
 def all_shapes() -> list[Case]:
     """Every shape and dtype."""
-    size = bytes_of_W()
-    return [Case("gpu", dtype, m, n, pairs(m, n, dtype, size)) for m, n in SHAPES for dtype in DTYPES]
+    return [sized(m, n, dtype, bytes_of_W()) for m, n in SHAPES for dtype in DTYPES]
+
+
+def peer_shapes() -> list[Case]:
+    """The shapes of which the peers are measured."""
+    size = int(min(PEER_BYTES_OF_W, memory() * PART_OF_MEMORY))
+    return [sized(m, n, "float32", size) for m, n in PEER_SHAPES]
+
+
+# --- the parts ------------------------------------------------------------------------------------------------------
+
+
+def compile_kernels(cases: list[Case], backends: list[str]) -> list[Case]:
+    """Compile the kernels of ``cases`` by calls of a few pairs; a failure is reported when the case is measured."""
+    for case, backend in product(cases, backends):
+        print(f"compiling: {backend}, {case}", file=sys.stderr)
+        with suppress(Exception):
+            Workload(replace(case, B=min(case.B, FEW))).call(backend)
+    return cases
 
 
 def shapes(cases: list[Case], backends: list[str]) -> Iterator[list[Row]]:
-    """Each case beside the copy; one that fails gets rows with the reason."""
+    """The backends beside the copy, in turn, on each case; a case or a backend that fails gets rows with the reason."""
     for case in cases:
         print(f"shapes: {case}", file=sys.stderr)
         try:
-            yield with_copy(case, backends)
+            yield with_copy(case, [(of_backend(backend), GIVEN) for backend in backends])
         except Exception as error:  # too little memory, say
-            yield [row("shapes", backend, case) | {"reason": one_line(error)} for backend in backends]
+            yield [row("shapes", case, backend, reason=one_line(error)) for backend in backends]
 
 
-def with_copy(case: Case, backends: list[str]) -> list[Row]:
-    """The copy and the backends on one case, in turn; a backend that fails gets a row with the reason."""
-    import cupy
-
-    cupy.get_default_memory_pool().free_all_blocks()
-    arrays, copy = Arrays(case), Copy(case)
-    runs: dict[str, Callable[[], object]] = {COPY: copy}
-    rows = []
-    for backend in backends:
-        try:
-            runs[backend] = arrays.call(backend)
-        except Exception as error:  # one kernel that does not compile or is wrong: the others are measured
-            rows.append(row("shapes", backend, case) | {"reason": one_line(error)})
-    times = device_times(runs, copy, ROUNDS)
-    for name, own in times.items():
-        speed = {"gb_per_s": case.traffic / own["median"] / 1e9}
-        if name != COPY:
-            speed["fraction_of_copy"] = times[COPY]["median"] / own["median"]
-        rows.append(row("shapes", name, case) | own | speed)
-    return rows
+def with_copy(case: Case, wanted: list[Contender]) -> list[Row]:
+    """The rows of one case."""
+    workload.library("gpu").get_default_memory_pool().free_all_blocks()
+    copy = Copy(case)
+    calls, failed = contenders("shapes", Workload(case), wanted, {})
+    turns = {key: DeviceTurn(run, copy) for key, run in {Key(COPY["gpu"]): copy, **calls}.items()}
+    times = in_turn(turns, ROUNDS)
+    measured = rows("shapes", case, times.items())
+    for own, key in zip(measured, times, strict=True):
+        own["held_up"] = turns[key].held_up
+        if key in calls:
+            own["fraction_of_copy"] = measured[0]["median"] / own["median"]
+    return failed + measured
 
 
-PARTS: dict[str, tuple[Callable[[], list[Case]], Callable[[list[Case], list[str]], Iterator[list[Row]]]]] = {
-    "shapes": (all_shapes, shapes),
-    "promises": (lambda: PROMISES, promises),
-    "small": (lambda: SMALL, small),
+# A case, its contenders, ready to be timed, and rows for those that failed.
+Compiled = tuple[Case, dict[Key, Run], list[Row]]
+
+
+def compile_peers(cases: list[Case], backends: list[str]) -> list[Compiled]:
+    """All contenders of each case, compiled and compared with the reference."""
+    wanted = [of_backend(backend) for backend in backends] + [peer for peer in PEERS if "gpu" in peer.devices]
+    compiled = []
+    for case in cases:
+        workload.library("gpu").get_default_memory_pool().free_all_blocks()
+        runs, failed = contenders("peers", Workload(case), [(p, p.takes_out) for p in wanted], {}, COMPILE_S)
+        compiled.append((case, {**runs, Key(COPY["gpu"]): finished(Copy(case), "gpu")}, failed))
+    return compiled
+
+
+def peers(compiled: list[Compiled], backends: list[str]) -> Iterator[list[Row]]:
+    """The contenders of each case in turn."""
+    for case, runs, failed in compiled:
+        print(f"peers: {case}", file=sys.stderr)
+        yield failed  # these rows are written even if a contender hangs below
+        turns = {key: HostTurn(run) for key, run in runs.items()}
+        yield rows("peers", case, in_turn(turns, PEER_ROUNDS, PEER_WITHIN_S).items())
+
+
+class Part(NamedTuple):
+    """A part of the benchmark in three steps: everything is compiled before anything is timed."""
+
+    cases: Callable[[], list[Case]]
+    compile: Callable[[list[Case], list[str]], list[Any]]
+    measure: Callable[[list[Any], list[str]], Iterator[list[Row]]]
+
+
+PARTS = {
+    "shapes": Part(all_shapes, compile_kernels, shapes),
+    "promises": Part(lambda: PROMISES, compile_kernels, promises),
+    "small": Part(lambda: SMALL, compile_kernels, small),
+    "peers": Part(peer_shapes, compile_peers, peers),
 }
+
+# --- the program ----------------------------------------------------------------------------------------------------
+
+
+def share(text: str) -> slice:
+    """The slice of "K/N": every N-th from K on."""
+    first, step = map(int, text.split("/"))
+    return slice(first, None, step)
+
+
+def wait_for_turn() -> None:
+    """Say that everything is compiled, and wait until nobody else compiles or measures."""
+    print(COMPILED, flush=True)
+    if not sys.stdin.readline():
+        sys.exit("nobody is there to give the turn")
 
 
 def main() -> None:
     """Compile, measure, write, report."""
-    parser = options(__doc__, BACKENDS)
-    parser.add_argument("part", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; default: all")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    out_help = "for <date>-<gpu>.json; default: bench/results"
+    parser.add_argument("part", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}")
+    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help=out_help)
+    parser.add_argument("--backend", nargs="+", choices=BACKENDS, default=BACKENDS, help="default: both")
+    parser.add_argument(
+        "--share", type=share, default=slice(None), metavar="K/N", help="only every N-th case, from K on"
+    )
+    parser.add_argument("--in-turn", action="store_true", help="measure when a line comes to stdin, and do not report")
     args = parser.parse_args()
     if unknown := set(args.part) - set(PARTS):
         parser.error(f"unknown: {', '.join(unknown)}; there are {', '.join(PARTS)}")
 
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # JAX would take most of the memory
     backends = require_gpu(args.backend)
-    path = results_path(args.out)
-    cases = {part: PARTS[part][0]()[args.share] for part in args.part or PARTS}
-    compile_kernels([case for own in cases.values() for case in own], backends)
+    path = results_path(args.out, gpu_machine()["gpu"])
+    wanted = {name: PARTS[name] for name in args.part or [*PARTS][:3]}
+    compiled = {name: part.compile(part.cases()[args.share], backends) for name, part in wanted.items()}
     if args.in_turn:
         wait_for_turn()
     failed = False
-    for part, own in cases.items():
-        for rows in PARTS[part][1](own, backends):
-            add(rows, path)  # what is measured stays, whatever happens later
-            failed |= any("reason" in row for row in rows)
+    for name, part in wanted.items():
+        for measured in part.measure(compiled[name], backends):
+            add(measured, path)  # results so far are kept if the program is killed
+            failed |= name != "peers" and any("reason" in row for row in measured)
     sys.exit(failed if args.in_turn else not report(path))
 
 

@@ -14,7 +14,7 @@ Product = Callable[[Any, Any], Any]
 
 
 def hips_autograd(W: Any, x: Any, out: Any) -> Call:
-    """One backward pass over all pairs; ``einsum``, because it is twice as fast here as ``matmul``."""
+    """One backward pass over all pairs, with ``einsum``, which is twice as fast here as ``matmul``."""
     import autograd.numpy as anp
     from autograd import make_vjp
 
@@ -35,6 +35,11 @@ def _jax(W: Any, x: Any, product: Product) -> Call:
     def loss(W: Any, x: Any) -> Any:
         return (jax.nn.sigmoid(product(W, x)) ** 2).sum()
 
+    if not isinstance(W, np.ndarray):  # CuPy's: JAX gets them from the host
+        if jax.default_backend() != "gpu":
+            raise RuntimeError(f"JAX computes on the {jax.default_backend()} here")
+        jax.config.update("jax_default_matmul_precision", "highest")  # float32 products would be in TF32
+        W, x = W.get(), x.get()
     function = jax.jit(jax.vmap(jax.value_and_grad(loss, argnums=(0, 1))))
     W, x = jax.block_until_ready((jax.device_put(W), jax.device_put(x)))
 
@@ -61,7 +66,7 @@ def _tensor(a: Any) -> Any:
 
 
 def torch_eager(W: Any, x: Any, out: Any) -> Call:
-    """``W @ x``, because it is faster here than multiply-and-sum, and as fast as ``einsum``."""
+    """With ``W @ x``, which is faster here than multiply-and-sum and as fast as ``einsum``."""
     import torch
 
     W, x = _tensor(W).requires_grad_(), _tensor(x).requires_grad_()
@@ -90,7 +95,7 @@ def _torch_vmap(W: Any, x: Any, product: Product, wrap: Callable[[Any], Any]) ->
 
 
 def _compiled(function: Any) -> Any:
-    """Compiled for the very sizes of its calls; this benchmark has more of them than torch expects of a user."""
+    """``function`` compiled for the exact sizes of each call; torch's limit of recompilations is too low for that."""
     import torch
 
     torch._dynamo.config.recompile_limit = 100
@@ -98,17 +103,17 @@ def _compiled(function: Any) -> Any:
 
 
 def torch_vmap(W: Any, x: Any, out: Any) -> Call:
-    """``W @ x``, because it is faster here than multiply-and-sum."""
+    """With ``W @ x``, which is faster here than multiply-and-sum."""
     return _torch_vmap(W, x, lambda W, x: W @ x, lambda function: function)
 
 
 def torch_compile_vmap(W: Any, x: Any, out: Any) -> Call:
-    """Multiply-and-sum, because the compiler fuses it and leaves ``W @ x`` to a library."""
+    """With multiply-and-sum, which the compiler fuses; it leaves ``W @ x`` to a library."""
     return _torch_vmap(W, x, lambda W, x: (W * x).sum(-1), _compiled)
 
 
 def torch_compile_hand(W: Any, x: Any, out: Any) -> Call:
-    """The formula of forward and backward pass, so that the compiler has no differentiation to do."""
+    """The formulas of the forward and the backward pass, without automatic differentiation."""
     import torch
 
     @_compiled
@@ -157,7 +162,7 @@ def _warp(m: int, n: int) -> tuple[Any, list[Any]]:
 
 
 def warp_kernel(W: Any, x: Any, out: Any) -> Call:
-    """Forward and backward pass by hand in one kernel, which is twice as fast here as ``wp.Tape``; float32."""
+    """Forward and backward pass by hand in one float32 kernel, which is twice as fast here as ``wp.Tape``."""
     import warp as wp
 
     kernel, types = _warp(*W.shape[1:])

@@ -1,41 +1,40 @@
-"""A call with outputs given: what the host spends on a small one, and what it must not do.
+"""A call with outputs given on a GPU: what the host spends on a small one, and what it must not do.
 
 Used by bench_gpu.
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import product
 from typing import Any
 
-import numpy as np
-from gpu_measure import Arrays, Copy, host_seconds
-from gpu_results import one_line, row
-from measure import Case, Times
-from rows import Row
+from results import Row, one_line, row
+from timing import seconds, spread
+from workload import Case, Copy, Run, Workload, wait
 
 import sigmoid_l2 as sl2
 
-# A small call is timed as the mean of so many in a row, and of that the median of so many rounds.
 SMALL = [Case("gpu", "float32", 3, 3, B) for B in (1, 1000)]
+# Calls in a row of which a round has the mean, and rounds.
 SMALL_CALLS, SMALL_ROUNDS = 500, 11
-# What a call must keep with outputs given: one kernel, and slices of a pair with sums in a workspace.
+# Calls that must keep the promises: of one kernel, and of two with partial sums in a workspace.
 PROMISES = [Case("gpu", "float32", m, n, B) for m, n, B in ((3, 3, 1000), (2000, 20, 50))]
-AHEAD = 500  # copies of 130 MB that the device has to do before a call: 13 ms at 4.8 TB/s
+# Copies of 130 MB that are queued before a call: 13 ms at 4.8 TB/s.
+AHEAD = 500
 
 
-def empty_kernel(arrays: Arrays, backend: str) -> Callable[[], object]:
+def empty_kernel(work: Workload, backend: str) -> Run:
     """The launch of a kernel that does nothing, through the framework of ``backend``, with the arguments of ours.
 
-    The arrays are the framework's own, so that nothing is converted.
+    It gets the framework's own arrays, so that nothing is converted.
     """
     import cupy
 
-    W, x, B = arrays.W, arrays.x, len(arrays.W)
+    W, x, B = work.W, work.x, len(work.W)
     if backend == "cupy":
         kernel = empty_cupy_kernel()
-        return lambda: kernel(W, x, B, *arrays.out, size=128, block_size=128)
+        return lambda: kernel(W, x, B, *work.out, size=128, block_size=128)
     from numba import cuda
 
     def nothing(W: Any, x: Any, loss: Any, dW: Any, dx: Any, B: Any) -> None:
@@ -43,7 +42,7 @@ def empty_kernel(arrays: Arrays, backend: str) -> Callable[[], object]:
 
     handle = cupy.cuda.get_current_stream().ptr
     launch = cuda.jit(nothing)[1, 128, cuda.external_stream(handle) if handle else 0]
-    own = [cuda.as_cuda_array(a.reshape(-1), sync=False) for a in (W, x, *arrays.out)]
+    own = [cuda.as_cuda_array(a.reshape(-1), sync=False) for a in (W, x, *work.out)]
     return lambda: launch(*own, B)
 
 
@@ -57,58 +56,50 @@ def empty_cupy_kernel() -> Any:
 
 def small(cases: list[Case], backends: list[str]) -> Iterator[list[Row]]:
     """What the host spends on a small call, beside the launch of an empty kernel, and the launch of a graph of it."""
-    import cupy
-
-    wait = cupy.cuda.Device().synchronize
-    whats = {"call": Arrays.call, "empty kernel": empty_kernel, "graph": graph_launch}
+    whats = {"call": Workload.call, "empty kernel": empty_kernel, "graph": graph_launch}
     for case, backend in product(cases, backends):
         print(f"small: {backend}, {case}", file=sys.stderr)
-        arrays = Arrays(case)
-        runs: dict[str, Callable[[], object]] = {}
+        work = Workload(case)
+        runs: dict[str, Run] = {}
         rows = []
         for what, build in whats.items():
             try:
-                run = build(arrays, backend)
+                run = build(work, backend)
                 run()
                 runs[what] = run
             except Exception as error:  # one of them: the others are measured
-                rows.append(row("small", backend, case) | {"what": what, "reason": one_line(error)})
+                rows.append(row("small", case, backend, what=what, reason=one_line(error)))
         times: dict[str, list[float]] = {what: [] for what in runs}
         for _ in range(SMALL_ROUNDS):
             for what, run in runs.items():
-                wait()
-                times[what].append(host_seconds(run, SMALL_CALLS))
-        wait()
-        for what, t in times.items():
-            spread = Times(*np.percentile(t, (50, 20, 80)).tolist(), SMALL_ROUNDS)
-            rows.append(row("small", backend, case) | {"what": what} | spread._asdict())
-        yield rows
+                wait("gpu")
+                times[what].append(seconds(run, SMALL_CALLS))
+        wait("gpu")
+        yield rows + [row("small", case, backend, what=what) | spread(t)._asdict() for what, t in times.items()]
 
 
-def graph_launch(arrays: Arrays, backend: str) -> Callable[[], object]:
+def graph_launch(work: Workload, backend: str) -> Run:
     """The launch of a CUDA graph of a call, which writes the results again."""
-    import cupy
-
-    stream, graph = captured(arrays, backend)
-    arrays.poison()
-    cupy.cuda.Device().synchronize()
+    stream, graph = captured(work, backend)
+    work.poison()
+    wait("gpu")
     graph.launch(stream)
     stream.synchronize()
-    arrays.check(arrays.out)
+    work.check(work.out)
     return lambda: graph.launch(stream)
 
 
-def captured(arrays: Arrays, backend: str) -> tuple[Any, Any]:
-    """A stream and a CUDA graph of one call. The global mode forbids to allocate and to synchronise while capturing."""
+def captured(work: Workload, backend: str) -> tuple[Any, Any]:
+    """A stream and a CUDA graph of one call, captured in the mode that forbids allocating and synchronising."""
     import cupy
 
     stream = cupy.cuda.Stream(non_blocking=True)
-    sl2.value_and_grad(arrays.W, arrays.x, out=arrays.out, backend=backend, stream=stream)
+    sl2.value_and_grad(work.W, work.x, out=work.out, backend=backend, stream=stream)
     stream.synchronize()
     with stream:
         stream.begin_capture(cupy.cuda.runtime.streamCaptureModeGlobal)
         try:
-            sl2.value_and_grad(arrays.W, arrays.x, out=arrays.out, backend=backend, stream=stream)
+            sl2.value_and_grad(work.W, work.x, out=work.out, backend=backend, stream=stream)
         finally:
             graph = stream.end_capture()
     return stream, graph
@@ -120,19 +111,19 @@ def promises(cases: list[Case], backends: list[str]) -> Iterator[list[Row]]:
     for case, backend, what in product(cases, backends, whats):
         print(f"promises: {backend}, {case}, {what}", file=sys.stderr)
         try:
-            arrays = Arrays(case)
-            arrays.call(backend)
-            value = {"value": whats[what](arrays, backend)}
+            work = Workload(case)
+            work.call(backend)
+            value = {"value": whats[what](work, backend)}
         except Exception as error:
             value = {"reason": one_line(error)}
-        yield [row("promises", backend, case) | {"what": what} | value]
+        yield [row("promises", case, backend, what=what, **value)]
 
 
-def allocated(arrays: Arrays, backend: str) -> int:
+def allocated(work: Workload, backend: str) -> int:
     """Bytes that CuPy and numba were asked for during ten calls.
 
-    What the device has less of afterwards is not counted, because other processes may have taken it. A call that
-    allocates past both libraries cannot be captured, and so breaks the promise of the graph.
+    The free memory of the device is not compared, because other processes may take some. A call that allocates without
+    the two libraries cannot be captured, so the graph shows it.
     """
     import cupy
 
@@ -144,8 +135,8 @@ def allocated(arrays: Arrays, backend: str) -> int:
         def malloc_preprocess(self, **told: Any) -> None:
             asked[0] += told["size"]
 
-    call = arrays.call(backend)
-    cupy.cuda.Device().synchronize()
+    call = work.call(backend)
+    wait("gpu")
     with Count(), numbas_allocations(backend, asked):
         for _ in range(10):
             call()
@@ -154,7 +145,7 @@ def allocated(arrays: Arrays, backend: str) -> int:
 
 @contextmanager
 def numbas_allocations(backend: str, asked: list[int]) -> Iterator[None]:
-    """Add to ``asked`` the bytes that numba is asked for."""
+    """Add the bytes that numba is asked for to ``asked``."""
     if backend != "numba-cuda":
         yield
         return
@@ -174,23 +165,23 @@ def numbas_allocations(backend: str, asked: list[int]) -> Iterator[None]:
         manager.memalloc = original
 
 
-def waits(arrays: Arrays, backend: str) -> bool:
-    """Whether the call returned only when the device was done with the milliseconds of work that it had before."""
+def waits(work: Workload, backend: str) -> bool:
+    """Whether a call returns only after the device has finished the milliseconds of earlier work."""
     import cupy
 
-    call = arrays.call(backend)
+    call = work.call(backend)
     copy = Copy(Case("gpu", "float32", 64, 64, 4000))
     before = cupy.cuda.Event()
-    cupy.cuda.Device().synchronize()
+    wait("gpu")
     for _ in range(AHEAD):
         copy()
     before.record()
     call()
     waited = before.done
-    cupy.cuda.Device().synchronize()
+    wait("gpu")
     return bool(waited)
 
 
-def graph_is_right(arrays: Arrays, backend: str) -> bool:
+def graph_is_right(work: Workload, backend: str) -> bool:
     """Whether a call can be captured, and its replay writes the results again."""
-    return callable(graph_launch(arrays, backend))
+    return callable(graph_launch(work, backend))

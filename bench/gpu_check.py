@@ -27,21 +27,22 @@ import signal
 import sys
 import tarfile
 import time
-import tomllib
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
 
-from gpu_steps import ROOT, SHOWN, Commands, Process, Steps, commit
+from checkout import ROOT, assemble, commit
+from gpu_steps import SHOWN, Commands, Process, Steps
 
 BUILD, RESULTS = ROOT / "build" / "gpu", ROOT / "bench" / "results"
 PACKAGES = BUILD / "packages"
 TOOLKIT = Path("/usr/local/cuda")  # the usual folder of NVIDIA's CUDA toolkit
-RESULTS_OF_GPU = "20??-??-??-*.json"  # as gpu_results names them
+RESULTS_OF_GPU = "20??-??-??-*.json"  # as results_path names them
 BACKENDS = ("cupy", "numba-cuda")
-# Seconds of each step, in all less than 360. On an H100 with 16 cores are expected: 8, 45, 20, 20, 5, 10, 35, 0, 10, 3.
+# Limit of each step in seconds, together less than 360. Expected on an H100 with 16 cores: 8, 45, 20, 20, 5, 10, 35,
+# 0, 10, 3.
 LIMITS = {
     "here": 60,
     "parity": 80,
@@ -50,15 +51,17 @@ LIMITS = {
     "graph": 16,
     "small": 24,
     "sanitizer": 45,
-    "compile peers": 10,  # and the time of the sanitizer, beside which they compile
+    "compile peers": 10,  # in addition to the time of the sanitizer, beside which they compile
     "peers": 30,
     "report": 10,
 }
 STEPS = ("here", "parity", "benchmark", "graph", "small", "sanitizer", "peers")
-# Of the GPU's memory that a process needs which only tests or compiles: a context of half a GB, and pools.
+# MiB of GPU memory for a process that only tests or compiles: a context takes half a GB, the rest is for pools.
 PROCESS_MIB = 2000
-PORTS = 100  # from one compute-sanitizer to the next, which tries 10 ports or, in some versions, 64
-ONE_CASE = "0/1000"  # every_class's first
+# Distance between the first ports of two compute-sanitizers: one tries 10 ports or, in some versions, 64.
+PORTS = 100
+# The share of gpu_here that is its first case alone.
+ONE_CASE = "0/1000"
 PYTHON = [sys.executable]
 
 
@@ -78,9 +81,9 @@ def main() -> None:
             folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         parser.error(f"--out: {error}")
-    for old in (*BUILD.glob("*.log"), BUILD / "summary.md"):  # they would pass for this run's
+    for old in (*BUILD.glob("*.log"), BUILD / "summary.md"):  # they would be taken for those of this run
         old.unlink(missing_ok=True)
-    assemble()
+    assemble(PACKAGES)
     summary = Summary(out)
     try:
         with summary.steps as steps:
@@ -114,11 +117,11 @@ def run(steps: Steps, wanted: Sequence[str]) -> None:
     else:
         steps.note("benchmark", "and all after it", "left out: they need CuPy's arrays")
     if results := sorted(steps.written(RESULTS_OF_GPU), key=lambda path: path.stat().st_mtime):
-        steps.side_by_side("report", {"targets": [*PYTHON, "bench/gpu_report.py", str(results[-1])]}, show="never")
+        steps.side_by_side("report", {"targets": [*PYTHON, "bench/report.py", str(results[-1])]}, show="never")
 
 
 def at_once(told: str) -> int:
-    """Processes for which there are cores and, by what nvidia-smi has told, room on the GPU; at most 16."""
+    """The number of processes side by side: at most 16, the cores, and what fits into the free memory in ``told``."""
     free = re.findall(r"(\d+) MiB$", told, re.MULTILINE)
     room = int(free[0]) // PROCESS_MIB if free else 4
     return max(1, min(16, os.cpu_count() or 1, room))
@@ -126,13 +129,13 @@ def at_once(told: str) -> int:
 
 def tests(available: list[str], processes: int) -> Commands:
     """The tests that a GPU makes a difference to."""
-    # Warnings of versions that nobody chose are shown and do not fail; a test that forbids warnings still does.
+    # The versions here are not ours to choose, so their warnings are shown and do not fail a test.
     pytest = [*PYTHON, "-m", "pytest", "-v", "-W", "default", "--maxfail=30", "--durations=5"]
     pytest += ["-p", "no:cacheprovider", "-p", "no:benchmark"]
     kernels = ["tests/host/test_parity.py", "tests/host/test_same_bits.py"]
     commands: Commands = {}
     for name in available:
-        # JAX is compared with here and can do so on the CPU: each process would start it on the GPU.
+        # These tests compare with JAX, for which the CPU is enough; on the GPU each process would start it anew.
         own = ["env", "JAX_PLATFORMS=cpu", f"SIGMOID_L2_TEST_BACKENDS={name}", *pytest, "-m", "gpu"]
         if find_spec("xdist"):
             side_by_side = ["-n", str(max(1, processes // len(available))), "--dist", "worksteal"]
@@ -165,8 +168,8 @@ def measure(steps: Steps, wanted: Sequence[str], available: list[str], processes
 
     peers: list[Process] = []
     until = time.monotonic() + LIMITS["sanitizer"] + LIMITS["compile peers"]
-    if "peers" in wanted:  # nothing is timed beside the sanitizer, so they can compile meanwhile
-        command = [*PYTHON, "bench/gpu_peers.py", *out, "--backend", *available]
+    if "peers" in wanted:  # they compile beside the sanitizer, because nothing is timed meanwhile
+        command = [*benchmark, "peers", "--backend", *available]
         peers = steps.start({f"peers-{k}": [*command, "--share", f"{k}/3"] for k in range(3)})
     if "sanitizer" in wanted:
         sanitize(steps, available, processes)
@@ -181,16 +184,16 @@ def sanitize(steps: Steps, available: list[str], processes: int) -> None:
     if sanitizer is None:
         steps.note("sanitizer", "compute-sanitizer", "left out: not on the PATH; it comes with the CUDA toolkit")
         return
-    options = ["--error-exitcode", "1", "--report-api-errors", "no"]  # CuPy asks what it knows may fail
+    options = ["--error-exitcode", "1", "--report-api-errors", "no"]  # CuPy makes API calls that it expects to fail
     runs = [(tool, name) for tool in ("memcheck", "racecheck") for name in available]
     shares = max(1, processes // len(runs))
     commands: Commands = {}
 
     def command(tool: str, name: str, part: str) -> list[str]:
         port = ["--port", str(20_000 + PORTS * len(commands))]
-        return [sanitizer, "--tool", tool, *port, *options, *PYTHON, "bench/every_class.py", name, part]
+        return [sanitizer, "--tool", tool, *port, *options, *PYTHON, "bench/gpu_here.py", name, part]
 
-    # It refuses some virtualised devices: one case tells, and a refusal is told once.
+    # It refuses some virtualised devices. One case finds that out, so that the refusal is reported once.
     limit = steps.limits["sanitizer"]
     until = time.monotonic() + limit
     (probe,) = steps.side_by_side("sanitizer", {"probe": command("memcheck", available[0], ONE_CASE)}, limit=limit / 2)
@@ -205,7 +208,7 @@ def sanitize(steps: Steps, available: list[str], processes: int) -> None:
 
 
 class Summary:
-    """What one would read: the commit, how each step went, what is here, the end of each failure's log, the tables.
+    """summary.md: the commit, the result of each command, the backends, the end of each failure's log, the tables.
 
     It and the results of this run are copied to ``out``, or without one the results to bench/results.
     """
@@ -216,7 +219,7 @@ class Summary:
         self.steps = Steps(BUILD, environment(), LIMITS, self.write)
 
     def write(self) -> None:
-        """Anew after each command."""
+        """Write it anew, after each command."""
         lines = [f"# gpu_check, {self.date}", "", f"Commit: {commit()}", ""]
         lines += ["| step | command | result | seconds |", "| --- | --- | --- | ---: |"]
         lines += [f"| {line.step} | {line.name} | {line.result} | {line.seconds:.0f} |" for line in self.steps.lines]
@@ -234,7 +237,7 @@ class Summary:
                     shutil.copy(path, self.out or RESULTS)
 
     def close(self) -> None:
-        """Copy what is there, whatever has happened, and put the logs into one file."""
+        """Copy the results, however the steps ended, and put the logs into one file."""
         self.write()
         if self.out:
             with tarfile.open(self.out / "logs.tar.gz", "w:gz") as archive:
@@ -247,30 +250,18 @@ class Summary:
         return path.read_text(encoding="utf-8", errors="replace").strip().splitlines() if path.exists() else []
 
 
-def assemble() -> None:
-    """The package as it is in this checkout, for PYTHONPATH: the environment is left alone, and pip is not needed."""
-    shutil.rmtree(PACKAGES, ignore_errors=True)
-    no_caches = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "src" / "sigmoid_l2", PACKAGES / "sigmoid_l2", ignore=no_caches)
-    shutil.copytree(ROOT / "kernels", PACKAGES / "sigmoid_l2" / "kernels", ignore=no_caches)
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
-    metadata = PACKAGES / f"sigmoid_l2-{version}.dist-info" / "METADATA"
-    metadata.parent.mkdir()
-    metadata.write_text(f"Metadata-Version: 2.1\nName: sigmoid-l2\nVersion: {version}\n", encoding="utf-8")
-
-
 def environment() -> dict[str, str]:
-    """For every command: this checkout's package first, output at once, where it hangs when aborted."""
+    """The environment of every command: this checkout's package first, unbuffered output, a traceback on SIGABRT."""
     path = os.pathsep.join(filter(None, (str(PACKAGES), os.environ.get("PYTHONPATH"))))
     own = {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}
     own["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # JAX would take most of the GPU's memory
     own["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # torch would start a process for each core
     if not {"CUDA_HOME", "CUDA_PATH"} & os.environ.keys() and (TOOLKIT / "nvvm").is_dir():
-        own["CUDA_HOME"] = str(TOOLKIT)  # only so numba-cuda finds a libnvvm that is not from pip
+        own["CUDA_HOME"] = str(TOOLKIT)  # without it numba-cuda finds only pip's libnvvm
     return {**os.environ, **own}
 
 
 if __name__ == "__main__":
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # what hangs is aborted, and its core would be gigabytes
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was started is ended, too
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # no core files of gigabytes from commands that are aborted
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the commands are ended, too
     main()

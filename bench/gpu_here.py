@@ -1,6 +1,7 @@
-"""Whether a GPU backend runs here: the versions of what it needs, the reasons in full if not, and a call of one pair.
+"""Whether a GPU backend runs here and is right: one call, or one of each class of sizes under compute-sanitizer.
 
-python bench/gpu_here.py BACKEND
+python bench/gpu_here.py BACKEND          the versions of what it needs, the reasons in full if not, a call of one pair
+python bench/gpu_here.py BACKEND K/N      every N-th class of sizes and dtype from K on; several processes share them
 
 Exits with 1 where it does not. Each backend is asked in a process of its own, because a library that does not fit the
 driver may crash or hang.
@@ -9,18 +10,43 @@ driver may crash or hang.
 import sys
 
 import numpy as np
-from gpu_results import LIBRARIES, installed
+from bench_gpu import DTYPES, share
+from results import LIBRARIES, installed
+from workload import Case, Workload
 
 import sigmoid_l2 as sl2
 from sigmoid_l2 import dispatch
 
+# m, n and B: every kind of plan in kernels/gpu/plan.py, with the fewest pairs that fill more than one block and end
+# within a block, with wide accesses and without.
+CLASSES = (
+    (1, 1, 131),  # one lane for a pair
+    (3, 3, 257),
+    (8, 8, 67),  # several lanes of a warp for a pair
+    (16, 16, 9),
+    (32, 32, 3),  # several warps for a pair, staged in float32
+    (64, 64, 3),  # a warp for each row
+    (2, 41, 9),
+    (10, 784, 2),  # a block for each row
+    (3, 5000, 2),
+    (2000, 20, 2),  # slices of a pair, staged in float32
+    (700, 784, 2),
+    (2, 20000, 2),  # rows too long for registers
+)
 
-def main() -> None:
-    """Ask, and compute 0.25."""
-    (name,) = sys.argv[1:]
-    print(
-        f"{name}: Python {sys.version.split()[0]}, " + ", ".join(f"{n} {v}" for n in LIBRARIES if (v := installed(n)))
-    )
+
+def classes(backend: str, part: str) -> None:
+    """Compute the cases of ``part`` and compare them with the reference."""
+    cases = [Case("gpu", dtype, m, n, B) for m, n, B in CLASSES for dtype in DTYPES]
+    for case in cases[share(part)]:
+        Workload(case).call(backend)
+        print(f"{backend}: {case.B} pairs {case.m}x{case.n} {case.dtype} are right", flush=True)
+
+
+def here(name: str) -> None:
+    """Print the versions and the reasons, and compute one loss, 0.25."""
+    versions = ", ".join(f"{library} {found}" for library in LIBRARIES if (found := installed(library)))
+    print(f"{name}: Python {sys.version.split()[0]}, {versions}")
     (backend,) = (b for b in dispatch.BACKENDS if b.name == name)
     if reasons := backend.reasons():
         sys.exit("\n".join(f"{name} is not available: {reason}" for reason in reasons))
@@ -28,6 +54,15 @@ def main() -> None:
     if not abs(loss.item() - 0.25) < 1e-6:
         sys.exit(f"{name}: the loss of W = 0, x = 0 is {loss.item()} and not 0.25")
     print(f"{name}: a call of one pair is right")
+
+
+def main() -> None:
+    """The command."""
+    backend, *part = sys.argv[1:]
+    if part:
+        classes(backend, *part)
+    else:
+        here(backend)
 
 
 if __name__ == "__main__":

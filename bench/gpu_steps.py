@@ -6,45 +6,35 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Literal, NamedTuple, Self
 
-ROOT = Path(__file__).resolve().parent.parent
-GRACE = 3.0  # seconds at the end of a limit, in which what still runs is ended
-PAUSE = 0.05  # seconds between two looks at what runs
-SHOWN = 40  # lines of the log of a failure
-# Of its step's limit that one of several commands in turn may take: so one that hangs leaves time to the others.
+from checkout import ROOT
+
+# Seconds at the end of a limit, in which the commands that still run are ended.
+GRACE = 3.0
+# Seconds between two looks at the running commands.
+PAUSE = 0.05
+# Lines that are shown of the log of a command that failed.
+SHOWN = 40
+# Fraction of a step's limit that one of its commands may take in its turn, so that one that hangs leaves time to the
+# others.
 TURN = 1 / 3
-COMPILED = "compiled, waiting for the turn"  # the line of a program that measures in turn
-# Exit status of the report where a target is missed; not one of Python's, pytest's or compute-sanitizer's.
+# The line that a program prints when it has compiled and waits for its turn to measure.
+COMPILED = "compiled, waiting for the turn"
+# Exit status of the report where a target is missed; Python, pytest and compute-sanitizer do not use it.
 MISSED = 10
 
-Commands = dict[str, list[str]]  # by the names of their logs
-Show = Literal["always", "failures", "never"]  # what a command has printed
-
-
-@cache
-def commit() -> str:
-    """The commit of this checkout, and whether anything but results has changed since."""
-
-    def git(*words: str) -> str:
-        command = ["git", "--no-optional-locks", *words]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-
-    try:
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!bench/results")
-        return git("rev-parse", "HEAD") + ", with changes" * bool(changed)
-    except (OSError, subprocess.SubprocessError):  # no git, or no repository
-        return "unknown"
+Commands = dict[str, list[str]]  # command lines by the name of their log
+Show = Literal["always", "failures", "never"]  # when the output of a command is printed
 
 
 class Process:
-    """A running command. It is in a session of its own, so that all that it starts can be ended."""
+    """A running command, in a session of its own, so that the processes that it starts can be ended with it."""
 
     def __init__(self, log: Path, command: list[str], environment: dict[str, str]) -> None:
         self.log, self.name = log, log.stem
-        self.late = False  # whether it had to be ended
+        self.late = False  # whether it exceeded its limit and was ended
         with log.open("wb") as file:
             self.process = subprocess.Popen(
                 command,
@@ -92,7 +82,7 @@ class Process:
 
 
 def end(processes: list[Process]) -> None:
-    """End what still runs: pytest tells at SIGINT what has failed so far, and Python at SIGABRT where it hangs."""
+    """End those that still run: at SIGINT pytest prints its failures, at SIGABRT Python prints where it hangs."""
     running = [p for p in processes if p.runs()]
     for process in running:
         process.late = True
@@ -103,7 +93,7 @@ def end(processes: list[Process]) -> None:
         while any(p.runs() for p in running) and time.monotonic() < until:
             time.sleep(PAUSE)
     for process in processes:
-        process.send(signal.SIGKILL)  # what it has left behind
+        process.send(signal.SIGKILL)  # processes that it has left behind
         process.process.stdin.close()
 
 

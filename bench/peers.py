@@ -1,13 +1,12 @@
 """Every way to compute loss, dW and dx that we compare with, each written as its own users would write it.
 
 A peer's ``build(W, x, out)`` prepares everything that is not part of a call (arrays on its device, compilation) and
-returns the call: NumPy arrays W (B, m, n) and x (B, n) to loss (B,), dW (B, m, n) and dx (B, n), finished when it
-returns. ``out`` is three NumPy arrays to write to, or None for new ones; a peer that cannot write to them ignores it.
+returns the call: arrays W (B, m, n) and x (B, n), NumPy's or CuPy's, to loss (B,), dW (B, m, n) and dx (B, n), on a CPU
+finished when it returns. ``out`` is three arrays to write to, or None for new ones; a peer that cannot ignores it.
 """
 
 from dataclasses import dataclass
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from functools import cache, partial
 from typing import Any
 
 import frameworks
@@ -25,20 +24,13 @@ class Peer:
     library: str  # the distribution whose version is quoted
     build: Any
     takes_out: bool = False
+    devices: tuple[str, ...] = ("cpu",)
     note: str = ""
 
-    def missing(self) -> str | None:
-        """Why it cannot run here, or None."""
-        try:
-            version(self.library)
-        except PackageNotFoundError:
-            return f"{self.library} is not installed"
-        return None
 
-
-def ours(W: Any, x: Any, out: Any) -> Call:
-    """The backend that this benchmark is about, by name."""
-    return lambda: sl2.value_and_grad(W, x, out=out, backend="numba")
+def ours(backend: str, W: Any, x: Any, out: Any) -> Call:
+    """A backend of this library by name."""
+    return lambda: sl2.value_and_grad(W, x, out=out, backend=backend)
 
 
 def ours_auto(W: Any, x: Any, out: Any) -> Call:
@@ -73,13 +65,8 @@ def numpy_einsum(W: Any, x: Any, out: Any) -> Call:
     return call
 
 
-def numpy_matmul(W: Any, x: Any, out: Any) -> Call:
-    """The formula in matrix products; any batch axes, also none."""
-    return matmul(np, W, x, out)
-
-
 def matmul(xp: Any, W: Any, x: Any, out: Any) -> Call:
-    """The same in NumPy or CuPy, ``xp``."""
+    """The formula in matrix products of NumPy or CuPy, ``xp``; any batch axes, also none."""
     loss, dW, dx = out or (None, None, None)
     dx_row = None if dx is None else dx[..., None, :]
 
@@ -134,25 +121,42 @@ def numba_loop(W: Any, x: Any, out: Any) -> Call:
     return call
 
 
-OURS = Peer("sigmoid-l2", "sigmoid-l2", ours, takes_out=True)
+def numpy_matmul(W: Any, x: Any, out: Any) -> Call:
+    return matmul(np, W, x, out)
+
+
+def cupy_matmul(W: Any, x: Any, out: Any) -> Call:
+    import cupy
+
+    return matmul(cupy, W, x, out)
+
+
+def of_backend(backend: str) -> Peer:
+    """One of our backends under its own name."""
+    return Peer(backend, "sigmoid-l2", partial(ours, backend), takes_out=True, devices=BOTH)
+
+
+BOTH = ("cpu", "gpu")
+OURS = Peer("sigmoid-l2", "sigmoid-l2", partial(ours, "numba"), takes_out=True)
 OURS_AUTO = Peer("sigmoid-l2, auto", "sigmoid-l2", ours_auto, takes_out=True)
 NUMPY_PAIR = Peer("NumPy, W @ x", "numpy", numpy_pair)
 NUMPY_EINSUM = Peer("NumPy einsum", "numpy", numpy_einsum, takes_out=True, note="one thread")
 NUMPY_MATMUL = Peer("NumPy matmul", "numpy", numpy_matmul, takes_out=True, note="one thread")
-JAX_MATMUL = Peer("JAX, W @ x", "jax", frameworks.jax_matmul)
-JAX_SUM = Peer("JAX, multiply-and-sum", "jax", frameworks.jax_sum)
-TORCH_COMPILE_VMAP = Peer("torch.compile of vmap", "torch", frameworks.torch_compile_vmap)
-TORCH_COMPILE_HAND = Peer("torch.compile by hand", "torch", frameworks.torch_compile_hand, takes_out=True)
+JAX_MATMUL = Peer("JAX, W @ x", "jax", frameworks.jax_matmul, devices=BOTH)
+JAX_SUM = Peer("JAX, multiply-and-sum", "jax", frameworks.jax_sum, devices=BOTH)
+TORCH_COMPILE_VMAP = Peer("torch.compile of vmap", "torch", frameworks.torch_compile_vmap, devices=BOTH)
+TORCH_COMPILE_HAND = Peer("torch.compile by hand", "torch", frameworks.torch_compile_hand, takes_out=True, devices=BOTH)
 PEERS = (
     NUMPY_EINSUM,
     NUMPY_MATMUL,
     Peer("HIPS autograd", "autograd", frameworks.hips_autograd, note="one thread"),
     JAX_MATMUL,
     JAX_SUM,
-    Peer("torch eager", "torch", frameworks.torch_eager),
+    Peer("torch eager", "torch", frameworks.torch_eager, devices=BOTH),
     Peer("torch.func.vmap", "torch", frameworks.torch_vmap),
     TORCH_COMPILE_VMAP,
     TORCH_COMPILE_HAND,
     Peer("Warp kernel", "warp-lang", frameworks.warp_kernel, takes_out=True, note="one thread, as Warp runs on a CPU"),
     Peer("numba prange loop", "numba", numba_loop, takes_out=True),
+    Peer("CuPy matmul", "cupy", cupy_matmul, takes_out=True, devices=("gpu",)),
 )

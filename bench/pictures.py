@@ -1,6 +1,5 @@
 """The pictures of ``report``: PNG files beside the JSON, in colours for the colour-blind that also print in grey."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +8,9 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from peers import OURS, PEERS
-from rows import COPY, Row, caption, fraction, is_ours, name
+from results import COPY, Row, caption, fraction, is_ours, name
 
-# Okabe and Ito's colours, one a library; in grey, the markers tell the contenders apart.
+# Okabe and Ito's colours, one for each library; the markers distinguish the contenders in grey.
 COLOURS = ("#0072B2", "#D55E00", "#E69F00", "#009E73", "#CC79A7", "#56B4E9")
 LIBRARIES = list(dict.fromkeys(peer.library for peer in PEERS))
 COLOUR = {peer.name: COLOURS[LIBRARIES.index(peer.library) % len(COLOURS)] for peer in PEERS}
@@ -20,22 +19,20 @@ COPY_STYLE: Row = {"color": "0.45", "linestyle": "--", "linewidth": 1.2}
 THIN: Row = {"color": "0.88", "linewidth": 0.6}
 
 
-def save(figure: Any, results: Row, path: Path, what: str) -> Path:
+def save(figure: Any, results: Row, path: Path, what: str) -> None:
     """Write the picture, with machine and date under it."""
     figure.supxlabel(caption(results), fontsize=8, color="0.3")
-    target = path.with_name(f"{path.stem}-{what}.png")
-    figure.savefig(target, dpi=150)
+    figure.savefig(path.with_name(f"{path.stem}-{what}.png"), dpi=150)
     plt.close(figure)
-    return target
 
 
-def batch(results: Row, path: Path) -> Path:
-    """Throughput over the batch for all contenders; their names stand in the order of their speed at the largest."""
+def batch(results: Row, path: Path) -> None:
+    """Throughput over the batch for all contenders, in the legend in the order of their speed at the largest batch."""
     rows = [r for r in results["rows"] if r["part"] == "batch" and "median" in r]
     lines: dict[str, list[Row]] = {}
     for row in rows:
         lines.setdefault(row["contender"] + row["outputs"], []).append(row)
-    copies = lines.pop(COPY + "given")
+    copies = lines.pop(COPY["cpu"] + "given")
     figure, axes = plt.subplots(figsize=(10, 6), layout="constrained")
     copy = {r["B"]: max(c["gb_per_s"] for c in copies if c["B"] == r["B"]) for r in copies}
     axes.plot(
@@ -60,45 +57,17 @@ def batch(results: Row, path: Path) -> Path:
     order = sorted(range(len(handles)), key=lambda i: [handles[i].get_xdata()[-1], handles[i].get_ydata()[-1]])[::-1]
     legend = {"loc": "outside right upper", "frameon": False, "labelspacing": 0.8}
     figure.legend([handles[i] for i in order], [labels[i] for i in order], **legend)
-    return save(figure, results, path, "batch")
+    save(figure, results, path, "batch")
 
 
-def shapes(results: Row, path: Path) -> Path:
-    """The fraction of the copy's speed for every shape, with the targets as lines across the bars."""
-    rows = [r for r in results["rows"] if r["part"] == "shapes"]
-    ours = [r for r in rows if r["contender"] == OURS.name]
-    aims = [t for t in results["targets"] if t["unit"] == "of the copy"]
-    figure, axes = plt.subplots(figsize=(10, 4.8), layout="constrained")
-    for i, row in enumerate(ours):
-        hatch = "///" if row["dtype"] == "float64" else ""
-        axes.bar(i, fraction(rows, row), 0.7, color="#56B4E9", edgecolor="black", linewidth=0.8, hatch=hatch)
-        box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
-        axes.text(i, 0.03, f"{fraction(rows, row):.2f}", ha="center", fontsize=9, bbox=box)
-    for key, style in (("must", ":"), ("goal", "-")):
-        starts, ends = [i - 0.42 for i in range(len(ours))], [i + 0.42 for i in range(len(ours))]
-        axes.hlines([t[key] for t in aims], starts, ends, "black", style, label=key, linewidth=2)
-    axes.axhline(1, label="plain copy of the same bytes on as many threads", **COPY_STYLE)
-    thousands = [f"{r['B'] / 1e3:,.3g}" if r["B"] < 1e6 else f"{r['B'] / 1e3:,.0f}" for r in ours]
-    names = [f"{r['m']}x{r['n']}\n{r['dtype']}\n{k}" for r, k in zip(ours, thousands, strict=True)]
-    axes.set_xticks(range(len(ours)), names, fontsize=8)
-    axes.set(
-        xlabel="shape of W, dtype, thousands of pairs",
-        ylabel="fraction of the copy's speed",
-        xlim=(-0.6, len(ours) - 0.4),
-    )
-    axes.set_title(f"{OURS.name}, outputs given", loc="left")
-    figure.legend(loc="outside upper right", ncols=3, frameon=False)
-    return save(figure, results, path, "shapes")
-
-
-def threads(results: Row, path: Path) -> Path:
+def threads(results: Row, path: Path) -> None:
     """Throughput over threads beside the copy's, with bars from p20 to p80; a panel for each case."""
     rows = [r for r in results["rows"] if r["part"] == "threads"]
     cases = list(dict.fromkeys((r["m"], r["n"], r["B"], r["bytes"]) for r in rows))
     figure, panels = plt.subplots(1, len(cases), figsize=(10, 4.2), layout="constrained", sharey=True, squeeze=False)
     for axes, (m, n, B, size) in zip(panels[0], cases, strict=True):
         own = [r for r in rows if (r["m"], r["n"], r["B"]) == (m, n, B)]
-        for who, style in ((OURS.name, {"color": "black", "marker": "o"}), (COPY, COPY_STYLE | {"marker": "s"})):
+        for who, style in ((OURS.name, {"color": "black", "marker": "o"}), (COPY["cpu"], COPY_STYLE | {"marker": "s"})):
             line = [r for r in own if r["contender"] == who]
             speeds = [[size / r[key] / 1e9 for r in line] for key in ("p80", "median", "p20")]
             spread = [[abs(a - b) for a, b in zip(speeds[1], side, strict=True)] for side in (speeds[0], speeds[2])]
@@ -108,46 +77,42 @@ def threads(results: Row, path: Path) -> Path:
         axes.grid(**THIN)
     panels[0][0].set(ylabel="GB/s of the least traffic", ylim=(0, None))
     panels[0][0].legend(loc="lower right", frameon=False)
-    return save(figure, results, path, "threads")
+    save(figure, results, path, "threads")
 
 
-def peers(results: Row, path: Path) -> list[Path]:
-    """All pictures of a run of bench_peers."""
-    return [draw(results, path) for draw in (batch, shapes, threads)]
-
-
-def backends(results: dict[str, Any], path: Path) -> list[Path]:
-    """pytest-benchmark's cases: the fraction of a plain copy's speed, a group of bars for each shape and batch."""
-    data = [bench["extra_info"] for bench in results["benchmarks"]]
-    cases = sorted({(r["m"], r["n"], r["B"]) for r in data}, key=lambda case: (case[0] * case[1], case[2]))
-    names = [f"{m}x{n}\n{B:,} pairs" for m, n, B in cases]
-    figure = fractions(data, lambda r: cases.index((r["m"], r["n"], r["B"])), names, "plain copy")
-    return [save(figure, results, path, "backends")]
-
-
-def gpu(results: Row, path: Path) -> list[Path]:
-    """bench_gpu's shapes: the fraction of a device copy's speed, a group of bars for each shape."""
-    data = [r | {"backend": r["contender"]} for r in results["rows"] if "fraction_of_copy" in r]
-    cases = sorted({(r["m"], r["n"]) for r in data}, key=lambda case: case[0] * case[1])
-    names = [f"{m}x{n}" for m, n in cases]
-    figure = fractions(data, lambda r: cases.index((r["m"], r["n"])), names, "device copy")
-    return [save(figure, results, path, "shapes")]
-
-
-def fractions(data: list[Row], place: Callable[[Row], int], names: list[str], copy: str) -> Any:
-    """Bars of the fraction of a copy's speed, in groups with ``names``; ``place`` tells a row's group."""
-    series = sorted({(r["backend"], r["dtype"]) for r in data})
+def fractions(results: Row, path: Path, part: str) -> None:
+    """The fraction of the plain copy's speed: a group of bars for each case, a bar for each backend and dtype."""
+    rows = [row for row in results["rows"] if row["part"] == part and "median" in row]
+    heights: dict[tuple[str, str], dict[tuple[int, int, int], float]] = {}  # by backend and dtype, and case
+    pairs: dict[tuple[int, int, int], int] = {}
+    for row in sorted(filter(is_ours, rows), key=lambda row: row["B"]):
+        own = heights.setdefault((row["contender"], row["dtype"]), {})
+        m, n = row["m"], row["n"]
+        case = (m, n, sum(other[:2] == (m, n) for other in own))  # which of the batches of this shape
+        own[case], pairs[case] = fraction(rows, row), row["B"]
+    cases = sorted(pairs, key=lambda case: (case[0] * case[1], case))
+    several = any(k for *_, k in cases)
+    names = [f"{m}x{n}" + f"\n{pairs[m, n, k]:,.0e}".replace("e+0", "e") * several for m, n, k in cases]
     figure, axes = plt.subplots(figsize=(10, 4.5), layout="constrained")
-    width = 0.8 / len(series)
-    for k, (backend, dtype) in enumerate(series):
-        heights = {place(r): r["fraction_of_copy"] for r in data if (r["backend"], r["dtype"]) == (backend, dtype)}
-        positions = [i + (k - (len(series) - 1) / 2) * width for i in range(len(names))]
+    width = 0.8 / len(heights)
+    for k, (series, own) in enumerate(sorted(heights.items())):
+        positions = [i + (k - (len(heights) - 1) / 2) * width for i in range(len(cases))]
         style = {"color": COLOURS[-k % len(COLOURS)], "edgecolor": "black", "hatch": ("", "//", "..", "xx")[k % 4]}
-        values = [heights.get(i, 0) for i in range(len(names))]
-        axes.bar(positions, values, width, label=f"{backend}, {dtype}", **style)
-    axes.set_xticks(range(len(names)), names)
-    axes.axhline(1, label=f"{copy} of the same bytes", **COPY_STYLE)
+        axes.bar(positions, [own.get(case, 0) for case in cases], width, label=", ".join(series), **style)
+    axes.set_xticks(range(len(cases)), names)
+    axes.axhline(1, label="plain copy of the same bytes", **COPY_STYLE)
+    axes.set_xlabel("shape of W" + ", pairs" * several)
     axes.set_ylabel("fraction of the copy's speed")
     axes.set_title("value_and_grad, outputs given", loc="left")
     figure.legend(loc="outside upper right", ncols=5, frameon=False)
-    return figure
+    save(figure, results, path, part)
+
+
+def draw(results: Row, path: Path) -> None:
+    """A picture for each part of which there is one."""
+    parts = {row["part"] for row in results["rows"] if "median" in row}
+    for part in sorted(parts & {"shapes", "backends"}):
+        fractions(results, path, part)
+    for part, picture in (("batch", batch), ("threads", threads)):
+        if part in parts:
+            picture(results, path)

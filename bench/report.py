@@ -1,126 +1,66 @@
-"""Turn a JSON of bench_peers' or of pytest-benchmark's into Markdown tables on stdout and pictures beside the JSON.
+"""The tables, the targets and the pictures of a file of results; for a GPU also what a README would tell of it.
 
 python bench/report.py FILE.json
+
+FILE is of bench_cpu, bench_gpu or pytest-benchmark. Exits with 10 if a target is missed. The pictures are drawn last,
+so that a limit of time cannot cost the tables.
 """
 
 import argparse
-import json
-from collections.abc import Iterable
+import sys
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
-from peers import OURS
-from rows import COPY, Row, caption, copy_of, fraction, is_ours, label, name, same_case
+from gpu_steps import MISSED
+from results import GPU_LIBRARIES, Row, caption, is_ours, label, load, write
+from tables import beside_copy, beside_each_other, duration, judged, losses, notes, small_calls
+from targets import fastest_peer, launches, targets
 
-
-def markdown(head: Iterable[str], lines: Iterable[Iterable[str]], words: int = 1) -> str:
-    """A table; its first ``words`` columns are words, the others figures."""
-    head = list(head)
-    rule = ["---"] * words + ["---:"] * (len(head) - words)
-    return "\n".join("| " + " | ".join(line) + " |" for line in (head, rule, *lines))
+times, speeds = (partial(beside_each_other, quantity=what) for what in ("median time", "GB/s of the least traffic"))
 
 
-def duration(seconds: float) -> str:
-    """Three digits, with the unit that fits."""
-    scale, unit = next((su for su in ((1, "s"), (1e-3, "ms")) if seconds >= su[0]), (1e-6, "µs"))
-    return f"{seconds / scale:.3g} {unit}"
-
-
-def over_batches(rows: list[Row], quantity: str) -> str:
-    """A line for each contender, a column for each batch: the median time or the GB/s, the fastest bold."""
-    batches = sorted({row["B"] for row in rows})
-    cells: dict[str, dict[int, str]] = {name(row): {} for row in rows}
-    for row in rows:
-        if "median" not in row:
-            continue
-        fastest = min(r["median"] for r in same_case(rows, row) if r["contender"] != COPY)
-        cell = duration(row["median"]) if quantity == "median time" else f"{row['gb_per_s']:.3g}"
-        cells[name(row)][row["B"]] = f"**{cell}**" if row["median"] == fastest else cell
-    lines = [[who, *(line.get(B, "-") for B in batches)] for who, line in cells.items()]
-    return markdown([quantity, *(f"B = {B:,}" for B in batches)], lines)
-
-
-def losses(rows: list[Row]) -> str:
-    """Every case in which a peer is faster than ours; ours with fresh outputs against peers with fresh outputs."""
-    lost = []
-    for row in filter(is_ours, rows):
-        others = [r for r in same_case(rows, row) if not is_ours(r) and r["contender"] != COPY]
-        others = [r for r in others if row["outputs"] == "given" or r["outputs"] == "fresh"]
-        fastest = min(others, key=lambda r: r["median"], default=row)
-        if fastest["median"] < row["median"]:
-            ours, theirs = duration(row["median"]), duration(fastest["median"])
-            lost.append(f"- {label(row)}: {name(fastest)} {theirs}, {name(row)} {ours}")
-    return "Cases that we lose:" + ("\n\n" + "\n".join(lost) if lost else " none of these.")
-
-
-def gaps(rows: list[Row]) -> list[str]:
-    """Who was not measured for which batches, and why."""
-    batches: dict[str, list[str]] = {}
-    for row in rows:
-        if "reason" in row:
-            batches.setdefault(f"{row['reason']}: {name(row)} not measured for B = ", []).append(f"{row['B']:,}")
-    return [what + "; ".join(own) for what, own in batches.items()]
-
-
-def beside_copy(rows: list[Row]) -> str:
-    """Ours and the plain copy, a line for each case and number of threads."""
-    head = ("case", "threads", "median", "p20 to p80", "GB/s", "copy", "copy on 1 thread", "fraction of the copy")
-    lines = [
-        (
-            label(row),
-            str(row["threads"]),
-            duration(row["median"]),
-            f"{duration(row['p20'])} to {duration(row['p80'])}",
-            f"{row['gb_per_s']:.1f}",
-            f"{copy_of(rows, row)['gb_per_s']:.1f}",
-            f"{copy_of(rows, row, threads=1)['gb_per_s']:.1f}",
-            f"{fraction(rows, row):.2f}",
-        )
-        for row in rows
-        if row["contender"] == OURS.name
-    ]
-    return markdown(head, lines)
-
-
-def judged(targets: list[Row]) -> str:
-    """The targets, and how many are missed."""
-    lines = [
-        (
-            t["case"],
-            t["unit"],
-            f"{t['must']:g}",
-            "-" if t["goal"] is None else f"{t['goal']:g}",
-            "-" if t["measured"] is None else f"{t['measured']:.2f}",
-            t["result"],
-        )
-        for t in targets
-    ]
-    musts, goals = sum(not t["met"] for t in targets), sum("goal missed" in t["result"] for t in targets)
-    table = markdown(("case", "unit", "must", "goal", "measured", "result"), lines, words=2)
-    return f"{table}\n\n{len(targets)} targets: {musts} musts not met, {goals} goals missed."
-
-
-def peers_tables(results: Row) -> str:
-    """All tables of a run of bench_peers."""
+def sections(results: Row) -> list[str]:
+    """Everything in Markdown: for each part that was measured a title and its tables."""
     parts: dict[str, list[Row]] = {}
     for row in results["rows"]:
         parts.setdefault(row["part"], []).append(row)
-    notes = [f"{who}: {note}." for who, note in results["notes"].items()]
+    if "gpu" not in results.get("machine", ()):
+        return sections_of_cpu(results, parts)
+    machine = {**results["machine"]}
+    versions = ", ".join(f"{name} {v}" for name, v in machine.pop("versions").items())
+    told = [results["date"] + "; " + ", ".join(f"{k} {v}" for k, v in machine.items()) + f"; {versions}"]
+    for part, title, tables in (
+        ("shapes", "Beside a device-to-device copy of the same bytes, outputs given; device time", (beside_copy,)),
+        ("small", "A small call, outputs given; the host's time, nobody waiting for the device", (small_calls,)),
+        ("peers", "Peers; wall time of a call and the wait for the device", (times, speeds)),
+    ):
+        if part in parts:
+            told += [f"## {title}", *(table(parts[part]) for table in tables)]
+    return [*told, notes(results["rows"]), "## Targets", judged(results["targets"])]
+
+
+def sections_of_cpu(results: Row, parts: dict[str, list[Row]]) -> list[str]:
+    """Those of bench_cpu or of pytest-benchmark."""
+    if "backends" in parts:
+        python = results["machine_info"]["python_version"]
+        return [f"{caption(results)}; Python {python}", beside_copy(parts["backends"])]
     versions = ", ".join(f"{library} {v}" for library, v in sorted(results["versions"].items()))
-    sections = (
+    remarks = "\n".join(f"- {who}: {note}." for who, note in results["notes"].items())
+    return [
         f"{caption(results)}; Python {results['machine']['python']}, {versions}",
         "## 3x3 float32 over the batch, outputs given where the contender takes them",
-        over_batches(parts["batch"], "median time"),
-        over_batches(parts["batch"], "GB/s of the least traffic"),
-        "\n".join(f"- {note}" for note in notes + gaps(parts["batch"])),
+        times(parts["batch"]),
+        speeds(parts["batch"]),
+        "\n".join(filter(None, (remarks, notes(parts["batch"])))),
         losses(parts["batch"]),
         "## 3x3 float32, fresh outputs",
-        over_batches(parts["fresh"], "median time"),
-        "\n".join(f"- {note}" for note in gaps(parts["fresh"])),
+        times(parts["fresh"]),
+        notes(parts["fresh"]),
         losses(parts["fresh"]),
         "## One 3x3 float32 pair without a batch axis, and small batches, beside the formula by hand",
-        over_batches(parts["pair"], "median time"),
-        over_batches(parts["small"], "median time"),
+        times(parts["pair"]),
+        times(parts["small"]),
         losses(parts["pair"] + parts["small"]),
         "## Ours beside a plain copy of the same bytes, outputs given",
         beside_copy(parts["shapes"]),
@@ -128,38 +68,50 @@ def peers_tables(results: Row) -> str:
         beside_copy(parts["threads"]),
         "## Targets",
         judged(results["targets"]),
-    )
-    return "\n\n".join(filter(None, sections))
+    ]
 
 
-def backends_table(results: dict[str, Any]) -> str:
-    """All cases of a run of pytest-benchmark."""
-    head = ("backend", "dtype", "shape", "pairs", "median", "GB/s", "copy GB/s", "fraction of the copy")
-    lines = []
-    for bench in results["benchmarks"]:
-        r, median = bench["extra_info"], bench["stats"]["median"]
-        speeds = (f"{r['gb_per_s']:.2f}", f"{r['copy_gb_per_s']:.1f}", f"{r['fraction_of_copy']:.2f}")
-        lines.append((r["backend"], r["dtype"], f"{r['m']}x{r['n']}", f"{r['B']:,}", duration(median), *speeds))
-    return f"{caption(results)}; Python {results['machine_info']['python_version']}\n\n{markdown(head, lines, words=4)}"
+def for_readme(results: Row) -> list[str]:
+    """The sentences that one would paste for a GPU: what was measured, on what, with what, when."""
+    rows, versions = results["rows"], results["machine"]["versions"]
+    used = ", ".join(f"{name} {versions[name]}" for name in GPU_LIBRARIES if name in versions)
+    told = ["## For the README", f"Measured with outputs given; {caption(results)}, {used}."]
+    for row in (row for row in rows if is_ours(row) and "median" in row):
+        if row["part"] == "small" and row["what"] == "call" and (ratio := launches(rows, row)):
+            empty = f"{ratio:.2f} times the launch of an empty kernel"
+            told.append(f"{row['contender']}: {label(row)} takes the host {duration(row['median'])}, {empty}.")
+        if row["part"] == "peers" and (fastest := fastest_peer(rows, row)):
+            ratio = fastest["median"] / row["median"]
+            told.append(f"{row['contender']}: {label(row)}, {ratio:.1f} times as fast as {fastest['contender']}.")
+    return told
 
 
-def report(path: Path) -> None:
-    """Print the tables and draw the pictures of one result file."""
-    import pictures  # needs matplotlib, the tables do not
+def report(path: Path) -> bool:
+    """Print, draw, and for a GPU, whose file has grown, judge anew; whether every must is met."""
+    results = load(path)
+    on_gpu = "gpu" in results.get("machine", ())
+    if on_gpu:
+        results["rows"].sort(key=lambda row: (row["m"] * row["n"], row["m"], row["dtype"]))
+        results["targets"] = targets(results["rows"])
+        write(results, path)
+    draws = find_spec("matplotlib") is not None
+    print(f"results: {path}{'' if draws else '; no picture: matplotlib is not installed'}\n")
+    print("\n\n".join(filter(None, sections(results) + (for_readme(results) if on_gpu else []))), flush=True)
+    if draws:
+        try:
+            import pictures
 
-    results = json.loads(path.read_text(encoding="utf-8"))
-    of_peers = "rows" in results
-    print(peers_tables(results) if of_peers else backends_table(results))
-    print()
-    for picture in (pictures.peers if of_peers else pictures.backends)(results, path):
-        print(f"picture: {picture}")
+            pictures.draw(results, path)
+        except Exception as error:  # the tables are worth more
+            print(f"no picture: {error}", file=sys.stderr)
+    return all(target["met"] for target in results.get("targets", ()))
 
 
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("json", type=Path, help="written by bench_peers.py, or by pytest bench --benchmark-json=...")
-    report(parser.parse_args().json)
+    parser.add_argument("json", type=Path, help="a file of bench_cpu.py, bench_gpu.py or pytest bench")
+    sys.exit(0 if report(parser.parse_args().json) else MISSED)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 import argparse
 
-from measure import Case, Workload, interleaved
+from timing import HostTurn, in_turn
+from workload import Case, Copy, Workload, finished
 
 import sigmoid_l2 as sl2
 
@@ -23,14 +24,15 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=21)
     args = parser.parse_args()
 
-    case = Case(args.backend or best_backend(), args.dtype, *args.shape, args.batch)
-    work = Workload(case)
-    work.check()
-    times = interleaved({"call": work.call, "copy": work.copy}, args.repeats)
+    backend = args.backend or best_backend()
+    devices = {info.name: "gpu" if info.device == "cuda" else "cpu" for info in sl2.backends()}
+    case = Case(devices[backend], args.dtype, *args.shape, args.batch)
+    runs = {"call": Workload(case).call(backend), "copy": Copy(case)}
+    times = in_turn({name: HostTurn(finished(run, case.device)) for name, run in runs.items()}, args.repeats)
     median = {name: t.median for name, t in times.items()}
     rate = case.traffic / median["call"] / 1e9
     print(
-        f"{case.B:,} random {case.m}x{case.n} {case.dtype} pairs, loss, dW and dx on backend {case.backend!r}:\n"
+        f"{case.B:,} random {case.m}x{case.n} {case.dtype} pairs, loss, dW and dx on backend {backend!r}:\n"
         f"{median['call'] * 1e3:.2f} ms, {case.B / median['call'] / 1e6:,.0f} million pairs/s, {rate:.1f} GB/s, "
         f"{median['copy'] / median['call']:.2f} of the speed of a plain copy of the same {case.traffic / 1e6:.0f} MB "
         f"({case.traffic / median['copy'] / 1e9:.1f} GB/s)"

@@ -17,8 +17,8 @@ import sigmoid_l2 as sl2
 from sigmoid_l2 import dispatch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-NAMES = "bench_gpu gpu_calls gpu_measure gpu_peers gpu_results"
-bench_gpu, gpu_calls, gpu_measure, gpu_peers, gpu_results = map(importlib.import_module, NAMES.split())
+NAMES = "bench_gpu gpu_calls peers results"
+bench_gpu, gpu_calls, peers, results = map(importlib.import_module, NAMES.split())
 
 value, value_and_grad = sl2.value, sl2.value_and_grad
 
@@ -140,6 +140,10 @@ NUMBA_CUDA = SimpleNamespace(
 )
 
 
+def peer(name, build):
+    return peers.Peer(name, "numpy", build, devices=("gpu",))
+
+
 def install(monkeypatch):
     """The stand-in, both backends available, and cases that take milliseconds."""
     monkeypatch.setattr(dispatch.Backend, "reasons", lambda self, dtype=None: ())
@@ -149,14 +153,14 @@ def install(monkeypatch):
     monkeypatch.setattr("numba.cuda", NUMBA_CUDA, raising=False)
     for name in ("allocates", "wrong"):
         monkeypatch.setattr(Calls, name, 0)
-    monkeypatch.setattr(gpu_measure, "LEAST_BYTES_OF_W", 5000)
-    monkeypatch.setattr(gpu_peers, "BYTES_OF_W", 5000)
-    monkeypatch.setattr(gpu_peers, "PEERS", (*gpu_peers.PEERS[:1], ("nobody", lambda W, x, out: 1 / 0)))
+    for name in ("LEAST_BYTES_OF_W", "PEER_BYTES_OF_W"):
+        monkeypatch.setattr(bench_gpu, name, 5000)
+    monkeypatch.setattr(bench_gpu, "PEERS", (peers.PEERS[-1], peer("nobody", lambda W, x, out: 1 / 0)))
     monkeypatch.setattr(bench_gpu, "SHAPES", ((3, 3), (40, 30)))
     monkeypatch.setattr(bench_gpu, "ROUNDS", 3)
     for name in ("SMALL_ROUNDS", "SMALL_CALLS", "AHEAD"):
         monkeypatch.setattr(gpu_calls, name, 3)
-    gpu_results.machine.cache_clear()
+    results.gpu_machine.cache_clear()
 
 
 if __name__ == "__main__":

@@ -10,29 +10,27 @@ from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
-from fake_bench import CUPY, NUMBA_CUDA, RUNTIME, Calls, Event, MemoryHook, Stream, install
+from fake_bench import CUPY, NUMBA_CUDA, RUNTIME, Calls, Event, MemoryHook, Stream, install, peer
 
 from sigmoid_l2 import dispatch
 from sigmoid_l2.kernels.gpu.plan import Rows, Staged, make_plan, size_class
 
-NAMES = "bench_gpu every_class gpu_calls gpu_measure gpu_peers gpu_report gpu_results"
-bench_gpu, every_class, gpu_calls, gpu_measure, gpu_peers, gpu_report, gpu_results = map(
-    importlib.import_module, NAMES.split()
-)
+NAMES = "bench_gpu compare frameworks gpu_calls gpu_here report results"
+bench_gpu, compare, frameworks, gpu_calls, gpu_here, report, results_file = map(importlib.import_module, NAMES.split())
 
 
 @pytest.fixture
 def gpu(monkeypatch):
     install(monkeypatch)
     yield
-    gpu_results.machine.cache_clear()
+    results_file.gpu_machine.cache_clear()
 
 
-def run(program, folder, monkeypatch, *arguments):
+def run(folder, monkeypatch, *arguments):
     """The program's exit status and results."""
     monkeypatch.setattr(sys, "argv", ["program", "--out", str(folder), *arguments])
     with pytest.raises(SystemExit) as end:
-        program.main()
+        bench_gpu.main()
     (path,) = folder.glob("*-nvidia-stand-in.json")
     return end.value.code, json.loads(path.read_text(encoding="utf-8"))
 
@@ -42,47 +40,44 @@ def measured(results, unit):
 
 
 def test_every_line_of_the_benchmark(gpu, tmp_path, monkeypatch, capsys):
-    status, results = run(bench_gpu, tmp_path, monkeypatch)
+    status, results = run(tmp_path, monkeypatch)
     assert not [row for row in results["rows"] if "reason" in row]
     assert status == (not all(target["met"] for target in results["targets"]))
     assert len(measured(results, "of the device copy")) == 2 * 2 * 2  # backends, dtypes, classes: tiny and block
     assert len(measured(results, "x an empty kernel's launch")) == 2 * 2
     assert measured(results, "bytes allocated") == measured(results, "waits") == [0] * 4
     assert measured(results, "graph is right") == [1] * 4
-    status, results = run(gpu_peers, tmp_path, monkeypatch)
+    status, results = run(tmp_path, monkeypatch, "peers")
     assert len(measured(results, "fastest peer")) == 2
     assert all(measured(results, "fastest peer"))
     assert {row["part"] for row in results["rows"]} == {"shapes", "small", "promises", "peers"}
     printed = capsys.readouterr().out
-    for line in ("| 3x3 float32, B = 138 | tiny |", "nobody, 3x3 float32, B = 138: ZeroDivisionError", "Stand-in"):
+    for line in (
+        "| 3x3 float32, B = 138 | cupy | tiny |",
+        "by zero: nobody not measured: 3x3 float32, B = 138",
+        "Stand-in",
+    ):
         assert line in printed
 
 
-def test_the_table_comes_before_the_picture_and_last(gpu, tmp_path, monkeypatch, capsys):
+def test_the_tables_come_before_the_picture(gpu, tmp_path, monkeypatch, capsys):
     for there, out, err in (
         (None, "; no picture: matplotlib is not installed\n", ""),
         (1, ".json\n", "no picture: bug\n"),
     ):
-        monkeypatch.setattr(gpu_report, "find_spec", lambda name, there=there: there)
-        monkeypatch.setitem(sys.modules, "pictures", SimpleNamespace(gpu=Mock(side_effect=ValueError("bug"))))
-        run(bench_gpu, tmp_path, monkeypatch, "shapes")
+        monkeypatch.setattr(report, "find_spec", lambda name, there=there: there)
+        monkeypatch.setitem(sys.modules, "pictures", SimpleNamespace(draw=Mock(side_effect=ValueError("bug"))))
+        run(tmp_path, monkeypatch, "shapes")
         told = capsys.readouterr()
         assert out in told.out
-        assert told.out.splitlines()[-1].startswith("| 40x30 | ")
+        assert told.out.splitlines()[-1].startswith("Measured with outputs given; NVIDIA Stand-in")
         assert told.err.endswith(err)
-
-
-def test_a_backend_that_an_older_file_has_not_measured(gpu, tmp_path, monkeypatch):
-    _, results = run(bench_gpu, tmp_path, monkeypatch, "shapes")
-    rows = [row for row in results["rows"] if (row["contender"], row["m"]) != ("numba-cuda", 3)]
-    lines = gpu_report.shapes_table(rows).splitlines()
-    assert [line.endswith("| - | - | - |") for line in lines] == [False, False, True, True, False, False]
 
 
 def test_the_file_tells_of_the_newest_run(gpu, tmp_path, monkeypatch):
     path = tmp_path / "results.json"
-    gpu_results.write({"date": "old", "machine": {}, "rows": [{"part": "old"}]}, path)
-    gpu_results.add([{"part": "new"}], path)
+    results_file.write({"date": "old", "machine": {}, "rows": [{"part": "old"}]}, path)
+    results_file.add([{"part": "new"}], path)
     results = json.loads(path.read_text(encoding="utf-8"))
     assert results["rows"] == [{"part": "old"}, {"part": "new"}]
     assert results["date"] != "old"
@@ -92,15 +87,16 @@ def test_the_file_tells_of_the_newest_run(gpu, tmp_path, monkeypatch):
 def test_the_sizes_are_the_same_in_every_run(gpu, monkeypatch):
     for free in (1, 10**9):
         monkeypatch.setattr(RUNTIME, "memGetInfo", lambda free=free: (free, 40_000))
-        assert gpu_measure.bytes_of_W() == 4000
+        assert bench_gpu.bytes_of_W() == 4000
 
 
 def test_a_peer_that_hangs_costs_only_its_row(gpu, tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu_peers, "COMPILE_S", 0.3)
-    monkeypatch.setattr(gpu_peers, "PEERS", (*gpu_peers.PEERS[:1], ("sleeper", lambda W, x, out: time.sleep(60))))
-    _, results = run(gpu_peers, tmp_path, monkeypatch, "--share", "0/3")
+    monkeypatch.setattr(bench_gpu, "COMPILE_S", 0.3)
+    sleeper = peer("sleeper", lambda W, x, out: time.sleep(60))
+    monkeypatch.setattr(bench_gpu, "PEERS", (*bench_gpu.PEERS[:1], sleeper))
+    _, results = run(tmp_path, monkeypatch, "peers", "--share", "0/3")
     assert {row["contender"]: row.get("reason") for row in results["rows"]} == {
-        **dict.fromkeys(("cupy", "numba-cuda", "CuPy matmul, outputs given", "device copy")),
+        **dict.fromkeys(("cupy", "numba-cuda", "CuPy matmul", "device copy")),
         "sleeper": "TimeoutError: not compiled within 0.3 s",
     }
 
@@ -108,7 +104,10 @@ def test_a_peer_that_hangs_costs_only_its_row(gpu, tmp_path, monkeypatch):
 def test_jax_multiplies_in_float32(monkeypatch):
     jax = SimpleNamespace(default_backend=lambda: "gpu", config=Mock())
     monkeypatch.setitem(sys.modules, "jax", jax)
-    gpu_peers.jax_on_gpu(Mock(), Mock(), Mock(), None)
+    for name in ("jit", "vmap", "value_and_grad"):
+        setattr(jax, name, Mock())
+    jax.block_until_ready, jax.device_put = (lambda arrays: arrays), Mock()
+    frameworks.jax_sum(Mock(), Mock(), None)
     jax.config.update.assert_called_once_with("jax_default_matmul_precision", "highest")
 
 
@@ -116,29 +115,31 @@ def test_shares_in_turn_make_one_file(gpu, tmp_path, monkeypatch, capsys):
     """And what is measured again takes the place of what was there."""
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n" * 5))
     for number in (0, 1, 2, 1):
-        status, results = run(bench_gpu, tmp_path, monkeypatch, "shapes", "--share", f"{number}/3", "--in-turn")
+        status, results = run(tmp_path, monkeypatch, "shapes", "--share", f"{number}/3", "--in-turn")
         assert status == 0
-    status, results = run(bench_gpu, tmp_path, monkeypatch, "small", "--backend", "numba-cuda", "--in-turn")
+    status, results = run(tmp_path, monkeypatch, "small", "--backend", "numba-cuda", "--in-turn")
     assert Counter((r["part"], r["contender"]) for r in results["rows"]) == {
         **dict.fromkeys([("shapes", name) for name in ("device copy", "cupy", "numba-cuda")], 2 * 2),
         ("small", "numba-cuda"): 2 * 3,
     }
-    assert capsys.readouterr().out == f"{gpu_results.COMPILED}\n" * 5
+    assert capsys.readouterr().out == f"{bench_gpu.COMPILED}\n" * 5
     with pytest.raises(SystemExit, match="nobody is there"):
-        gpu_results.wait_for_turn()
+        bench_gpu.wait_for_turn()
 
 
 def test_one_small_call_that_fails_leaves_the_others(gpu, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(gpu_calls, "captured", lambda arrays, backend: 1 / 0)
-    _, results = run(bench_gpu, tmp_path, monkeypatch, "small")
+    _, results = run(tmp_path, monkeypatch, "small")
     assert {row["what"] for row in results["rows"] if "reason" in row} == {"graph"}
     assert {row["what"] for row in results["rows"] if "median" in row} == {"call", "empty kernel"}
-    assert "cupy, 3x3 float32, B = 1, graph: ZeroDivisionError: division by zero" in capsys.readouterr().out
+    assert (
+        "ZeroDivisionError: division by zero: cupy, graph not measured: 3x3 float32, B = 1" in capsys.readouterr().out
+    )
 
 
 def test_what_is_wrong_is_not_timed(gpu, tmp_path, monkeypatch):
     Calls.wrong = 1e-3
-    status, results = run(bench_gpu, tmp_path, monkeypatch)
+    status, results = run(tmp_path, monkeypatch)
     assert status == 1
     assert {row["contender"] for row in results["rows"] if "reason" in row} == {"cupy"}
     timed = [r.get("what", "call") for r in results["rows"] if r["contender"] == "cupy" and "median" in r]
@@ -149,9 +150,16 @@ def test_what_is_wrong_is_not_timed(gpu, tmp_path, monkeypatch):
 
 def test_an_allocation_is_seen(gpu, tmp_path, monkeypatch):
     Calls.allocates = 100
-    status, results = run(bench_gpu, tmp_path, monkeypatch)
+    status, results = run(tmp_path, monkeypatch)
     assert status == 1
     assert measured(results, "bytes allocated") == [1000] * 4
+
+
+def test_compare_times_a_gpu_by_its_own_clock(gpu):
+    job = compare.Job(compare.Case("gpu", "float32", 3, 3, 50), "cupy", True, 0)
+    assert compare.prepare(job) > 0
+    assert compare.timed() > 0
+    assert isinstance(compare.turn, compare.DeviceTurn)
 
 
 def test_numbas_allocations_are_seen(gpu, monkeypatch):
@@ -205,7 +213,7 @@ def test_the_empty_kernel_compiles():
 def test_without_a_gpu_it_says_so_in_one_line(monkeypatch, capsys):
     monkeypatch.setattr(dispatch.Backend, "reasons", lambda self: (f"no {self.name}",))
     with pytest.raises(SystemExit) as end:
-        gpu_measure.require_gpu()
+        bench_gpu.require_gpu()
     assert end.value.code == 2
     assert capsys.readouterr().out == "no GPU benchmark here: cupy: no cupy; numba-cuda: no numba-cuda\n"
 
@@ -214,7 +222,7 @@ def test_without_a_gpu_it_says_so_in_one_line(monkeypatch, capsys):
 
 
 def test_the_sanitizer_meets_every_way():
-    plans = [make_plan(m, n, itemsize) for m, n, _ in every_class.CASES for itemsize in (4, 8)]
+    plans = [make_plan(m, n, itemsize) for m, n, _ in gpu_here.CLASSES for itemsize in (4, 8)]
     staged = [p for p in plans if isinstance(p, Staged)]
     rows = [p for p in plans if isinstance(p, Rows)]
     assert {(p.lanes > 1, p.lanes > 32, p.slices > 1) for p in staged} == {
@@ -242,5 +250,5 @@ def test_the_shapes_have_every_class():
 @pytest.mark.parametrize("size", [10**6, 5 * 10**8])
 def test_sizes(size):
     for m, n in bench_gpu.SHAPES:
-        B = gpu_measure.pairs(m, n, "float32", size)
+        B = bench_gpu.sized(m, n, "float32", size).B
         assert B == 1 or size * 0.5 < B * m * n * 4 <= size

@@ -4,7 +4,7 @@ import importlib
 
 import pytest
 
-chips, measure, roofline = map(importlib.import_module, ["gpu.chips", "measure", "roofline"])
+chips, roofline, workload = map(importlib.import_module, ["gpu.chips", "roofline", "workload"])
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_what_a_cache_does_not_hold_moves_again(asked, room, expected):
     assert roofline.moved(asked, room) == expected
 
 
-CASE = measure.Case("gpu", "float32", 3, 3, 128)  # 12,800 bytes
+CASE = workload.Case("gpu", "float32", 3, 3, 128)  # 12,800 bytes
 ASKED = [(sector, False) for sector in range(400)]
 GOOD = roofline.Work(None, 1, 128, ASKED, 600, 1, 400, 0)
 SMALL_CODE = roofline.code.Used(registers=40, stack=0, shared=6144)

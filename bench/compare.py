@@ -1,0 +1,228 @@
+"""The speed of this working tree beside another commit's, in turn: for everyone who changes a kernel.
+
+python bench/compare.py --base HEAD~1
+python bench/compare.py --base main --shape 3x3 784x10 --dtype float32 float64 --threads 1
+python bench/compare.py --base main --backend cupy --shape 64x64        on a machine that has a GPU
+
+Two processes, one with each package, time the same case in turn, so that a drift of the machine hits both alike. A
+round is one turn of each; the ratio of a round is here's speed over the base's, and the median of the ratios is judged.
+CPU times are wall times, GPU times the device's own. Without options the cases are every kernel class of the CPU, small
+calls, and outputs given and new: three minutes, and more where a case seems slower. On a busy machine the ratios
+scatter by some hundredths. Exits with 1 where a case is slower than --least.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from itertools import product
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import median
+from typing import Any
+from unittest import mock
+
+import numpy as np
+from checkout import ROOT, assemble, export, git
+from tables import duration, markdown
+from timing import DeviceTurn, HostTurn, Turn
+from workload import Case, Copy, Workload, pairs
+
+import sigmoid_l2 as sl2
+
+# Pairs of processes for a case, at least, and at most where one pair has found it slower than --least. The median of
+# the pairs is judged, because two processes with the same code differed by up to 8 % at B = 1000.
+PAIRS, MOST_PAIRS = 3, 9
+# Rounds of a case in one pair of processes, at most, and the seconds for them; long calls get at least three.
+ROUNDS, ROUNDS_S = 60, 2.5
+# Load average per processor from which the machine is called busy.
+BUSY = 0.3
+# Bytes of W where no batch is given: outside of the caches of a CPU, and of a GPU.
+BYTES_OF_W = {"cpu": 100 * 10**6, "gpu": 400 * 10**6}
+# W (m, n) of the CPU's kernel classes: tiny, tall, rows that are grouped, rows that are long.
+SHAPES = ((3, 3), (8, 8), (784, 10), (64, 16), (64, 64), (10, 784), (256, 256))
+SMALL = (1, 1000)  # pairs of small calls
+
+
+@dataclass(frozen=True)
+class Job:
+    """What both processes time; ``threads`` 0 stands for the default number."""
+
+    case: Case
+    backend: str
+    given: bool
+    threads: int
+
+    def __str__(self) -> str:
+        case, threads = self.case, f", {self.threads} thread{'s' * (self.threads > 1)}" if self.threads else ""
+        sizes = f"{case.m}x{case.n} {case.dtype}, B = {case.B:,}"
+        return f"{sizes}, outputs {'given' if self.given else 'new'}{threads}"
+
+
+def jobs(args: argparse.Namespace, device: str) -> list[Job]:
+    """What the options ask for; without them every class, small calls, and new outputs."""
+    dtypes, size = args.dtype or ("float32", "float64"), BYTES_OF_W[device]
+    chosen = []  # dtype, m, n, B, whether outputs are given
+    for (m, n), dtype in product(args.shape or SHAPES, dtypes):
+        chosen += [(dtype, m, n, B, True) for B in args.batch or [pairs(m, n, dtype, size)]]
+    if not (args.shape or args.batch):
+        chosen += [(dtypes[0], 3, 3, B, given) for B in SMALL for given in (True, False)]
+        chosen.append((dtypes[0], 3, 3, pairs(3, 3, dtypes[0], size), False))
+    return [
+        Job(Case(device, *case), args.backend, given, threads) for *case, given in chosen for threads in args.threads
+    ]
+
+
+# --- in a process with one of the two packages ----------------------------------------------------------------------
+
+turn: Turn | None = None
+
+
+def hello(backend: str) -> tuple[str, str, str]:
+    """The file of the package, the device of ``backend``, and why it cannot run."""
+    info = next((info for info in sl2.backends() if info.name == backend), None)
+    reasons = "; ".join(info.reasons) if info else f"there is no backend {backend}"
+    return sl2.__file__, "gpu" if info and info.device == "cuda" else "cpu", reasons
+
+
+def prepare(job: Job) -> float:
+    """Allocate, compile, check; the seconds of a turn."""
+    global turn
+    turn = None  # its arrays are freed before there are new ones
+    sl2.set_num_threads(job.threads or None)
+    call = Workload(job.case).call(job.backend, job.given)
+    turn = HostTurn(call) if job.case.device == "cpu" else DeviceTurn(call, Copy(job.case))
+    return turn.takes
+
+
+def timed() -> float:
+    """The seconds of a call, by one turn."""
+    return turn()
+
+
+# --- in the process that compares -----------------------------------------------------------------------------------
+
+
+class Worker(ProcessPoolExecutor):
+    """A process that imports the package of ``folder``/``name``."""
+
+    def __init__(self, name: str, folder: Path, backend: str) -> None:
+        super().__init__(1, mp_context=get_context("spawn"))
+        packages = folder / name / "packages"
+        caches = {f"{cache}_CACHE_DIR": str(folder / name / "cache") for cache in ("NUMBA", "CUPY")}
+        with mock.patch.dict(os.environ, caches), mock.patch.object(sys, "path", [str(packages), *sys.path]):
+            file, self.device, self.reasons = self.do(hello, backend)
+        if not Path(file).is_relative_to(packages):
+            sys.exit(f"{name} imports {file} instead of {packages}")
+
+    def do(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Its result from the process."""
+        return self.submit(function, *arguments).result()
+
+
+def rounds(job: Job, base: Worker, here: Worker) -> list[tuple[float, float]]:
+    """The seconds of base and here, a pair a round."""
+    preparing = [worker.submit(prepare, job) for worker in (base, here)]  # both compile at a time
+    takes = sum(future.result() for future in preparing)
+    seconds = []
+    for k in range(min(ROUNDS, max(3, int(ROUNDS_S / takes)))):
+        of_round = {worker: worker.do(timed) for worker in ((base, here) if k % 2 else (here, base))}
+        seconds.append((of_round[base], of_round[here]))
+    return seconds
+
+
+class Result:
+    """What was measured of one job."""
+
+    def __init__(self, job: Job) -> None:
+        self.job, self.reason = job, ""
+        self.seconds: list[tuple[float, float]] = []  # of base and here, a pair a round
+        self.of_pairs: list[float] = []  # the median ratio of each pair of processes
+
+    def measure(self, base: Worker, here: Worker) -> None:
+        """Add the rounds of one pair of processes."""
+        print(self.job, file=sys.stderr)
+        try:
+            new = rounds(self.job, base, here)
+        except Exception as error:  # one of them cannot compute it
+            self.reason = f"NOT MEASURED: {type(error).__name__}: {error}"
+            return
+        self.seconds += new
+        self.of_pairs.append(median(b / h for b, h in new))
+
+    def is_open(self, least: float) -> bool:
+        """Whether it needs another pair of processes."""
+        wanted = PAIRS if all(ratio >= least for ratio in self.of_pairs) else MOST_PAIRS
+        return not self.reason and len(self.of_pairs) < wanted
+
+    def is_good(self, least: float) -> bool:
+        """Whether it was measured and is fast enough."""
+        return not self.reason and median(self.of_pairs) >= least
+
+    def line(self, least: float) -> list[str]:
+        """Its line of the table."""
+        if self.reason:
+            return [str(self.job), "-", "-", "-", "-", "-", self.reason]
+        medians = [duration(median(side)) for side in zip(*self.seconds, strict=True)]
+        low, high = np.percentile([b / h for b, h in self.seconds], (20, 80))
+        told = [f"{median(self.of_pairs):.3f}", f"{low:.3f} to {high:.3f}", str(len(self.seconds))]
+        return [str(self.job), *medians, *told, "" if self.is_good(least) else "SLOWER"]
+
+
+def compare(folder: Path, args: argparse.Namespace) -> list[Result]:
+    """All results; each round of the loop has a pair of processes of its own."""
+    results: list[Result] = []
+    while not results or any(result.is_open(args.least) for result in results):
+        with Worker("base", folder, args.backend) as base, Worker("here", folder, args.backend) as here:
+            if here.reasons:
+                print(f"backend {args.backend} cannot run here: {here.reasons}")
+                sys.exit(2)
+            results = results or [Result(job) for job in jobs(args, here.device)]
+            for result in results:
+                if result.is_open(args.least):
+                    result.measure(base, here)
+    return results
+
+
+def shape(text: str) -> tuple[int, int]:
+    """(m, n) of "MxN"."""
+    m, n = map(int, text.split("x"))
+    return m, n
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", required=True, metavar="REV", help="the commit to compare with: HEAD, main, a tag")
+    parser.add_argument("--backend", default="numba", help="numba (default), numpy, cupy or numba-cuda")
+    parser.add_argument("--shape", nargs="+", type=shape, metavar="MxN", help="of W; default: every class")
+    parser.add_argument("--dtype", nargs="+", choices=("float32", "float64"), help="default: both")
+    parser.add_argument("--batch", nargs="+", type=int, metavar="B", help="pairs; default: W has 100 MB, on a GPU 400")
+    parser.add_argument("--threads", nargs="+", type=int, default=[0], metavar="N", help="default: the library's")
+    parser.add_argument("--least", type=float, default=0.97, metavar="RATIO", help="default: 0.97")
+    args = parser.parse_args()
+
+    with tempfile.TemporaryDirectory(prefix="compare-") as temporary:
+        folder = Path(temporary)
+        roots = {"base": folder / "base" / "checkout", "here": ROOT}
+        try:
+            export(args.base, roots["base"])
+        except subprocess.CalledProcessError as error:
+            parser.error(f"--base {args.base}: {error.stderr.decode().strip()}")
+        for name, root in roots.items():
+            assemble(folder / name / "packages", root)
+        if (load := os.getloadavg()[0]) > BUSY * (os.cpu_count() or 1):
+            print(f"the machine is busy, the ratios will scatter: load {load:.1f}", file=sys.stderr)
+        results = compare(folder, args)
+    head = ("case", "base", "here", "here's speed / base's", "p20 to p80", "rounds", "")
+    print(f"base: {git('rev-parse', args.base).decode().strip()}, backend {args.backend}\n")
+    print(markdown(head, [result.line(args.least) for result in results]))
+    sys.exit(not all(result.is_good(args.least) for result in results))
+
+
+if __name__ == "__main__":
+    main()
