@@ -2,12 +2,11 @@
 
 import re
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import fake_cupy
 import pytest
+from processes import run_python
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 # What each program prints, as regular expressions; between two of them may be anything.
@@ -57,10 +56,7 @@ def test_every_example_is_here():
 
 @pytest.mark.parametrize("name", PRINTED)
 def test_example(name):
-    command = [sys.executable, "-W", "error", "-X", "utf8", str(EXAMPLES / f"{name}.py")]
-    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=120)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert_printed(done.stdout, PRINTED[name])
+    assert_printed(run_python((EXAMPLES / f"{name}.py").read_text(encoding="utf-8")), PRINTED[name])
 
 
 def test_gpu_arrays_where_there_is_a_gpu(monkeypatch, capsys):
