@@ -1,5 +1,7 @@
 # make run    install into .venv; the hand-written example explained, then the speed of this machine
-# make test   install what the tests need into .venv; run them all
+# make quick  lint, and one case for each backend and kernel class; make quick K=cpu: what a change to that part needs
+#             (QUICK_... below has the parts); less than a minute on two cores
+# make test   install what the tests need into .venv; run them all, in less than 5 minutes on two cores
 # make lint   ruff and mypy
 # make bench  our backends, table and picture under build/; the peers, under bench/results/; fails if a target is missed
 #             (beside another commit: bench/compare.py --base REV)
@@ -18,17 +20,40 @@
 PYTHON = .venv/bin/python
 PIP = .venv/bin/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: run test lint package bench gpu accuracy fuzz faults proof large mutation oldest advisories reproducible clean
+.PHONY: run quick test lint package bench gpu accuracy fuzz faults proof large mutation oldest advisories reproducible clean
 
 run: .venv/.run
 	.venv/bin/sigmoid-l2 trace
 	@echo
 	.venv/bin/python bench/throughput.py
 
-# The GPU kernels take seconds each to compile: on several processes.
+# In several processes. What one of them has compiled for the CPU is in numba's cache for the others.
+PARALLEL = -n auto --maxprocesses 8 --dist worksteal
+
 test: .venv/.test
-	.venv/bin/python -m pytest tests bench/tests --ignore tests/gpu
-	.venv/bin/python -m pytest -n auto --maxprocesses 8 tests/gpu
+	.venv/bin/python -m pytest $(PARALLEL) tests bench/tests
+
+# What `make quick K=...` gives to pytest, by the part that was changed.
+K = classes
+host = $(patsubst %,tests/host/test_%.py,$(1))
+KERNEL_PROOF = tests/gpu/test_proof.py tests/gpu/test_traffic.py
+QUICK_classes = tests/host/test_parity.py::test_small_shapes tests/host/test_parity.py::test_large_shapes \
+                tests/gpu/test_proof.py::test_every_way -k "3-3 or 37-7 or 64-65 or every_way"
+QUICK_cpu = $(call host,simd parity same_bits) -k "not cupy and not numba-cuda"
+QUICK_cupy = $(KERNEL_PROOF) -k cupy
+QUICK_numba-cuda = $(KERNEL_PROOF) -k numba-cuda
+QUICK_gpu-host = $(call host,offload streams cuda_arrays dispatch) tests/gpu/test_end_to_end.py
+QUICK_api = $(call host,arguments bad_input bad_output odd_input dispatch import)
+QUICK_threads = $(call host,threads same_bits) tests/attack/test_faults.py tests/attack/test_faults_calls.py
+QUICK_explain = $(call host,trace check_grad mistakes)
+QUICK_cli = $(call host,cli cli_files) tests/attack/test_fuzz.py tests/attack/test_faults_files.py
+QUICK_accuracy = $(call host,gradient_truth) tests/accuracy
+QUICK_bench = bench/tests
+QUICK_docs = $(call host,documents examples)
+PARTS = $(patsubst QUICK_%,%,$(filter QUICK_%,$(.VARIABLES)))
+
+quick: lint .venv/.test
+	.venv/bin/python -m pytest $(PARALLEL) $(or $(QUICK_$(K)),$(error K is one of $(PARTS)))
 
 # mypy finds a package whose folders lie together: so do these links.
 lint: .venv/.dev
@@ -74,7 +99,7 @@ faults: .venv/.test
 	.venv/bin/python -m pytest -m faults -rP tests/attack/test_faults_files.py tests/attack/test_faults_calls.py
 
 proof: .venv/.test
-	.venv/bin/python -m pytest -n auto --maxprocesses 8 -m proof tests/gpu
+	.venv/bin/python -m pytest $(PARALLEL) -m proof tests/gpu
 
 large: .venv/.test
 	.venv/bin/python -m pytest -m large tests/attack/test_large.py
@@ -82,7 +107,7 @@ large: .venv/.test
 oldest:
 	python3.11 -m venv build/oldest
 	build/oldest/bin/python -m pip install --quiet -c tests/attack/oldest.txt -e '.[test]'
-	build/oldest/bin/python -m pytest tests bench/tests
+	build/oldest/bin/python -m pytest $(PARALLEL) tests bench/tests
 
 # Without --strict pip-audit says that all is well where it could not ask.
 advisories: .venv/.test

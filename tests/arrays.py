@@ -1,4 +1,4 @@
-"""What the tables of odd arguments share: arrays to begin with, and the proof that an error writes nothing."""
+"""Arrays that tests pass to the library: random pairs and unusual layouts; and comparisons to the last byte."""
 
 import warnings
 
@@ -8,6 +8,49 @@ import pytest
 import sigmoid_l2 as sl2
 
 CALLS = {"value_and_grad": ("loss", "dW", "dx"), "value": ("loss",), "grad": ("dW", "dx")}
+
+
+def pairs(batch, m=3, n=4, dtype=np.float64, seed=0):
+    """W (*batch, m, n) and x (*batch, n) of normally distributed numbers; the same for the same arguments."""
+    rng = np.random.default_rng([*batch, m, n, seed])
+    return rng.standard_normal((*batch, m, n)).astype(dtype), rng.standard_normal((*batch, n)).astype(dtype)
+
+
+def bits(results, pairs=...):
+    """Shape, dtype and bytes of each array, or of these ``pairs`` of it: equal if nothing at all differs."""
+    return [(a.shape, a.dtype, np.ascontiguousarray(a).tobytes()) for a in (a[pairs] for a in results)]
+
+
+class Subclass(np.ndarray):
+    """An array of another type."""
+
+
+def strided(a):
+    """The same values in every other element of an array that is otherwise NaN, or 0."""
+    wide = np.full((*a.shape[:-1], 2 * a.shape[-1]), np.nan if a.dtype.kind == "f" else 0, a.dtype)
+    wide[..., ::2] = a
+    return wide[..., ::2]
+
+
+def unaligned(a):
+    """The same values at an odd address."""
+    b = np.empty(a.nbytes + 1, np.uint8)[1:].view(a.dtype).reshape(a.shape)
+    b[...] = a
+    return b
+
+
+def read_only(a):
+    """A view that cannot be written."""
+    a = a.view()
+    a.flags.writeable = False
+    return a
+
+
+def matrix(a):
+    """NumPy's matrix, whose creation warns."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PendingDeprecationWarning)
+        return np.asmatrix(a)
 
 
 class Arrays:
@@ -23,12 +66,6 @@ class Arrays:
         """What ``call`` takes as ``out``, with ``other`` arrays in the place of those here."""
         out = tuple(other.get(name, getattr(self, name)) for name in CALLS[call])
         return out if len(out) > 1 else out[0]
-
-
-def matrix(a):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PendingDeprecationWarning)
-        return np.asmatrix(a)
 
 
 def assert_refused(a, error, words, call="value_and_grad", **arguments):

@@ -15,12 +15,13 @@ from sigmoid_l2.problem import DTYPES
 os.environ.pop(dispatch.DEFAULT_BACKEND.variable, None)  # tests that want a default backend set it
 
 # Derandomized: a run of the suite means the same everywhere. SIGMOID_L2_TEST_RANDOM=1 looks further.
+random = os.environ.get("SIGMOID_L2_TEST_RANDOM") == "1"
 hypothesis.settings.register_profile(
     "sigmoid-l2",
-    derandomize=os.environ.get("SIGMOID_L2_TEST_RANDOM") != "1",
+    derandomize=not random,
     database=None,
     deadline=None,  # the first call of a compiled backend takes seconds
-    max_examples=150,
+    max_examples=1000 if random else 50,
 )
 hypothesis.settings.load_profile("sigmoid-l2")
 
@@ -48,6 +49,13 @@ def entry(request):
 def backend(entry):
     """Each backend's name, in turn."""
     return entry.name
+
+
+@pytest.fixture
+def directory(tmp_path, monkeypatch):
+    """The current directory is one of the test's own."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 @pytest.fixture(scope="session", params=DTYPES)

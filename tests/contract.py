@@ -31,7 +31,7 @@ _DEVICE = {b.name: b.device for b in dispatch.BACKENDS}
 
 
 class Results(NamedTuple):
-    """Something for each output of one pair."""
+    """One value for each output of a pair, or one for each of its elements."""
 
     loss: Any  # ()
     dW: Any  # (m, n)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 NAMES = ("loss", "dW", "dx")
-FENCE = 1 << 14  # elements before and after each output that nothing may write: more than a tile of W
+FENCE = 1 << 14  # elements on either side of an output, more than a tile of W, that nothing may write
 
 
 def shapes(W: Any) -> dict[str, tuple[int, ...]]:

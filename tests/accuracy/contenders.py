@@ -1,4 +1,4 @@
-"""Everybody whose error is measured: our backends, JAX, torch and the textbook formula, each as its users write it.
+"""All whose errors are measured: our backends, JAX, torch and the textbook formula, each as its users write it.
 
 ``run(W, x)`` takes W (B, 1, 1) and x (B, 1) as NumPy arrays of one dtype to loss (B,), dW and dx of any shape.
 """

@@ -1,4 +1,4 @@
-"""How far the exp of each CPU backend is from the truth, relative: what the proof sketch of the report starts from."""
+"""The largest relative error of each CPU backend's exp: the E of the report's proof sketch."""
 
 from typing import Any
 

@@ -19,7 +19,7 @@ from accuracy.contenders import CONTENDERS, DTYPES, Contender
 from accuracy.exp_error import exp_errors
 from accuracy.tally import OUTPUTS, Tally
 
-PIECE = 1 << 15  # values: what a piece needs stays in cache; twice as many take half as long again
+PIECE = 1 << 15  # values of q that stay in cache together; with twice as many the sweep takes 1.5 times as long
 PATTERNS = 1 << 32  # of float32
 
 

@@ -1,4 +1,4 @@
-"""docs/accuracy.md and its picture, from the results of ``measure``."""
+"""Writes docs/accuracy.md and its picture from the results of ``measure``."""
 
 from pathlib import Path
 from typing import Any
@@ -15,20 +15,20 @@ HEADS = ("below ½", "½ to 1", "1 to 2", "2 to 4", "4 to 8", "8 to 16", "16 to 
 
 PAGE = """# Accuracy
 
-How far every backend is from the truth, over all of q, beside JAX, torch and the textbook formula. `make accuracy`
-writes this page and its picture; `make test` holds the backends to the contract on a part of the same values.
+The errors of every backend over all of q, beside those of JAX, torch and the textbook formula. `make accuracy` writes
+this page and its picture; `make test` holds the backends to the contract on a part of the same values.
 
 Measured on {date}: {machine}; {versions}.
 It took {minutes:.1f} minutes ({cpu_minutes:.1f} minutes of processor time).
 
 ![The largest error of loss, g and dx over q, for all contenders, in float32 and float64]({picture})
 
-From q = 3 on, the contenders that subtract s from 1 lose the digits of g, until it is 0. Ours lose none.
+From q = 3 on, the contenders that subtract s from 1 lose digits of g, until g is 0. Our backends lose none.
 
 ## What is measured
 
-Pairs of 1x1 with x = 1: then q = W exactly, dW = g exactly, dx = g q, and what errs is the arithmetic of the library
-alone.
+Pairs of 1x1 with x = 1. For these q = W exactly, dW = g exactly and dx = g q, so every error comes from the arithmetic
+of the library.
 
 - **float32**: {float32_values} of q through every backend of ours{peers_values},
   against float64.
@@ -36,50 +36,51 @@ alone.
   in its logarithm, a third of any bits, against double-double arithmetic that agrees with mpmath to 2^-90
   (`tests/accuracy/truth.py`).
 
-An error in **ulp** is counted in the spacing of the dtype at the truth. The relative error in **eps**, the unit of the
-contract, is between half as much and as much. A result below the smallest normal number, and a dx made from such a g,
-is held to the contract but has no error in ulp; a GPU that flushes such numbers to 0 gets four times the room. q = inf,
--inf and NaN must give what the contract says. *Out of contract* are the values of q of which a result breaks it, those
-among them.
+An error in **ulp** is a multiple of the spacing of the dtype's numbers at the true value. The relative error in
+**eps**, the unit of the contract, is between half of that number and that number. A result below the smallest normal
+number, and a dx made from such a g, is held to the contract but has no error in ulp; a GPU that flushes such numbers to
+0 is allowed four times the error. q = inf, -inf and NaN must give what the contract says. *Out of contract* counts the
+values of q for which a result breaks the contract, these three included.
 
 ## The largest errors
 
-In brackets the q of the error.
+The q of each error is in brackets.
 
 {maxima}{missing}
 
 ## How the errors are spread
 
-The share of results in per cent, by their error in ulp; every bit pattern (float64: every value drawn) counts alike.
+The share of results in per cent, by their error in ulp. Every bit pattern (in float64 every drawn value) has the same
+weight.
 
 {histograms}
 
 ## Why the contract holds
 
-A sketch, to the first order in eps. Every operation rounds by eps/2 at most, relative to its result; exp by E eps.
+This is a sketch, to first order in eps. The relative error of every operation is at most eps/2, that of exp E eps.
 
-1. t = exp(-|q|) is computed as t (1 + e), |e| <= E eps. 1 + t is in [1, 2], where numbers are eps apart: it rounds by
-   eps/2. r = 1 / (1 + t) is in [1/2, 1], where they are eps/2 apart: it rounds by eps/4. Relative to their values these
-   are (eps/2) / (1 + t) and (eps/4) (1 + t), together at most 3/4 eps for every t in [0, 1]. With p = t / (1 + t),
-   which is in [0, 1/2], r is off by -p e and 3/4 eps.
-2. t r rounds once more. So of s and 1 - s the larger, r, is off by -p e + 3/4 eps, and the smaller, t r, by
-   (1 - p) e + 5/4 eps.
-3. g = (2 s) (s (1 - s)) has two more roundings. For q >= 0 it is made of r, r and t r, and is off by
-   (1 - 3p) e + 15/4 eps, at most (E + 3.75) eps. For q < 0 it is made of t r, t r and r, and is off by
+1. t = exp(-|q|) is computed as t (1 + e), |e| <= E eps. 1 + t is in [1, 2], where numbers are eps apart, so rounding it
+   costs eps/2. r = 1 / (1 + t) is in [1/2, 1], where numbers are eps/2 apart, so rounding it costs eps/4. Relative to
+   their values these are (eps/2) / (1 + t) and (eps/4) (1 + t), together at most 3/4 eps for every t in [0, 1]. With
+   p = t / (1 + t), which is in [0, 1/2], the relative error of r is -p e + 3/4 eps.
+2. t r is rounded once more. So the larger of s and 1 - s, which is r, has the error -p e + 3/4 eps, and the smaller,
+   t r, has (1 - p) e + 5/4 eps.
+3. g = (2 s) (s (1 - s)) has two more roundings. For q >= 0 it is made of r, r and t r, with the error
+   (1 - 3p) e + 15/4 eps, at most (E + 3.75) eps. For q < 0 it is made of t r, t r and r, with the error
    (2 - 3p) e + 17/4 eps, at most **(2 E + 4.25) eps**.
-4. dW_ij = g_i x_j rounds once more: **(2 E + 4.75) eps**.
-5. s² is off by twice the error of s and one rounding; a sum of m terms, in any order, rounds each of them m - 1 times
-   at most. So the loss is off by **(2 E + 2.5 + m/2) eps**.
-6. dx_j is a product for each of m terms, and their sum: **(2 E + 4.25 + m/2) eps** of sum_i |g_i W_ij|.
-7. q_i itself is off by dq_i = n (eps/2) sum_j |W_ij x_j| at most. d log(g)/dq = 2 - 3s and d log(s²)/dq = 2 (1 - s) are
-   between -1 and 2: that adds 2 dq_i to all of them.
+4. dW_ij = g_i x_j is rounded once more: **(2 E + 4.75) eps**.
+5. s² has twice the error of s and one rounding. A sum of m terms, in any order, rounds each of them at most m - 1
+   times. So the error of the loss is at most **(2 E + 2.5 + m/2) eps**.
+6. dx_j is a sum of m products: **(2 E + 4.25 + m/2) eps** of sum_i |g_i W_ij|.
+7. q_i itself has an error of at most dq_i = n (eps/2) sum_j |W_ij x_j|. d log(g)/dq = 2 - 3s and
+   d log(s²)/dq = 2 (1 - s) are between -1 and 2, which adds 2 dq_i to each of these bounds.
 
-What this gives for 1x1 and x = 1, with the largest relative error of exp that each backend was found to have, beside
-what was measured, in eps:
+These are the bounds for 1x1 and x = 1, with the largest measured relative error of each backend's exp, beside the
+measured errors, in eps:
 
 {bounds}
 
-The roundings do not all come together, so the measured errors stay below the bounds.{exhausted}
+The roundings are never all at their largest together, so the measured errors stay below the bounds.{exhausted}
 """
 
 
@@ -107,7 +108,7 @@ def page(results: Row, picture: str) -> str:
         float64_values=next(row["values"] for row in rows if row["dtype"] == "float64"),
         maxima="\n\n".join(_maxima(rows, dtype) for dtype in SPAN),
         missing="".join(missing),
-        exhausted=" In float32 no value is left untried." if every == 1 else "",
+        exhausted=" In float32 every value was tried." if every == 1 else "",
         histograms="\n\n".join(_histograms(rows, dtype) for dtype in SPAN),
         bounds=_bounds(results),
     )

@@ -1,4 +1,4 @@
-"""Every backend held to the contract on a part of the suite's values; and the suite's own truth and counting."""
+"""Every backend keeps the contract on a part of the suite's values; and tests of the suite's own truth and counts."""
 
 import mpmath
 import numpy as np

@@ -1,1 +1,1 @@
-"""Attacks: hostile files, memory limits, kills, signals, mutants, old versions; docs/reliability.md tells of them."""
+"""Attacks: hostile files, memory limits, kills, signals, mutants, old versions; docs/reliability.md describes them."""

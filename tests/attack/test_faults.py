@@ -1,31 +1,19 @@
-"""What goes wrong around a call and must not go wrong in it: no thread to be had, a damaged cache, a fork, Ctrl-C."""
+"""Trouble around a call that must not reach its results: no new thread, a damaged cache, a fork, Ctrl-C."""
 
 import os
-import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import pytest
+from processes import run_python
 
-import sigmoid_l2 as sl2
 from sigmoid_l2 import threads
 
 pytest.importorskip("numba", exc_type=ImportError)
 
 
-def run(code, **environment):
-    """The output of ``code`` in a fresh interpreter; a hang ends the test."""
-    done = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def test_a_helper_that_starts_late_does_nothing(monkeypatch):
-    """submit() queues its work before it fails to start a thread: another thread may come to it after the call."""
+    """submit() queues its work before it fails to start a thread: another thread may run it after the call."""
     queued = []
 
     class Pool:
@@ -48,7 +36,7 @@ def test_a_helper_that_starts_late_does_nothing(monkeypatch):
 
 
 def test_ctrl_c_waits_for_the_helpers(monkeypatch):
-    """However often it comes: the caller's arrays are not written once its call has ended."""
+    """Ctrl-C ends a call only once its helpers have stopped writing into the caller's arrays."""
     monkeypatch.setattr(threads, "get_num_threads", lambda: 2)
     begun, go_on, ended = threading.Event(), threading.Event(), []
 
@@ -72,19 +60,19 @@ ONE_CALL = "import numpy as np, sigmoid_l2 as s; print(s.value(np.zeros((4, 3, 2
 
 
 def test_a_damaged_cache_is_no_error(tmp_path):
-    expected = run(ONE_CALL, NUMBA_CACHE_DIR=str(tmp_path))
+    expected = run_python(ONE_CALL, NUMBA_CACHE_DIR=tmp_path)
     files = [path for path in tmp_path.rglob("*.nb?") if "tiny_3x2" in path.name]
     assert files, "nothing was cached"
     for path in files:
         path.write_bytes(path.read_bytes()[:50])
-    assert run(ONE_CALL, NUMBA_CACHE_DIR=str(tmp_path)) == expected
+    assert run_python(ONE_CALL, NUMBA_CACHE_DIR=tmp_path) == expected
 
 
 def test_without_the_compiler_numpy_computes():
     code = (
         "import sigmoid_l2 as s; print(s.value([[0.0]], [0.0]), [b.reasons for b in s.backends() if b.name == 'numba'])"
     )
-    out = run(code, NUMBA_DISABLE_JIT="1")
+    out = run_python(code, NUMBA_DISABLE_JIT=1)
     assert out.startswith("0.25 ")
     assert "NUMBA_DISABLE_JIT is set" in out
 
@@ -109,12 +97,4 @@ compiling.join()
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 def test_a_fork_while_another_thread_compiles(tmp_path):
-    assert run(FORK, NUMBA_CACHE_DIR=str(tmp_path)) == "[1.25, 1.25]\n"
-
-
-def test_results_do_not_depend_on_read_only(tmp_path):
-    W, x = np.ones((5000, 3, 3)), np.ones((5000, 3))
-    expected = sl2.value_and_grad(W, x, backend="numba")
-    W.flags.writeable = x.flags.writeable = False
-    for a, b in zip(sl2.value_and_grad(W, x, backend="numba"), expected, strict=True):
-        np.testing.assert_array_equal(a, b)
+    assert run_python(FORK, NUMBA_CACHE_DIR=tmp_path, PYTHONWARNINGS="ignore") == "[1.25, 1.25]\n"

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals, limits and 
 BATCH = 200_000  # its OUT has 21 MB: writing it takes about as long as computing it
 OLD = b"the result of yesterday"
 
-# Ctrl-C before the program has been imported, or once it has returned, is Python's to report.
+# Python itself reports a Ctrl-C before the program is imported or after it has returned.
 GRAD = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
@@ -46,6 +46,7 @@ sys.exit(cli.main(["grad", *sys.argv[3:]]))
 
 
 def often(few, many):
+    """How many ``times`` `make test` and `make faults` repeat a test."""
     return pytest.mark.parametrize("times", [few, pytest.param(many, marks=pytest.mark.faults)])
 
 
@@ -114,7 +115,7 @@ def stop(pairs, folder, number, k, chance):
 
 @often(2, 50)
 def test_killed(pairs, tmp_path, times):
-    """What was being written stays behind as a hidden .tmp file, which nobody takes for a result."""
+    """A killed command may leave a hidden .tmp file, which nobody takes for a result."""
     chance, seen = random.Random(times), Counter()
     for k in range(times):
         status, _, after, left = stop(pairs, tmp_path, signal.SIGKILL, k, chance)
@@ -136,7 +137,7 @@ def test_ctrl_c(pairs, tmp_path, times):
 
 
 def grad_with_limit(pairs, folder, which, limit, backend="auto"):
-    """Run the command with a limit of the system; "whole", or the one line that it fails with."""
+    """Run the command under a limit of the operating system; return "whole", or its error, which is one line."""
     given, expected, _ = pairs
     out = folder / "out.npz"
     out.write_bytes(OLD)
@@ -186,7 +187,7 @@ def test_full_disk(pairs, tmp_path, times):
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the memory in use is read from Linux's /proc")
 @often(3, 20)
 def test_memory_limit(pairs, tmp_path, times):
-    """From none besides what the program has to more than enough: one line, whatever it is that finds no memory."""
+    """Memory beyond the program's own, from none to more than enough: the error is one line, wherever it arises."""
     given, names, _ = pairs
     with np.load(given) as archive:
         results = sl2.value_and_grad(archive["W"], archive["x"], backend="numpy")

@@ -1,7 +1,7 @@
-"""More than 2^31 elements of W, for which 32 bits do not count: `make large`, in up to 17 GB of memory, a GPU's too.
+"""More than 2^31 elements of W, more than a 32-bit index reaches: `make large`, in up to 17 GB of host or GPU memory.
 
-W and x are zero but for a few pairs, and memory that is read and was never written takes no room on a CPU: so it is
-mostly dW that does. What the last blocks of a GPU compute there is tested without one by gpu/test_proof.py.
+W and x are zero but for a few pairs. On a CPU, memory that is read but was never written takes no room, so most of
+what is needed is for dW. gpu/test_proof.py executes the last blocks of such a batch without a GPU.
 """
 
 import importlib
@@ -25,7 +25,7 @@ SHAPES = {"tiny": (12, 12), "tall": (300, 8), "rows": (20, 300)}
 
 
 def package_of(backend):
-    """Of the arrays that it computes in place."""
+    """The package of the arrays that the backend computes in place."""
     return importlib.import_module("cupy" if backend.device == "cuda" else "numpy")
 
 
@@ -41,7 +41,7 @@ def assert_same_bits(results, expected):
 @each_backend
 @pytest.mark.parametrize("kernel", SHAPES)
 def test_batch(backend, kernel):
-    """The pairs at both ends and at the edges are as in small calls, and all others are those of zeros."""
+    """The pairs at both ends and at the edges have the bits of small calls; all others have the results of zeros."""
     m, n = SHAPES[kernel]
     xp, rng = package_of(backend), np.random.default_rng(m)
     B = SIZE // (m * n) + 1000
@@ -82,7 +82,7 @@ def test_pair(backend):
 
 
 def test_pieces():
-    """What a kernel cannot read in place, here a view of one pair without strides, goes through it in pieces."""
+    """A layout that no kernel reads, here a view of one pair with zero strides, is computed in pieces."""
     W, x = np.random.default_rng(0).standard_normal((2, 12, 12), np.float32)[0], np.ones(12, np.float32)
     B = SIZE // W.size + 1000
     results = sl2.value_and_grad(np.broadcast_to(W, (B, 12, 12)), np.broadcast_to(x, (B, 12)))

@@ -7,6 +7,7 @@ import types
 
 import numpy as np
 import pytest
+from arrays import bits
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -15,10 +16,6 @@ from sigmoid_l2 import dispatch
 from sigmoid_l2.problem import validate
 
 W, X = np.linspace(-1, 1, 60).reshape(5, 3, 4), np.linspace(-2, 1, 20).reshape(5, 4)
-
-
-def bits(results):
-    return [(a.shape, a.dtype, np.ascontiguousarray(a).tobytes()) for a in results]
 
 
 @pytest.mark.parametrize("batch", [(), (1,), (6,), (2, 3), (1, 3, 2), (0,), (0, 3), (3, 0)])
@@ -67,7 +64,7 @@ def test_float16_under_auto_is_numpy():
 
 @st.composite
 def embedded(draw, shape, dtype):
-    """An array of ``shape`` inside a larger one, with any order of axes and any steps; and a copy of the larger one."""
+    """An array of ``shape`` inside a larger one, with any order of axes and any steps; and the larger one."""
     axes = draw(st.permutations(range(len(shape))))
     steps = [draw(st.sampled_from([1, 1, 2, -1, -3])) for _ in shape]
     memory = np.full([shape[k] * abs(steps[k]) + 1 for k in axes], 77, dtype)
@@ -78,7 +75,7 @@ def embedded(draw, shape, dtype):
 @given(data=st.data())
 def test_any_layout_in_and_out(entry, data):
     batch = tuple(data.draw(st.lists(st.integers(0, 4), max_size=3), "batch"))
-    m, n = data.draw(st.integers(1, 4), "m"), data.draw(st.integers(1, 5), "n")
+    m, n = data.draw(st.sampled_from([(3, 4), (2, 1), (1, 5), (1, 1)]), "m, n")  # the kernel is compiled for each
     dtypes = st.sampled_from(["?", "i1", ">i4", "u8", "f2", "f4", "f8", ">f4", ">f8"])
     column = (1,) if n > 1 and data.draw(st.booleans(), "columns") else ()
     W_in, _ = data.draw(embedded((*batch, m, n), data.draw(dtypes)))
@@ -101,7 +98,7 @@ def test_any_layout_in_and_out(entry, data):
 
 
 def test_everything_in_one_array_of_records(backend):
-    """Inputs and outputs interleaved: memory shared by no two of them."""
+    """Inputs and outputs lie interleaved, and no two of them share memory."""
     fields = [("W", "f8", (3, 4)), ("loss", "f8"), ("x", "f8", 4), ("dW", "f8", (3, 4)), ("dx", "f8", 4)]
     records = np.zeros((5, 7), fields)
     records["W"], records["x"] = W[:, None], X[:, None]

@@ -256,7 +256,7 @@ def test_refused_backend_of_the_environment(name, monkeypatch):
 @pytest.mark.parametrize("pairs", [1, 5, 5000], ids="{} pairs".format)
 def test_refused_number_of_threads_of_the_environment(threads, pairs, monkeypatch):
     monkeypatch.setenv("SIGMOID_L2_NUM_THREADS", threads)
-    dispatch._first_available.cache_clear()  # the first call of a process tells, whatever its size
+    dispatch._first_available.cache_clear()  # the first call of a process reports it, whatever its size
     a = Arrays()
     given = {"W": np.resize(a.W, (pairs, 3, 4)), "x": np.resize(a.x, (pairs, 4)), "backend": "numba"}
     words = [f"the environment variable SIGMOID_L2_NUM_THREADS must be a whole number of at least 1, not {threads!r}"]

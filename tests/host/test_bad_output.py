@@ -5,7 +5,7 @@ Every row is given to every backend, also to those that cannot run here: argumen
 
 import numpy as np
 import pytest
-from arrays import CALLS, Arrays, assert_refused, matrix
+from arrays import CALLS, Arrays, assert_refused, matrix, read_only
 from numpy.lib.stride_tricks import as_strided
 
 from sigmoid_l2 import dispatch
@@ -71,11 +71,6 @@ OUTPUTS = {  # what is given for out, words of the ValueError
         ["dx is a view with strides (16, -8)"],
     ),
 }
-
-
-def read_only(a):
-    a.flags.writeable = False
-    return a
 
 
 def shifted(a, by):

@@ -9,6 +9,7 @@ import importlib
 import fake_cupy
 import numpy as np
 import pytest
+from arrays import pairs
 
 import sigmoid_l2 as sl2
 from sigmoid_l2 import dispatch
@@ -30,9 +31,8 @@ def backend(request):
     return request.param
 
 
-def pairs(cupy, batch=(5,), m=3, n=4, dtype="float32"):
-    rng = np.random.default_rng(7)
-    W, x = rng.standard_normal((*batch, m, n)).astype(dtype), rng.standard_normal((*batch, n)).astype(dtype)
+def on_both(cupy, batch=(5,), dtype="float32"):
+    W, x = pairs(batch, dtype=dtype)
     return W, x, cupy.asarray(W), cupy.asarray(x)
 
 
@@ -46,14 +46,14 @@ def assert_same(cupy, got, W, x):
 
 @pytest.mark.parametrize("batch", [(), (1,), (5,), (2, 3), (0,)])
 def test_cupy_in_cupy_out(cupy, backend, batch):
-    W, x, W_device, x_device = pairs(cupy, batch)
+    W, x, W_device, x_device = on_both(cupy, batch)
     assert_same(cupy, sl2.value_and_grad(W_device, x_device, backend=backend), W, x)
     assert isinstance(sl2.value(W_device, x_device, backend=backend), cupy.ndarray)
     assert all(isinstance(a, cupy.ndarray) for a in sl2.grad(W_device, x_device, backend=backend))
 
 
 def test_any_layout_dtype_and_columns(cupy, backend):
-    W, x, W_device, x_device = pairs(cupy, (6,), dtype="float64")
+    W, x, W_device, x_device = on_both(cupy, (6,), dtype="float64")
     half = sl2.value_and_grad(W_device[::2], x_device[::-1][::2], backend=backend)
     assert_same(cupy, half, W[::2], x[::-1][::2])
     swapped = sl2.value_and_grad(W_device.swapaxes(1, 2), x_device[:, :3], backend=backend)
@@ -66,7 +66,7 @@ def test_any_layout_dtype_and_columns(cupy, backend):
 
 
 def test_out_is_written_in_place(cupy, backend):
-    W, x, W_device, x_device = pairs(cupy)
+    W, x, W_device, x_device = on_both(cupy)
     out = tuple(cupy.asarray(np.full(shape, np.nan, "float32")) for shape in ((5,), (5, 3, 4), (5, 4)))
     got = sl2.value_and_grad(W_device, x_device, out=out, backend=backend)
     assert all(a is b for a, b in zip(got, out, strict=True))
@@ -74,7 +74,7 @@ def test_out_is_written_in_place(cupy, backend):
 
 
 def test_out_of_a_wrong_kind_or_overlapping(cupy):
-    W, x, W_device, x_device = pairs(cupy)
+    W, x, W_device, x_device = on_both(cupy)
     with pytest.raises(ValueError, match=r"dW must be a CUDA array, like the inputs, not numpy\.ndarray"):
         sl2.value_and_grad(W_device, x_device, out=(cupy.asarray(np.zeros(5, "f4")), np.zeros_like(W), x_device))
     with pytest.raises(ValueError, match="dW shares memory with W"):
@@ -82,7 +82,7 @@ def test_out_of_a_wrong_kind_or_overlapping(cupy):
 
 
 def test_host_and_device_do_not_mix(cupy):
-    W, x, W_device, x_device = pairs(cupy)
+    W, x, W_device, x_device = on_both(cupy)
     with pytest.raises(
         TypeError, match=r"W is in host memory and x is a CUDA array of type .*; pass cupy\.asarray\(W\)"
     ):
@@ -93,13 +93,13 @@ def test_host_and_device_do_not_mix(cupy):
 
 @pytest.mark.parametrize("name", ["cpu", "numpy", "numba"])
 def test_cuda_arrays_are_not_moved_to_the_host(cupy, name):
-    *_, W_device, x_device = pairs(cupy)
+    *_, W_device, x_device = on_both(cupy)
     with pytest.raises(TypeError, match=rf"'{name}' computes in host memory.*cupy\.asnumpy"):
         sl2.value_and_grad(W_device, x_device, backend=name)
 
 
 def test_a_stream_is_used_and_left(cupy, backend):
-    W, x, W_device, x_device = pairs(cupy)
+    W, x, W_device, x_device = on_both(cupy)
     stream = cupy.cuda.Stream()
     before = cupy.cuda.get_current_stream().ptr
     for given in (stream, stream.ptr):
@@ -118,19 +118,19 @@ def test_a_stream_is_used_and_left(cupy, backend):
 @pytest.mark.skipif(HAS_GPU, reason="the stand-in has two devices, this machine may not")
 def test_runs_on_the_arrays_device(cupy, backend):
     with cupy.cuda.Device(1):
-        *_, W_device, x_device = pairs(cupy)
+        *_, W_device, x_device = on_both(cupy)
     got = sl2.value_and_grad(W_device, x_device, backend=backend)
     assert got.dW.device.id == 1
     assert fake_cupy.kernels["numba-cuda" if backend == "numba-cuda" else "cupy"].calls == [(1, 0)]
     assert backend != "numba-cuda" or ("numba device", 1) in fake_cupy.log
     with pytest.raises(ValueError, match="same CUDA device"):
-        sl2.value(W_device, pairs(cupy)[3])
+        sl2.value(W_device, on_both(cupy)[3])
 
 
 @pytest.mark.skipif(not HAS_GPU, reason="; ".join(REASONS["cupy"]))
 @pytest.mark.parametrize("name", ["cupy", "numba-cuda"])
 def test_nothing_is_allocated_and_a_graph_can_capture_it(cupy, name):
-    W, x, W_device, x_device = pairs(cupy, (1000,))
+    W, x, W_device, x_device = on_both(cupy, (1000,))
     out = tuple(cupy.empty(shape, "float32") for shape in ((1000,), (1000, 3, 4), (1000, 4)))
     stream = cupy.cuda.Stream(non_blocking=True)
     sl2.value_and_grad(W_device, x_device, out=out, backend=name, stream=stream)  # compiled outside the capture

@@ -1,10 +1,9 @@
 """The memory of a process: a call takes at most 32 MiB besides its inputs and outputs, however many pairs it has."""
 
 import os
-import subprocess
-import sys
 
 import pytest
+from processes import run_python
 
 pytest.importorskip("numba")
 
@@ -13,7 +12,7 @@ if not os.access("/proc/self/clear_refs", os.W_OK):
 
 LIMIT = 32 << 20
 
-# The inputs and outputs are in memory, each page of them, before the peak is reset; so what it rises by is the call's.
+# Every page of the inputs and outputs is in memory before the peak is reset, so the call alone makes it rise.
 MEASURE = """
 import re, sys
 import numpy as np
@@ -54,15 +53,17 @@ print(extra)
 
 
 def extra_bytes(layout, outputs, pairs, *more):
-    """By how much the memory of a process rises in one call, without the results."""
-    command = [sys.executable, "-W", "error", "-c", MEASURE, layout, outputs, str(pairs), *more]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, done.stderr
-    return int(done.stdout)
+    """The rise of a process's memory during one call, without the results."""
+    return int(run_python(MEASURE, layout, outputs, pairs, *more))
 
 
-@pytest.mark.parametrize("outputs", ["given", "fresh"])
-@pytest.mark.parametrize("layout", ["contiguous", "strided", "transposed", "byte-swapped", "integers"])
+@pytest.mark.parametrize(
+    ("layout", "outputs"),
+    [
+        *((layout, "given") for layout in ("contiguous", "strided", "transposed", "byte-swapped", "integers")),
+        *((layout, "fresh") for layout in ("contiguous", "transposed")),
+    ],
+)
 def test_extra_memory(layout, outputs):
     """W of 10^6 pairs alone is 36 MB, more than the limit."""
     assert extra_bytes(layout, outputs, 10**6) <= LIMIT
@@ -74,5 +75,5 @@ def test_extra_memory_of_ten_million_pairs(outputs):
 
 
 def test_a_copy_is_seen():
-    """The measurement by itself: a copy of W is more than the limit."""
+    """The measurement finds a copy of W, which is more than the limit."""
     assert extra_bytes("contiguous", "given", 10**6, "with a copy") > LIMIT

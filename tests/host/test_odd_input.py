@@ -4,14 +4,10 @@ import array
 
 import numpy as np
 import pytest
-from arrays import Arrays, matrix
+from arrays import Arrays, Subclass, matrix, read_only, unaligned
 from numpy.lib.stride_tricks import as_strided
 
 import sigmoid_l2 as sl2
-
-
-class Subclass(np.ndarray):
-    """An array of another type."""
 
 
 class Own:
@@ -31,12 +27,6 @@ def records(a, align=False):
     table["W"], table["x"] = a.W, a.x
     assert table["W"].flags.aligned == align
     return table["W"], table["x"]
-
-
-def read_only(*arrays):
-    for a in arrays:
-        a.flags.writeable = False
-    return arrays
 
 
 INPUTS = {  # what is given for W and x
@@ -74,10 +64,10 @@ INPUTS = {  # what is given for W and x
     "x is W's memory": lambda a: (a.W[0, :3, :3], a.W[0, 1, :3]),
     "unaligned fields of records": lambda a: records(a),
     "aligned fields of records": lambda a: records(a, align=True),
-    "unaligned": lambda a: (np.frombuffer(b"." + a.W.tobytes(), offset=1).reshape(a.W.shape), a.x),
+    "unaligned": lambda a: (unaligned(a.W), a.x),
     "the other byte order": lambda a: (a.W.astype(">f8"), a.x.astype(">f8")),
     "both byte orders": lambda a: (a.W.astype(">f4"), a.x.astype("<f4")),
-    "read-only": lambda a: read_only(a.W, a.x),
+    "read-only": lambda a: (read_only(a.W), read_only(a.x)),
     "of bytes": lambda a: (np.frombuffer(a.W.tobytes()).reshape(a.W.shape), np.frombuffer(a.x.tobytes()).reshape(5, 4)),
     "mixed floats": lambda a: (a.W.astype("f2"), a.x.astype("f4")),
     "integers and a float": lambda a: ((9 * a.W).astype("i1"), a.x.astype("f4")),

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 import fake_cupy
 import numpy as np
 import pytest
+from arrays import pairs
 
 import sigmoid_l2 as sl2
 from sigmoid_l2 import dispatch, offload, settings
@@ -203,11 +204,6 @@ def gpu(request):
     return FakeGPU(orders()[request.param])
 
 
-def pairs(batch, m=3, n=4, dtype="float32"):
-    rng = np.random.default_rng(3)
-    return rng.standard_normal((*batch, m, n)).astype(dtype), rng.standard_normal((*batch, n)).astype(dtype)
-
-
 def compute(gpu, W, x, wanted=NAMES, pairs_at_once=3, stream=None, compute=offload.compute):
     """The outputs by name, through pieces of so many pairs."""
     problem = validate(W, x)
@@ -251,7 +247,7 @@ def limit():
 def test_the_limit_of_device_memory(limit, nbytes, wanted):
     limit(nbytes)
     gpu = FakeGPU(at_random(1), memory=nbytes)
-    W, x = pairs((3000,))  # 100 bytes of W, x, dW, dx and loss a pair: 300 kB
+    W, x = pairs((3000,), dtype="float32")  # 100 bytes of W, x, dW, dx and loss a pair: 300 kB
     assert_right(compute(gpu, W, x, wanted, pairs_at_once=10**9), W, x)
     needed = (108 if wanted == NAMES else 68) * 3000
     assert min(nbytes, needed) / 2 < gpu.peak <= nbytes
@@ -261,14 +257,14 @@ def test_the_limit_of_device_memory(limit, nbytes, wanted):
 def test_a_pair_larger_than_the_limit_gets_what_it_needs(limit):
     limit(1000)
     gpu = FakeGPU(late)
-    W, x = pairs((5,), 20, 30)
+    W, x = pairs((5,), 20, 30, "float32")
     assert_right(compute(gpu, W, x), W, x)
     assert 1000 < gpu.peak <= (2 * 20 * 30 + 2 * 30 + 1) * 4 + 5 * ROUNDING
 
 
 def test_no_more_memory_than_the_batch_needs():
     gpu = FakeGPU(late)
-    W, x = pairs((7,))
+    W, x = pairs((7,), dtype="float32")
     compute(gpu, W, x, pairs_at_once=10**6)
     assert gpu.peak == 5 * ROUNDING
 
@@ -392,7 +388,7 @@ def cupy(monkeypatch):
 @pytest.mark.parametrize("backend", ["cupy", "numba-cuda"])
 def test_the_libraries(cupy, backend, stream, monkeypatch):
     monkeypatch.setattr("sigmoid_l2.execute.OFFLOAD_PIECE_BYTES", 200)  # 4 pairs
-    W, x = pairs((23,))
+    W, x = pairs((23,), dtype="float32")
     for _ in range(2):
         cupy.log.clear()
         got = sl2.value_and_grad(W, x, backend=backend, stream=stream)

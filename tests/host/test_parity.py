@@ -1,21 +1,20 @@
-"""Every backend against the truth, against JAX and against itself, over every size, dtype and range of q."""
+"""Every backend against the truth and against itself, over every size, dtype and range of q."""
 
 import ast
-import functools
 import importlib.util
 import warnings
 from pathlib import Path
 
 import numpy as np
-import oracle
 import pytest
-from contract import Results, allowed, assert_contract, worst
+from arrays import pairs
+from contract import assert_contract
 
 import sigmoid_l2 as sl2
 from sigmoid_l2 import dispatch
 
-# Between them the shapes meet every path that a size can choose: blocks of pairs, blocks of rows, tiles, rows; m and n
-# around the lanes of a vector; rows longer than dx in a GPU's shared memory (5000); pairs longer than blocks (300x400)
+# Together the shapes take every path that a size can choose: blocks of pairs, blocks of rows, tiles, rows; m and n
+# around the lanes of a vector; rows longer than dx in a GPU's shared memory (5000); pairs longer than blocks (300x400).
 SMALL = [(1, 1), (1, 7), (7, 1), (2, 5), (3, 3), (5, 3), (8, 8), (13, 17)]
 SMALL += [(11, 9), (10, 16), (1, 65), (6, 33), (66, 15)]
 LARGE = [(61, 3), (37, 7), (64, 65), (1000, 1), (1, 5000), (300, 40), (300, 400)]
@@ -27,40 +26,35 @@ def poisoned(batch, m, n, dtype):
     return tuple(np.full(shape, np.nan, dtype) for shape in (batch, (*batch, m, n), (*batch, n)))
 
 
-def normal(B, m, n, dtype, seed=0):
-    rng = np.random.default_rng([B, m, n, seed])
-    return rng.standard_normal((B, m, n)).astype(dtype), rng.standard_normal((B, n)).astype(dtype)
-
-
-def check(W, x, backend, pairs=slice(None)):
-    """All pairs are written; ``pairs`` keep the contract."""
+def check(W, x, backend, some=slice(None)):
+    """All pairs are written; ``some`` of them are held to the contract, which takes longer."""
     out = poisoned(W.shape[:1], *W.shape[1:], W.dtype)
     sl2.value_and_grad(W, x, out=out, backend=backend)
     assert not any(np.isnan(a).any() for a in out), "an element was not written"
-    assert_contract(W[pairs], x[pairs], *(a[pairs] for a in out), backend=backend)
+    assert_contract(W[some], x[some], *(a[some] for a in out), backend=backend)
 
 
 @pytest.mark.parametrize(("m", "n"), SMALL)
 def test_small_shapes(backend, dtype, m, n):
     for B in BATCHES:
-        check(*normal(B, m, n, dtype), backend, pairs=[0, B // 2, B - 1][: 3 if m * n < 50 else 1])
+        check(*pairs((B,), m, n, dtype), backend, some=[0, B // 2, B - 1][: 3 if m * n < 50 else 1])
 
 
 @pytest.mark.parametrize(("m", "n"), LARGE)
 def test_large_shapes(backend, dtype, m, n):
-    W, x = normal(3, m, n, dtype)
-    check(W, x / dtype.type(n**0.5), backend, pairs=[2] if m * n < 20_000 else [])
+    W, x = pairs((3,), m, n, dtype)
+    check(W, x / dtype.type(n**0.5), backend, some=[2] if m * n < 20_000 else [])
 
 
 def whole_range(dtype):
-    """q of every size to where g underflows and beyond; ±0, subnormal, tiny, huge; where an exp's reduction steps."""
+    """q of every size to beyond the underflow of g; ±0, subnormal, tiny, huge; around each step of exp's reduction."""
     info = np.finfo(dtype)
     end = {"float16": 25, "float32": 120, "float64": 800}[dtype.name]
     magnitudes = [0, info.smallest_subnormal, info.tiny / 2, info.tiny, info.eps, info.max]
     decades = 2.0 ** np.linspace(info.minexp, info.maxexp - 1, 60)
     steps = (np.arange(0.5, 200) * np.log(2) / 2).astype(dtype)
     steps = [steps, np.nextafter(steps, dtype.type(0)), np.nextafter(steps, dtype.type(end))]
-    q = np.concatenate([np.linspace(0, 100, 801), np.linspace(0, end, 400), magnitudes, decades, *steps])
+    q = np.concatenate([np.linspace(0, 100, 201), np.linspace(0, end, 100), magnitudes, decades, *steps])
     return np.concatenate([q, -q]).astype(dtype)
 
 
@@ -82,7 +76,7 @@ def test_large_q_of_several_terms(backend, dtype):
 def test_tiny_and_huge_factors(backend, dtype):
     """q of order 1 from factors near the ends of the range: the gradients are nearly as small and as large."""
     exponent = np.finfo(dtype).maxexp - 4
-    W, x = normal(9, 3, 3, dtype)
+    W, x = pairs((9,), 3, 3, dtype)
     down, up = dtype.type(2.0**-exponent), dtype.type(2.0**exponent)
     if dtype == np.float16:  # 2**-12 is subnormal
         down, up = dtype.type(2.0**-6), dtype.type(2.0**6)
@@ -92,43 +86,15 @@ def test_tiny_and_huge_factors(backend, dtype):
 
 @pytest.mark.parametrize(("m", "n"), [(3, 3), (13, 17)])
 def test_value_and_grad_alone_have_the_same_bits(backend, dtype, m, n):
-    W, x = normal(37, m, n, dtype)
+    W, x = pairs((37,), m, n, dtype)
     loss, dW, dx = sl2.value_and_grad(W, x, backend=backend)
     assert sl2.value(W, x, backend=backend).tobytes() == loss.tobytes()
     alone = sl2.grad(W, x, backend=backend)
     assert (alone.dW.tobytes(), alone.dx.tobytes()) == (dW.tobytes(), dx.tobytes())
 
 
-@pytest.mark.parametrize("name", ["float32", "float64"])
-@pytest.mark.parametrize(("m", "n"), [(3, 3), (5, 3), (1, 7)])
-def test_jax(backend, name, m, n):
-    """JAX's own gradient of the textbook formula, each side within its error of the truth."""
-    jax = pytest.importorskip("jax")
-
-    @functools.partial(jax.value_and_grad, argnums=(0, 1))
-    def f(W, x):
-        return (jax.nn.sigmoid(W @ x) ** 2).sum()
-
-    W, x = normal(31, m, n, np.dtype(name))
-    q = (W @ x[:, :, None])[..., 0]
-    W /= np.maximum(1, np.abs(q) / q.dtype.type(2.9))[..., None]  # |q| < 3
-    with jax.enable_x64(name == "float64"), jax.default_device(jax.devices("cpu")[0]):
-        loss, (dW, dx) = jax.tree.map(np.asarray, jax.vmap(f)(W, x))
-    ours = sl2.value_and_grad(W, x, backend=backend)
-    for b in range(len(W)):
-        truth = oracle.pair(W[b], x[b])
-        s = 1 / (1 + np.exp(-(W[b].astype(float) @ x[b])))
-        # JAX subtracts s from 1, which makes the rounding of s, eps/2, one of eps/2 / (1 - s).
-        theirs = allowed(W[b], x[b], truth, g_eps=8 + 0.5 / (1 - s))
-        both = Results(*map(sum, zip(allowed(W[b], x[b], truth), theirs, strict=True)))
-        jax_is_right = worst(W[b], x[b], Results(loss[b], dW[b], dx[b]), theirs, truth)
-        as_jax = worst(W[b], x[b], Results(*(a[b] for a in ours)), both, oracle.Truth(truth.g, loss[b], dW[b], dx[b]))
-        for ratio, line in (*jax_is_right.values(), *as_jax.values()):
-            assert ratio <= 1, line
-
-
 def test_nan_touches_no_other_pair(backend, dtype):
-    W, x = normal(17, 3, 3, dtype)
+    W, x = pairs((17,), 3, 3, dtype)
     clean = sl2.value_and_grad(W, x, backend=backend)
     W[5, 1, 2] = x[11, 0] = np.nan
     mixed = sl2.value_and_grad(W, x, backend=backend)

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import fake_cupy
 import numpy as np
 import pytest
+from arrays import pairs
 from fake_cupy import Array, DeviceNDArray, Owned, Stream, Tensor, log, on_host
 
 import sigmoid_l2 as sl2
@@ -43,9 +44,8 @@ KINDS = {"cupy": plain, "numba": DeviceNDArray, "interface": Owned, "torch": Ten
 OURS = {"cupy": 0, "numba": 0, "interface": 0, "torch": Tensor.current_stream, "jax": 0}
 
 
-def pairs(make=plain, batch=(5,), dtype="float32"):
-    rng = np.random.default_rng(5)
-    W, x = rng.standard_normal((*batch, 3, 4)).astype(dtype), rng.standard_normal((*batch, 4)).astype(dtype)
+def on_both(make=plain, batch=(5,), dtype="float32"):
+    W, x = pairs(batch, dtype=dtype)
     return W, x, make(fake_cupy.asarray(W)), make(fake_cupy.asarray(x))
 
 
@@ -80,7 +80,7 @@ def assert_no_host_wait():
 @pytest.mark.parametrize("backend", ["auto", "numba-cuda"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_memory_and_the_same_kind(cupy, kind, backend):
-    W, x, W_device, x_device = pairs(KINDS[kind])
+    W, x, W_device, x_device = on_both(KINDS[kind])
     log.clear()
     got = sl2.value_and_grad(W_device, x_device, backend=backend)
     assert {type(a) for a in got} == {fake_cupy.ndarray if kind == "interface" else type(W_device)}
@@ -95,7 +95,7 @@ def test_the_same_memory_and_the_same_kind(cupy, kind, backend):
 
 @pytest.mark.parametrize("kind", ["cupy", "numba", "interface", "torch"])
 def test_out_of_the_same_kind(cupy, kind):
-    W, x, W_device, x_device = pairs(KINDS[kind])
+    W, x, W_device, x_device = on_both(KINDS[kind])
     out = outputs(KINDS[kind])
     log.clear()
     got = sl2.value_and_grad(W_device, x_device, out=out)
@@ -106,8 +106,8 @@ def test_out_of_the_same_kind(cupy, kind):
 
 
 def test_out_of_other_kinds(cupy):
-    W, x, W_device, _ = pairs(Tensor)
-    *_, x_device = pairs(DeviceNDArray)
+    W, x, W_device, _ = on_both(Tensor)
+    *_, x_device = on_both(DeviceNDArray)
     out = tuple(make(a) for make, a in zip((plain, Tensor, Owned), outputs(), strict=True))
     got = sl2.value_and_grad(W_device, x_device, out=out)
     assert all(a is b for a, b in zip(got, out, strict=True))
@@ -117,7 +117,7 @@ def test_out_of_other_kinds(cupy):
 
 
 def test_any_layout_of_another_library(cupy):
-    W, x, *_ = pairs(batch=(6,), dtype="float64")
+    W, x, *_ = on_both(batch=(6,), dtype="float64")
     W_device, x_device = fake_cupy.asarray(W), fake_cupy.asarray(x)
     for make in (Tensor, DeviceNDArray, Owned):
         got = sl2.value_and_grad(make(W_device[::2]), make(x_device[::-1][::2]))
@@ -149,8 +149,8 @@ ORDERS = {
 @pytest.mark.parametrize("case", ORDERS)
 def test_the_producer_is_ordered_before_the_kernel(cupy, case):
     make_W, make_x, stream, ours, expected = ORDERS[case]
-    W, x, W_device, _ = pairs(make_W)
-    *_, x_device = pairs(make_x)
+    W, x, W_device, _ = on_both(make_W)
+    *_, x_device = on_both(make_x)
     log.clear()
     got = sl2.value_and_grad(W_device, x_device, stream=stream)
     assert [(producer, consumer) for producer, consumer, before in events() if before] == expected
@@ -162,16 +162,16 @@ def test_the_producer_is_ordered_before_the_kernel(cupy, case):
 
 @pytest.mark.parametrize(("make", "consumer"), [(Tensor, Tensor.current_stream), (Array, Array.work_stream)])
 def test_the_results_are_ordered_before_their_library_goes_on(cupy, make, consumer):
-    *_, W_device, x_device = pairs(make)
+    *_, W_device, x_device = on_both(make)
     log.clear()
     sl2.value_and_grad(W_device, x_device, stream=123)
     assert {(p, c) for p, c, before in events() if not before} == {(123, consumer)}
     assert_no_host_wait()
-    assert sl2.value_and_grad(*pairs(DeviceNDArray)[2:], stream=123).dW.stream == 123
+    assert sl2.value_and_grad(*on_both(DeviceNDArray)[2:], stream=123).dW.stream == 123
 
 
 def test_cupys_current_stream(cupy):
-    *_, W_device, x_device = pairs()
+    *_, W_device, x_device = on_both()
     log.clear()
     with Stream(handle=44):
         sl2.value(W_device, x_device)
@@ -182,7 +182,7 @@ def test_cupys_current_stream(cupy):
 
 def test_a_graph_does_not_wait_for_what_is_outside(cupy, monkeypatch):
     monkeypatch.setattr(Stream, "capturing", (123,))
-    *_, W_device, x_device = pairs()
+    *_, W_device, x_device = on_both()
     out = outputs()
     log.clear()
     sl2.value_and_grad(W_device, x_device, out=out, stream=123)
@@ -200,25 +200,25 @@ STREAMS = [
 
 @pytest.mark.parametrize("stream", STREAMS, ids=range(len(STREAMS)))
 def test_streams_of_any_library(cupy, stream):
-    *_, W_device, x_device = pairs()
+    *_, W_device, x_device = on_both()
     sl2.value(W_device, x_device, stream=stream)
     assert cupy.kernels["cupy"].calls == [(0, 123)]
 
 
 def test_a_tensor_that_requires_a_gradient(cupy):
     for position in (0, 1):
-        arrays = list(pairs(Tensor)[2:])
+        arrays = list(on_both(Tensor)[2:])
         arrays[position].requires_grad = True
         with pytest.raises(TypeError, match=rf"^{'Wx'[position]}, a CUDA array of type torch\.Tensor, .*\.detach\(\)$"):
             sl2.value_and_grad(*arrays)
     out = outputs(Tensor)
     out[1].requires_grad = True
     with pytest.raises(ValueError, match=r"^out: dW, .*\.detach\(\)$"):
-        sl2.value_and_grad(*pairs(Tensor)[2:], out=out)
+        sl2.value_and_grad(*on_both(Tensor)[2:], out=out)
 
 
 def test_outputs_that_cannot_be_written(cupy):
-    W, _, W_device, _ = pairs(Tensor)
+    W, _, W_device, _ = on_both(Tensor)
     loss, dW, dx = outputs(Tensor)
     beside_x, beside_loss = (fake_cupy.asarray(np.full(60, np.nan, "f4")) for _ in range(2))
     x_device, loss = Tensor(beside_x[:20].reshape(5, 4)), Tensor(beside_loss[:5])
@@ -263,7 +263,7 @@ def test_the_bounds_of_an_array(cupy):
 
 def test_overlap_is_seen_by_address(cupy):
     """Two views of one memory need not have a common base: each library says where its own begins."""
-    W, _, W_device, x_device = pairs(Owned)
+    W, _, W_device, x_device = on_both(Owned)
     for other, shares in ((W_device.held[1:], True), (W_device.held[::-1], True), (fake_cupy.asarray(W), False)):
         out = (outputs()[0][: len(other)], Owned(other), outputs()[2][: len(other)])
         few = Owned(W_device.held[: len(other)]), Owned(x_device.held[: len(other)])
@@ -289,7 +289,7 @@ def test_arrays_that_are_on_the_host_after_all(cupy):
         def __array__(self, dtype=None, copy=None):
             return self.a
 
-    W, x, *_ = pairs()
+    W, x, *_ = on_both()
     for device in (1, 3, None):  # on the host, pinned there, unknown
         assert type(sl2.value(HostTensor(W, device), HostTensor(x, device), backend="numpy")) is np.ndarray
     for device in (2, 13):
@@ -298,7 +298,7 @@ def test_arrays_that_are_on_the_host_after_all(cupy):
 
 @pytest.mark.parametrize("batch", [(), (5,), (2, 3), (0,)])
 def test_numba_without_cupy(numba_alone, batch):
-    W, x, W_device, x_device = pairs(DeviceNDArray, batch)
+    W, x, W_device, x_device = on_both(DeviceNDArray, batch)
     log.clear()
     got = sl2.value_and_grad(W_device, x_device, backend="numba-cuda")
     assert {type(a) for a in got} == {DeviceNDArray}
@@ -313,7 +313,7 @@ def test_numba_without_cupy(numba_alone, batch):
 
 
 def test_numba_without_cupy_orders_streams_and_writes_out(numba_alone):
-    W, x, *_ = pairs()
+    W, x, *_ = on_both()
     W_device, x_device = Owned(fake_cupy.asarray(W), 33), Owned(fake_cupy.asarray(x), 34)
     out = outputs(Tensor)
     log.clear()
@@ -327,27 +327,27 @@ def test_numba_without_cupy_orders_streams_and_writes_out(numba_alone):
 
 
 def test_any_stride_of_an_axis_of_one(numba_alone):
-    W, x, W_device, x_device = pairs(DeviceNDArray, (1,))
+    W, x, W_device, x_device = on_both(DeviceNDArray, (1,))
     strided = SimpleNamespace(__cuda_array_interface__={**W_device.__cuda_array_interface__, "strides": (999, 16, 4)})
     assert_right(sl2.value_and_grad(strided, x_device, backend="numba-cuda"), W, x)
 
 
 def test_what_numba_cannot_use_without_cupy(numba_alone):
-    _, _, W_device, x_device = pairs(DeviceNDArray)
+    _, _, W_device, x_device = on_both(DeviceNDArray)
     big_endian = DeviceNDArray(W_device.held.astype(">f4"))
     for array, words in ((DeviceNDArray(W_device.held[..., ::-1]), "not C-contiguous"), (big_endian, "byte order")):
         with pytest.raises(TypeError, match=rf"W, a CUDA array of type .*{words}.*CuPy.*pip install"):
             sl2.value(array, x_device, backend="numba-cuda")
     with pytest.raises(TypeError, match=r"W has dtype float32 and x float64, .*CuPy"):
-        sl2.value(W_device, pairs(DeviceNDArray, dtype="float64")[3], backend="numba-cuda")
+        sl2.value(W_device, on_both(DeviceNDArray, dtype="float64")[3], backend="numba-cuda")
     with pytest.raises(TypeError, match=r"W, a CUDA array of type jaxlib\._jax\.Array, .*CuPy"):
-        sl2.value(*pairs(Array)[2:], backend="numba-cuda")
+        sl2.value(*on_both(Array)[2:], backend="numba-cuda")
 
 
 def test_neither_cupy_nor_numba(numba_alone, monkeypatch):
     monkeypatch.setattr("sigmoid_l2.gpu.why_not", lambda probe: "it is not installed")
     with pytest.raises(TypeError, match=r"W is a CUDA array of type somebody\.Owned, and neither .* pip install"):
-        sl2.value(*pairs(Owned)[2:])
+        sl2.value(*on_both(Owned)[2:])
 
 
 @pytest.mark.gpu
@@ -358,7 +358,7 @@ def test_on_a_gpu(library, backend):
     for name in {"cupy", backend, *["numba-cuda"] * (library == "numba")}:
         if reasons[name]:
             pytest.skip(f"{name}: {'; '.join(reasons[name])}")
-    W, x, *_ = pairs(batch=(1000,))
+    W, x, *_ = on_both(batch=(1000,))
     if library == "numba":
         cuda = importlib.import_module("sigmoid_l2.kernels.gpu.launch_numba").cuda
         to_device, to_host = cuda.to_device, lambda a: a.copy_to_host()

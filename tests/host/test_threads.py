@@ -2,13 +2,12 @@
 
 import math
 import os
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from processes import run_python
 
 import sigmoid_l2 as sl2
 from sigmoid_l2 import settings, threads
@@ -142,9 +141,7 @@ def test_threads_of_a_process(setting):
     pytest.importorskip("numba")
     if setting == "affinity" and not hasattr(os, "sched_setaffinity"):
         pytest.skip("this system has no CPU affinity")
-    done = subprocess.run([sys.executable, "-c", CALLS, setting], capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, done.stderr
-    number, helpers = map(int, done.stdout.split())
+    number, helpers = map(int, run_python(CALLS, setting).split())
     assert number == (3 if setting == "3" else 1)
     assert (1 <= helpers <= 2) if setting == "3" else helpers == 0
 

@@ -5,6 +5,7 @@ import sys
 import fake_cupy
 import numpy as np
 import pytest
+from arrays import pairs
 
 import sigmoid_l2 as sl2
 from sigmoid_l2.explain import example
@@ -25,11 +26,6 @@ TRUE = {
     ],
     "dx": [[0.079665635104], [0.417856786921], [0.277923679366]],
 }
-
-
-def pairs(batch, m, n, dtype=np.float64, seed=0):
-    rng = np.random.default_rng(seed)
-    return rng.standard_normal((*batch, m, n)).astype(dtype), rng.standard_normal((*batch, n)).astype(dtype)
 
 
 @pytest.mark.parametrize("name", TRUE)

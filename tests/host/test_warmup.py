@@ -2,11 +2,11 @@
 
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from processes import run_python
 
 import sigmoid_l2 as sl2
 from sigmoid_l2.dispatch import BackendUnavailableError
@@ -53,11 +53,7 @@ for shape, dtype in (((3, 3), "f4"), ((5, 2), np.float64), ((20, 30), "float32")
 
 def child(script, cache, **variables):
     """What ``script`` prints in a fresh process with numba's cache in ``cache``."""
-    environment = os.environ | {"NUMBA_CACHE_DIR": str(cache)} | {name: str(value) for name, value in variables.items()}
-    command = [sys.executable, "-W", "error", "-c", COUNT + script]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment)
-    assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout
+    return run_python(COUNT + script, NUMBA_CACHE_DIR=cache, **variables)
 
 
 def test_nothing_is_compiled_after_warmup_nor_by_the_next_process(tmp_path):

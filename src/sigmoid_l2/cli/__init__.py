@@ -1,1 +1,1 @@
-"""The command `sigmoid-l2`."""
+"""The command line ``sigmoid-l2`` and the files that it reads and writes."""

@@ -1,4 +1,4 @@
-"""Reading W and x from files, and writing results so that nobody ever finds a half-written one."""
+"""Reads W and x from files, and writes results so that no file is ever half written."""
 
 import errno
 import io
@@ -19,22 +19,24 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
-# An array of an .npz file may unpack to 1 GiB, and to more where the file is not tiny beside it: deflate packs zeros
-# 1000:1, so that a file of megabytes could fill any memory, but numbers of a computation not even 100:1.
+# The most bytes that an array of an .npz file may unpack to, and the same as a multiple of the file's size; the larger
+# of the two counts. Deflate packs zeros 1000:1, so a file of megabytes could fill any memory. It packs computed numbers
+# less than 100:1.
 MOST_UNPACKED_BYTES = 1 << 30
 MOST_EXPANSION = 100
 
-# NumPy reads a header of any size, 4 GiB say, before it refuses one of more than 10,000 characters.
+# The most bytes of an .npy header that are read. NumPy would read a header of any size, for instance 4 GiB, before it
+# refuses one of more than 10,000 characters.
 _HEADER_BYTES = 1 << 16
 _HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
-    (3, 0): np.lib.format.read_array_header_2_0,  # in UTF-8, which matters for names of fields only
+    (3, 0): np.lib.format.read_array_header_2_0,  # version 3 is UTF-8, which makes a difference in field names only
 }
 
 
 class InputError(Exception):
-    """A file does not hold what is asked of it. The message is one line: which file, and what is wrong with it."""
+    """A file does not hold what it must. The message is one line: which file, and what is wrong with it."""
 
 
 def read_pair(paths: Sequence[str | Path]) -> tuple[Array, Array]:
@@ -45,14 +47,14 @@ def read_pair(paths: Sequence[str | Path]) -> tuple[Array, Array]:
     read-only memory maps. Whether W and x fit together is not checked here.
 
     Raises InputError for every way in which a file can be bad. Pickled objects are never loaded, and no array of
-    an .npz takes more memory than 1 GiB or, if that is more, 100 times the file's size.
+    an .npz file takes more memory than 1 GiB or, if that is more, 100 times the file's size.
     """
     arrays = read_arrays(paths)
     return arrays["W"], arrays["x"]
 
 
 def read_arrays(paths: Sequence[str | Path], optional: Sequence[str] = ()) -> dict[str, Array]:
-    """Read W and x as ``read_pair`` does, and those of the arrays named in ``optional`` that an .npz or .json holds."""
+    """Read W and x as ``read_pair`` does, and of the arrays named in ``optional`` those that an .npz or .json holds."""
     files = [Path(path) for path in paths]
     formats = [_format(file) for file in files]
     match formats:
@@ -69,7 +71,7 @@ def read_arrays(paths: Sequence[str | Path], optional: Sequence[str] = ()) -> di
 
 
 def check_output(path: str | Path) -> None:
-    """Raise OSError if ``write_npz(path, ...)`` could not even begin, so that no long computation is lost to it."""
+    """Raise OSError if ``write_npz(path, ...)`` could not begin, so that no long computation fails at its end."""
     path = Path(path)
     with _errors_name(path):
         if path.is_dir():
@@ -78,7 +80,7 @@ def check_output(path: str | Path) -> None:
             raise OSError(errno.EINVAL, "is not a regular file")
         if not path.parent.is_dir():
             raise FileNotFoundError(errno.ENOENT, f"there is no directory {path.parent}")
-        # Permission bits do not tell about read-only file systems and quotas: only creating a file does.
+        # Permission bits do not show read-only file systems and quotas. Only creating a file does.
         temporary = _temporary_beside(path)
         try:
             temporary.open("xb").close()
@@ -96,24 +98,24 @@ def write_npz(path: str | Path, arrays: Mapping[str, Any]) -> None:
     temporary = _temporary_beside(path)
     try:
         with _errors_name(path):
-            # Not tempfile: its files have mode 0600, where the user's umask should decide.
+            # Not tempfile: its files have mode 0600, and the user's umask should decide.
             with temporary.open("xb") as file:
                 np.savez(file, **arrays)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(os.path.realpath(path))
-    finally:  # whatever happened, Ctrl-C included; after a success there is nothing left to remove
+    finally:  # also after Ctrl-C; after a success there is nothing to remove
         temporary.unlink(missing_ok=True)
 
 
 def _temporary_beside(path: Path) -> Path:
-    """A new name in the directory of the file that ``path`` leads to: replacing works within one file system only."""
+    """A new name beside the file that ``path`` links to, because a file is replaced within one file system only."""
     return Path(os.path.realpath(path)).parent / f".sigmoid-l2-{secrets.token_hex(8)}.tmp"
 
 
 @contextmanager
 def _errors_name(path: Path) -> Iterator[None]:
-    """Make every OSError name the file that the user asked for, which errors of a write or a temporary file do not."""
+    """Make every OSError name the user's file; errors of a write or of the temporary file do not name it."""
     try:
         yield
     except OSError as error:
@@ -124,11 +126,11 @@ def _errors_name(path: Path) -> Iterator[None]:
 def _reading(path: Path, problem: str) -> Iterator[None]:
     """Turn whatever a reader raises into an InputError that names the file.
 
-    Whatever, because damaged bytes make NumPy and zipfile raise nearly anything: BadZipFile, zlib.error, EOFError,
-    NotImplementedError, SyntaxError, OverflowError, MemoryError for a shape that no memory can hold...
+    Every exception is caught, because damaged bytes make NumPy and zipfile raise nearly anything: BadZipFile,
+    zlib.error, EOFError, NotImplementedError, SyntaxError, OverflowError, MemoryError for a shape of any size...
     """
     try:
-        with warnings.catch_warnings():  # of a header that Python 2 wrote, or that looks like bad Python
+        with warnings.catch_warnings():  # NumPy warns of headers that Python 2 wrote or that look like bad Python
             warnings.simplefilter("ignore")
             yield
     except InputError:
@@ -140,7 +142,7 @@ def _reading(path: Path, problem: str) -> Iterator[None]:
 
 
 def _short(text: str, most: int) -> str:
-    """``text`` from a file as a message can quote it: damaged files make long ones."""
+    """``text`` from a file, cut so that a message can quote it."""
     return text if len(text) <= most else f"{text[:most]}..."
 
 
@@ -156,7 +158,7 @@ def _format(path: Path) -> str:
             start = file.read(16)
     if not start:
         raise InputError(f"{path}: the file is empty")
-    if start.startswith((b"PK\x03\x04", b"PK\x05\x06")):  # a zip archive, the latter of no members
+    if start.startswith((b"PK\x03\x04", b"PK\x05\x06")):  # a zip archive; the second has no members
         return "npz"
     if start.startswith(np.lib.format.MAGIC_PREFIX):
         return "npy"
@@ -175,7 +177,7 @@ def _read_npy(path: Path) -> Array:
 
 
 def _check_npy(start: bytes, size: int) -> None:
-    """Check the header of an .npy file of ``size`` bytes before memory is taken for the array that it announces."""
+    """Check the header of an .npy file of ``size`` bytes before memory for its array is allocated."""
     file = io.BytesIO(start)
     version = np.lib.format.read_magic(file)
     if version not in _HEADERS:
@@ -200,7 +202,7 @@ def _read_npz(path: Path, optional: Sequence[str]) -> dict[str, Array]:
         for name in _wanted(path, [member.removesuffix(".npy") for member in members], optional):
             with _reading(path, f"damaged or unsupported array {name}"):
                 member = archive.getinfo(name if name in members else f"{name}.npy")
-                # The others unpack without a bound on one step: 4 KiB of bzip2 can be gigabytes.
+                # Other methods unpack any amount in one step: 4 KiB of bzip2 can become gigabytes.
                 if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                     raise ValueError("it is packed in a way that NumPy does not write")
                 with archive.open(member) as file:
@@ -223,7 +225,7 @@ def _read_json(path: Path, optional: Sequence[str]) -> dict[str, Array]:
     arrays = {}
     for name in _wanted(path, list(content), optional):
         with _reading(path, f"{name} is not a rectangular array"):
-            # As objects first: among numbers, one long word would make every element as long.
+            # As objects first: in an array of strings one long word would make every element as long.
             kinds = set(map(type, np.asarray(content[name], object).flat))
             if kinds <= {int, float, bool, list}:
                 arrays[name] = np.asarray(content[name])

@@ -25,18 +25,18 @@ from sigmoid_l2.explain.trace import trace
 from sigmoid_l2.problem import validate
 from sigmoid_l2.version import __version__
 
-# Bytes of W between two steps of the progress bar: about 10 ms of work, so that a call's fixed cost does not count.
+# Bytes of W between two steps of the progress bar: about 10 ms of work, next to which a call's fixed cost is nothing.
 PIECE_BYTES = 32 << 20
 
-# What can go wrong without being a mistake of this program: one line instead of a traceback.
+# Errors that are not a mistake of this program: they are reported in one line, without a traceback.
 _FAILURES = (InputError, BackendUnavailableError, ValueError, TypeError, OSError, MemoryError)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (default: the process's) and return the exit status; raises nothing.
 
-    0: done. 2: wrong usage, bad input, an unavailable backend, a full disk or memory; one line on standard error says
-    which. 130: interrupted by Ctrl-C. 141: the reader of standard output went away.
+    0: done. 2: wrong usage, bad input, an unavailable backend, a full disk or no memory; one line on standard error
+    says which. 130: interrupted by Ctrl-C. 141: standard output was closed by its reader.
     """
     try:
         return _main(argv)
@@ -58,7 +58,7 @@ def _main(argv: Sequence[str] | None) -> int:
         encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
         print(text.encode(encoding, "backslashreplace").decode(encoding), end="", flush=True)
     except OSError as error:
-        # What is still in the buffer would fail again, loudly, when the interpreter exits.
+        # What is still in the buffer would fail again, with a traceback, when the interpreter exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141 if isinstance(error, BrokenPipeError) else _fail(error)
     return status
@@ -71,7 +71,7 @@ def _fail(error: BaseException) -> int:
     elif not message:
         message = "out of memory" if isinstance(error, MemoryError) else type(error).__name__
     line = " ".join(line.strip() for line in message.splitlines())
-    # Names in a hostile file could hold commands to the terminal.
+    # Names in a hostile file could contain control sequences for the terminal.
     print("sigmoid-l2: error:", "".join(c if c.isprintable() else repr(c)[1:-1] for c in line), file=sys.stderr)
     return 2
 
@@ -84,7 +84,7 @@ def _info(_: argparse.Namespace) -> str:
 
 @contextlib.contextmanager
 def _errors_name(files: Sequence[str]) -> Iterator[None]:
-    """Make an error of the library about arrays name the files that they are from."""
+    """Add the names of the files to an error that the library raises about their arrays."""
     try:
         yield
     except (TypeError, ValueError) as error:
@@ -128,13 +128,13 @@ def _grad(args: argparse.Namespace) -> str:
 
 @contextlib.contextmanager
 def _progress(pairs: int) -> Iterator[Callable[[int], object]]:
-    """A progress bar on long work, where standard error is a terminal; gives the function that advances it."""
+    """A progress bar for long work where standard error is a terminal; yields the function that advances it."""
     try:
         from tqdm import tqdm
-    except ImportError:  # a convenience: everything works on NumPy alone
+    except ImportError:  # the bar is a convenience: everything works with NumPy alone
         yield lambda done: None
         return
-    tqdm.monitor_interval = 0  # no thread of its own, about which it warns where none can be started
+    tqdm.monitor_interval = 0  # otherwise tqdm starts a thread, and warns where none can be started
     with tqdm(total=pairs, unit=" pairs", unit_scale=True, disable=None, delay=1, leave=False) as bar:
         yield bar.update
 

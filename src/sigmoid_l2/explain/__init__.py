@@ -1,1 +1,1 @@
-"""What explains a gradient to people: every intermediate by name, and what is wrong with one written by hand."""
+"""Explains gradients to people: every intermediate by name, and what is wrong with a gradient written by hand."""

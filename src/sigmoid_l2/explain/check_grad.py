@@ -26,12 +26,13 @@ class ArrayCheck:
     ok: bool
     shape: tuple[int, ...]  # as given
     expected_shape: tuple[int, ...]
-    wrong: int | None  # how many values are wrong; None where the shapes differ, and so are the next four
+    # This and the next four fields are None where the shapes differ.
+    wrong: int | None  # the number of wrong values
     max_relative_error: float | None  # at index; inf where the true value is 0 or the given one is not finite
-    index: tuple[int, ...] | None  # of the value furthest beyond its tolerance, or nearest to it
+    index: tuple[int, ...] | None  # of the value whose error is the largest multiple of its tolerance
     given_value: float | None
     true_value: float | None
-    mistakes: tuple[str, ...]  # what is wrong and how to put it right; empty where no known mistake explains it
+    mistakes: tuple[str, ...]  # what is wrong and how to correct it; empty where no known mistake explains it
     true: Array  # the true gradient, float64, of the expected shape
 
     def __str__(self) -> str:
@@ -69,7 +70,7 @@ def _wrap(indent: str, text: str) -> str:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class GradCheck:
-    """What ``check_grad`` returns: true where all that was given is right; ``print`` it for the report."""
+    """What ``check_grad`` returns: true where every given gradient is right; ``print`` it for the report."""
 
     dW: ArrayCheck | None  # None where it was not given
     dx: ArrayCheck | None
@@ -93,9 +94,9 @@ def check_grad(
 ) -> GradCheck:
     """Say whether gradients of f(W, x) = ||sigmoid(W x)||^2 are right and, if not, which mistakes made them.
 
-    The truth is computed in float64. A value is right within ``rtol`` times the true value plus ``atol``, and plus what
-    rounding in the given array's own dtype may do to it: the accuracy contract of this library, and a few steps of the
-    largest true value, because every other formula loses that much where 1 - s is small.
+    The true gradient is computed in float64. A value is right if its error is at most ``rtol`` times the true value,
+    plus ``atol``, plus what rounding in the given array's own dtype may cause: as much as the accuracy contract of this
+    library allows, and 4 eps of the largest true value, which other formulas lose where 1 - s is small.
 
     Parameters
     ----------
@@ -103,7 +104,7 @@ def check_grad(
     x : array (..., n) or (..., n, 1)
     dW : array of W's shape, optional
     dx : array of x's shape, optional
-        The gradients to check, at least one of them. A wrong shape is no error but reported.
+        The gradients to check, at least one of them. A wrong shape is reported and raises nothing.
         All four are NumPy or CuPy arrays, or array-likes, of floats, integers or bool.
     rtol : float, optional
         The relative error that still counts as right; by default 1e-5, for float32 3.5e-4, for float16 0.03.

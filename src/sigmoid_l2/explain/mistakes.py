@@ -1,7 +1,7 @@
-"""Which known mistakes made a wrong gradient.
+"""Finds the known mistakes that made a wrong gradient.
 
-A recipe is the right computation with some mistakes in it. Every recipe is computed, and the one with the fewest
-mistakes that gives the given values explains them.
+A recipe is the right computation with some mistakes in it. Every recipe is computed; of those that give the values in
+question, the one with the fewest mistakes is the explanation.
 """
 
 import itertools
@@ -16,10 +16,10 @@ from sigmoid_l2.kernels.reference import sigmoid_and_complement
 
 Array = npt.NDArray[Any]
 
-# An explanation is believed where fewer than this many wrong gradients, drawn at random, would by chance fit it or one
-# tried before it. Measured on 3x3 gradients rounded to 3 digits: 4 of 5 combinations of mistakes are found; of other
-# wrong gradients a mistake that is not there is found in no random one, and in 1 of 70 that are the true one times a
-# random number. Gradients of one or two digits rarely hold enough to name anything.
+# The largest accepted probability that a random wrong gradient fits the explanation, or one tried before it.
+# Measured on 3x3 gradients rounded to 3 digits: 4 of 5 combinations of mistakes are found. A mistake that is not there
+# is found in no random gradient, and in 1 of 70 that are the true gradient times a random number. Gradients of one or
+# two digits rarely hold enough information to name anything.
 _CHANCE = 1e-2
 
 _EXTRA_2 = "an extra factor 2: the only 2 is the one in df/ds = 2s; take the other out"
@@ -76,10 +76,10 @@ class _Chain(NamedTuple):
         return np.asarray(self.factor * (2 * s) ** self.ds * s**self.a * c**self.c)
 
     def spread(self, s: Array, c: Array) -> Array:
-        """How far g may be off, in units of u, where every intermediate is rounded and so off by up to u.
+        """The largest error of g, in units of u, where every intermediate is rounded with an error of up to u.
 
-        To first order, and for every order of the multiplications: q and s act through dg/ds, then come ds/dq, the
-        product of two factors where there are three, and g itself.
+        It is of first order and holds for every order of the multiplications. The errors of q and s act through dg/ds;
+        to them add those of ds/dq, of the product of two factors where there are three, and of g itself.
         """
         factor, power = abs(self.factor), self.ds + self.a
         slope = power * s ** max(power - 1, 0) * c**self.c - self.c * s**power
@@ -89,7 +89,8 @@ class _Chain(NamedTuple):
         return np.asarray(by_s + by_ds_dq + by_product + max(factor, 1))
 
 
-# The first is right. The last, combined with the others, would be what they are together, and could not be told apart.
+# The first chain is right. The last is not combined with the other mistakes: it would equal a combination of others,
+# and nothing could tell the two apart.
 _CHAINS = (
     *(
         _Chain(two + twice + complement + sign, factor * plus, ds, 1, c)
@@ -103,7 +104,7 @@ _CHAINS = (
     _Chain((_NO_DQ,), 1.0, 1, 0, 0),
 )
 
-# How a gradient is made of W (B, m, n), x (B, n) and g (B, m); linear in each. The first is right; another raises
+# How a gradient is made of W (B, m, n), x (B, n) and g (B, m), linear in each. The first form is right. A form raises
 # ValueError where its shapes do not broadcast, as the user's program would.
 _Form = Callable[[Array, Array, Array], Array]
 _FORMS: dict[str, tuple[tuple[tuple[str, ...], _Form], ...]] = {
@@ -124,21 +125,21 @@ _FORMS: dict[str, tuple[tuple[tuple[str, ...], _Form], ...]] = {
 
 
 class _Recipe(NamedTuple):
-    """A form and a chain, and how precisely they were computed."""
+    """A form and a chain, and the precision in which they are computed."""
 
-    mistakes: tuple[str, ...]  # of form, chain and precision
+    mistakes: tuple[str, ...]  # those of the form, of the chain and of the precision
     form: _Form
     chain: _Chain
     cancels: bool = False  # 1 - s was subtracted
-    digits: int = 0  # every intermediate was rounded to so many digits, if any
+    digits: int = 0  # every intermediate was rounded to this many digits; 0: none was
 
     def exact(self, pairs: Pairs, rtol: float, dtype: np.dtype[Any]) -> tuple[Array, Array]:
-        """The recipe's values without rounding, and how far values computed in ``dtype`` may be from them.
+        """The recipe's values without rounding, and the largest error of values computed in ``dtype``.
 
-        Beyond rtol, that is the accuracy contract of this library: 2 dq_i is what rounding q_i, a sum of n terms, does
-        to g_i, relative to g_i; the few eps after it stand for the rest of the chain, and m for the sum over i. Each
-        term of that sum brings its own error, so that of dx is relative to the sum of the |W_ij g_i|, because dx
-        itself may cancel to nothing. What is below the smallest normal number does not count.
+        That error is rtol and the accuracy contract of this library: 2 dq_i is the relative error of g_i that the
+        rounding of q_i, a sum of n terms, causes; 8 eps stand for the rest of the chain, and m eps for the sum over i.
+        Each term of that sum has its own error, so the error of dx is relative to the sum of the |W_ij g_i|: dx itself
+        may cancel to 0. Errors below the smallest normal number do not count.
         """
         c = pairs.c
         if self.cancels:
@@ -148,39 +149,39 @@ class _Recipe(NamedTuple):
         m, n = pairs.W.shape[1:]
         eps = _eps(dtype)
         dq = n * (eps / 2) * pairs.q_size
-        error = np.abs(g) * np.minimum(2 * dq + (m + 8) * eps, 1)  # beyond 1, no digit is promised
+        error = np.abs(g) * np.minimum(2 * dq + (m + 8) * eps, 1)  # at 1 no digit is promised
         if self.cancels:
-            # Where anything is left of c, it is off by one step of the numbers just below 1, or none.
+            # Where the subtraction left anything of c, c is off by at most one spacing of the numbers just below 1.
             error += np.abs(self.chain._replace(c=0).g(pairs.s, c)) * np.where(pairs.c > eps / 8, eps, 0)
         return values, rtol * np.abs(values) + self._spread(pairs, error) + np.finfo(dtype).smallest_normal
 
     def rounded(self, pairs: Pairs) -> Array:
-        """How much further values may be off where every intermediate is rounded to ``digits``."""
+        """The error that comes on top where every intermediate is rounded to ``digits``."""
         if not self.digits:
             return np.zeros(())
-        # 1.1 for what is not of first order, which at one digit is that much.
+        # The factor 1.1 covers the terms beyond first order, which at one digit are that large.
         return np.asarray(1.1 * 0.5 * 10**-self.digits * (self._spread(pairs, self.chain.spread(pairs.s, pairs.c)) + 1))
 
     def _spread(self, pairs: Pairs, error: Array) -> Array:
-        """The error of the gradient where g_i is off by up to error_i."""
+        """The error of the gradient where the error of g_i is up to ``error[i]``."""
         return np.nan_to_num(self.form(np.abs(pairs.W), np.abs(pairs.x), error))
 
 
 def true_gradient(name: str, pairs: Pairs, rtol: float, dtype: np.dtype[Any]) -> tuple[Array, Array]:
-    """The right ``name`` ("dW" or "dx") of a batch, and how far values computed in ``dtype`` may be from it."""
+    """The right ``name`` ("dW" or "dx") of a batch, and the largest error of values computed in ``dtype``."""
     return _Recipe((), _FORMS[name][0][1], _CHAINS[0]).exact(pairs, rtol, dtype)
 
 
 def _eps(dtype: np.dtype[Any]) -> float:
-    return float(np.finfo(dtype).eps) + float(np.finfo(np.float64).eps)  # the user's rounding, and the truth's own
+    return float(np.finfo(dtype).eps) + float(np.finfo(np.float64).eps)  # of the user, and of the true values
 
 
 def name_mistakes(
     name: str, given: Array, true: Array, pairs: Pairs, rtol: float, dtype: np.dtype[Any]
 ) -> tuple[str, ...]:
-    """Which mistakes made the wrong gradient ``given`` of ``name`` ("dW" or "dx"): a sentence each.
+    """The mistakes that made the wrong gradient ``given`` of ``name`` ("dW" or "dx"), a sentence each.
 
-    ``given`` is float64, of any shape; ``dtype`` is the one it was computed in. Empty where nothing known explains it.
+    ``given`` is float64, of any shape; ``dtype`` is the one it was computed in. Empty where no known mistake fits.
     """
     broken = np.argwhere(~np.isfinite(given) & np.isfinite(true)) if given.shape == true.shape else np.array([])
     if broken.size:
@@ -200,11 +201,11 @@ def name_mistakes(
 def _explain(
     name: str, given: Array, true: Array, pairs: Pairs, rtol: float, dtype: np.dtype[Any]
 ) -> tuple[str, ...] | None:
-    """The fewest mistakes that give the values of ``given``, in whatever shape; None where nothing known does."""
+    """The fewest mistakes that give the values of ``given``, whatever its shape; None where no recipe does."""
     B = len(pairs.q)
     if B == 0 or given.size == 0 or given.size % B:
         return None
-    # Where much is right, little can be told; and an explanation need not be better than single precision.
+    # A large rtol would accept nearly every recipe, and an explanation need not be better than single precision.
     rtol = min(max(rtol, 1e-5), 1e-3)
     digits = _digits(given, true, 4 * _eps(dtype))
     precisions: list[tuple[tuple[str, ...], bool, int]] = [((), False, 0)]
@@ -223,7 +224,7 @@ def _explain(
         fits = [
             fit
             for recipe in group
-            # On a few pairs first: most recipes end there.
+            # A few pairs first: they rule out most recipes.
             if _fit(recipe, given[:64], pairs.first(64), rtol, dtype, math.inf)
             and (fit := _fit(recipe, given, pairs, rtol, dtype, _CHANCE / tried))
         ]
@@ -238,11 +239,11 @@ class _Fit(NamedTuple):
     mistakes: tuple[str, ...]
     deviation: float  # sum over all values
     values: Array  # (B, values of a pair)
-    near: Array  # values this close cannot be told apart
+    near: Array  # values closer than this cannot be told apart
 
 
 def _fit(recipe: _Recipe, given: Array, pairs: Pairs, rtol: float, dtype: np.dtype[Any], chance: float) -> _Fit | None:
-    """Compare given (B, values of a pair) with a recipe; None where it does not fit, or too much would."""
+    """Compare given (B, values of a pair) with a recipe; None where it does not fit, or would fit too much else."""
     try:
         values, near = recipe.exact(pairs, rtol, dtype)
     except ValueError:
@@ -256,9 +257,9 @@ def _fit(recipe: _Recipe, given: Array, pairs: Pairs, rtol: float, dtype: np.dty
         return None
     fit = _Fit(recipe.mistakes, float(deviation.sum()), values, near + 0.5 * 10**-recipe.digits * bool(recipe.digits))
     if len(recipe.mistakes) == recipe.cancels + bool(recipe.digits):
-        return fit  # precision alone: true of the values whatever else they are
-    # A random value of this size fits with the probability tolerance / size. All values follow from a few numbers: the
-    # g_i, for a dx of fewer values those values.
+        return fit  # only the precision is wrong: that can be said of the values in any case
+    # A random value of this size fits with the probability tolerance / size. Only a few numbers are independent: the
+    # g_i of a pair or, where a pair's dx has fewer values, those values.
     size = np.maximum(np.abs(given), np.abs(values))
     odds = np.log(np.minimum(tolerance[size > 0] / size[size > 0], 1))
     numbers = len(given) * min(pairs.W.shape[1], given.shape[1])
@@ -266,7 +267,7 @@ def _fit(recipe: _Recipe, given: Array, pairs: Pairs, rtol: float, dtype: np.dty
 
 
 def _either(explanations: list[tuple[str, ...]]) -> tuple[str, ...]:
-    """One explanation; of several that are as good, what they agree on, and one sentence with the rest."""
+    """One explanation; of several equally good ones the mistakes in all of them, and one sentence with the others."""
     first = explanations[0]
     if len(explanations) == 1:
         return first
@@ -276,7 +277,7 @@ def _either(explanations: list[tuple[str, ...]]) -> tuple[str, ...]:
 
 
 def _digits(given: Array, true: Array, tolerance: float) -> int:
-    """The fewest decimals (1 to 6) to which all given values are rounded, but not the true ones; 0 where none are."""
+    """The fewest decimals (1 to 6) to which all given values are rounded and the true ones are not; 0 for none."""
 
     def rounded(a: Array, digits: int) -> bool:
         return bool(np.all(np.abs(a - np.round(a, digits)) <= tolerance * np.abs(a)))

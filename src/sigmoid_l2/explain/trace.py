@@ -15,7 +15,7 @@ Array = npt.NDArray[Any]
 
 _WIDTH = 100  # columns of the printed trace
 
-# Name, axes, formula, and what it means for one element; a lone string is a heading.
+# Each step: name, axes, formula, and what the formula means for one element. A string alone is a heading.
 _STEPS: tuple[str | tuple[str, str, str, str], ...] = (
     "Given",
     ("W", "mn", "", ""),
@@ -76,7 +76,7 @@ class Trace:
             yield _line(f"  {name} = {formula}" if formula else f"  {name}", self._shape(axes, array))
             if meaning:
                 yield f"      {meaning}"
-            # A batch of matrices gets long: fewer of each.
+            # A batch of matrices gets long, so fewer values are shown along each axis.
             edge = max(1, min(3, 5 - array.ndim))
             values = np.array2string(
                 array, precision=6, suppress_small=False, max_line_width=_WIDTH - 6, threshold=100, edgeitems=edge
@@ -95,12 +95,12 @@ class Trace:
 
 
 def trace(W: Any, x: Any) -> Trace:
-    """Compute every step from W and x to the gradients, for learning and for debugging by hand.
+    """Compute every step from W and x to the gradients, to learn them and to debug a program step by step.
 
     Parameters
     ----------
     W : array (..., m, n)
-        NumPy or CuPy array (brought to the host), or array-like; float16, float32, float64, integers or bool.
+        NumPy array, CuPy array (copied to the host) or array-like; float16, float32, float64, integers or bool.
     x : array (..., n) or (..., n, 1)
         The same leading (batch) shape as W, which may be ().
 
@@ -118,7 +118,7 @@ def trace(W: Any, x: Any) -> Trace:
     """
     problem = validate(W, x)
     given = (problem.on_host(a) for a in (problem.W, problem.x))
-    # Copies: a trace must not change when the caller goes on working with W and x.
+    # Copies, because a trace must not change when the caller changes W and x later.
     W, x = (np.array(a, problem.dtype, order="C") for a in given)  # (..., m, n), (..., n)
     with np.errstate(all="ignore"):
         q = (W * x[..., None, :]).sum(axis=-1)  # (..., m)

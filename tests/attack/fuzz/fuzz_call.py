@@ -25,7 +25,7 @@ MIDDLE, SENTINEL = 2048, 77
 
 
 class Choices:
-    """Choices made by bytes; the first option for ever when they are used up."""
+    """Choices made by bytes; once they are used up, always the first option."""
 
     def __init__(self, data: bytes) -> None:
         self.bytes = iter(data)
@@ -62,7 +62,7 @@ def fill(choices: Choices, a: Any) -> None:
 
 
 def dressed(choices: Choices, a: Any) -> Any:
-    """``a`` as somebody may pass it."""
+    """``a`` in a form that a caller may pass."""
     how = choices.pick(
         [*["as it is"] * 8, "list", "subclass", "matrix", "masked", "masked rows", "read-only", "buffer"]
     )

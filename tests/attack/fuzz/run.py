@@ -11,7 +11,7 @@ from pathlib import Path
 import atheris
 
 READERS = ["zipfile", "json", "numpy.lib._npyio_impl", "numpy.lib._format_impl"]
-# Not the kernels: numba compiles their bytecode, which must be as it was written.
+# Not the kernels: numba compiles their bytecode, which must be unchanged.
 with atheris.instrument_imports(include=["sigmoid_l2", *READERS], exclude=["sigmoid_l2.kernels"]):
     import fuzz_call
     import fuzz_files

@@ -24,7 +24,7 @@ TIMEOUT = 900  # seconds for the tests of one mutant; one that hangs is caught b
 
 
 def plant(mutant: Mutant | None, directory: Path) -> None:
-    """Copy what the tests need into ``directory``, with the mutant in its place."""
+    """Copy what the tests need into ``directory``, and plant the mutant in the copy."""
     for name in ("tests", "bench", "pyproject.toml", "README.md", "docs", "Makefile"):
         source = PROJECT / name
         if source.is_dir():
@@ -45,7 +45,7 @@ def plant(mutant: Mutant | None, directory: Path) -> None:
 
 
 def run_tests(mutant: Mutant | None, tests: tuple[str, ...]) -> tuple[int, str]:
-    """pytest's exit status, 124 where it took too long, and the end of what it printed."""
+    """pytest's exit status (124 after TIMEOUT) and the end of its output."""
     with tempfile.TemporaryDirectory(prefix="sigmoid_l2_mutant_") as name:
         directory = Path(name)
         plant(mutant, directory)
@@ -61,7 +61,7 @@ def run_tests(mutant: Mutant | None, tests: tuple[str, ...]) -> tuple[int, str]:
 
 
 def check(mutant: Mutant) -> dict[str, object]:
-    """What became of one mutant."""
+    """The outcome for one mutant."""
     start = time.monotonic()
     status, output = run_tests(mutant, mutant.tests)
     if status not in (0, 1, 2, 124):  # 1: tests failed, 2: a file of tests could not be imported

@@ -1,0 +1,69 @@
+"""The programs of examples/, each run as a user runs it, and what they print."""
+
+import re
+import runpy
+from pathlib import Path
+
+import fake_cupy
+import pytest
+from processes import run_python
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+# What each program prints, as regular expressions; between two of them may be anything.
+PRINTED = {
+    "learner": (
+        r"df/dx came out as \(3, 3\)",
+        r"dx: WRONG",
+        r"wrong shape \(3, 3\) instead of \(3, 1\)",
+        r"use W\.T @ g",
+        r"applied twice",
+        r"rounded to 3 digits",
+        r"dW: right\ndx: right\n",
+        r"dx = Wᵀ g .* \(n, 1\) = \(3, 1\)\n",
+    ),
+    "batch": (
+        r"dW +\(1000000, 3, 3\) +float32\n",
+        r"1,000,000 pairs in \d+ ms; mean loss 0\.97\d\d, of at most 3\n",
+        r"dx of pair 7: +\[ 0\.3245\d+ +0\.3620\d+ +-0\.162\d+ *\]\n",
+        r"by central differences: +\[ 0\.3245\d+ +0\.3620\d+ +-0\.162\d+ *\]\n",
+        r"after 10 steps of gradient descent: 0\.13\d\d\n",
+    ),
+    "given_outputs": (
+        r"new arrays .* ms a call, +52\.0 MB allocated",
+        r"out= .* ms a call, +0\.0 MB allocated",
+        r"arrays that were given: True\n",
+        r"Refused .* dW shares memory with W",
+    ),
+    "gpu_arrays": (
+        r"CuPy arrays",
+        r'backend="gpu": the loss is a .* mean 0\.97\d\d\n',
+        r'backend="cupy": ',
+        r'backend="numba-cuda": ',
+    ),
+    "threads": (
+        r"(set_num_threads\(\d+\): .* ms a call, same bits: True\n)+64 calls from 8 threads, .* same bits: True\n",
+    ),
+}
+
+
+def assert_printed(text, patterns):
+    assert re.search(".*?".join(f"(?:{pattern})" for pattern in patterns), text, re.DOTALL), text
+
+
+def test_every_example_is_here():
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == set(PRINTED)
+
+
+@pytest.mark.parametrize("name", PRINTED)
+def test_example(name):
+    assert_printed(run_python((EXAMPLES / f"{name}.py").read_text(encoding="utf-8")), PRINTED[name])
+
+
+def test_gpu_arrays_where_there_is_a_gpu(monkeypatch, capsys):
+    fake_cupy.install(monkeypatch)
+    runpy.run_path(str(EXAMPLES / "gpu_arrays.py"))
+    printed = capsys.readouterr().out
+    assert_printed(
+        printed, [r"CuPy arrays: the loss is a .*ndarray.* on .*Device 0.*, mean 0\.97", r'"gpu": .*numpy\.']
+    )
+    assert_printed(printed, [r'"cupy": mean 0\.97', r'"numba-cuda": mean 0\.97'])
