@@ -1,4 +1,4 @@
-"""The GPU kernels as cupy.ElementwiseKernels around sigmoid_l2.cuh, which says what a block and a thread own.
+"""The GPU kernels of the .cuh files as cupy.ElementwiseKernels. Each file says what a block and a thread own.
 
 An ElementwiseKernel wraps its body in a loop over ``size`` indices. The bodies here have barriers, so every thread must
 make exactly one trip: ``size`` is the number of blocks times ``block_size``, and all arrays are raw.
@@ -15,8 +15,6 @@ from sigmoid_l2.gpu.library import cupy_stream
 from sigmoid_l2.kernels.gpu import plan
 from sigmoid_l2.kernels.gpu.plan import Long, Plan, Rows, Staged
 
-# As text and not by #include: CuPy's disk cache does not hash included files.
-PREAMBLE = files("sigmoid_l2.kernels.gpu").joinpath("sigmoid_l2.cuh").read_text(encoding="utf-8")
 FINISH_THREADS = 256  # a block
 # Registers a thread of the rows kernel: for the 768 threads a multiprocessor that plan.FLIGHT_BYTES counts on,
 # and for the longest rows for one block, which could not be launched otherwise. The compiler does not know block_size.
@@ -67,10 +65,15 @@ def _kernel(
         out_params=", ".join(f"raw T {a}" for a in outputs.split()),
         operation=f"sigmoid_l2::{name}<{template_arguments}>({', '.join(arrays + sizes.split())}); return;",
         name=f"sigmoid_l2_{name}",
-        preamble=PREAMBLE,
+        preamble=_text("common") + _text(name.removeprefix("fused_")),
         no_return=True,
         options=() if registers is None else (f"--maxrregcount={registers}",),
     )
+
+
+def _text(stem: str) -> str:
+    """A .cuh as text. It cannot be an #include: CuPy's disk cache does not hash included files."""
+    return files("sigmoid_l2.kernels.gpu").joinpath(f"{stem}.cuh").read_text(encoding="utf-8")
 
 
 def fused(W: Any, x: Any, loss: Any, dW: Any, dx: Any, *, stream: int | None = None) -> None:

@@ -25,7 +25,7 @@ IN_SDIST |= {"pyproject.toml", "README.md", "LICENSE"}
 USE = """
 import numpy as np, sigmoid_l2 as sl2
 from importlib.resources import files
-assert "sigmoid_l2" in files("sigmoid_l2.kernels.gpu").joinpath("sigmoid_l2.cuh").read_text(encoding="utf-8")
+assert "sigmoid_l2" in files("sigmoid_l2.kernels.gpu").joinpath("common.cuh").read_text(encoding="utf-8")
 loss, dW, dx = sl2.value_and_grad(np.zeros((5, 3, 2)), np.ones((5, 2)))
 assert loss.shape == (5,) and dW.shape == (5, 3, 2) and dx.shape == (5, 2)
 np.testing.assert_array_equal(loss, 0.75)

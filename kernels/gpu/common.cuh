@@ -1,0 +1,161 @@
+// common.cuh: what the GPU kernels have in common. The derivation is in reference.py.
+//
+//   q = W x,  s = sigmoid(q),  loss = sum(s^2),  g = 2 s (s (1 - s)),  dW = g x^T,  dx = W^T g
+//
+// Arrays are C-contiguous: W (B, m, n), x (B, n), loss (B,), dW (B, m, n), dx (B, n). Element (b, i, j) of W is
+// W[(b * m + i) * n + j]; all offsets into global memory are 64-bit. A unit is a pair or, where a pair is cut into
+// slices, `rows` of its rows, of which the last slice may have fewer. Then loss and dx are each slice's own, by unit,
+// and the kernel finish adds them. plan.py chooses the kernel and its numbers.
+//
+// No sum's order depends on B, on the place in the batch or on WIDE, which says that W, x, dW and dx begin on multiples
+// of 16 bytes and so may be moved by so many at a time.
+//
+// The kernels are device functions that every thread of a one-dimensional block calls exactly once. staged.cuh,
+// rows.cuh, long.cuh and finish.cuh need the text of this file before theirs. Nothing is included, and of CUDA only
+// threadIdx.x, blockIdx.x, __shared__, __syncthreads, __syncwarp, __shfl_sync, __shfl_xor_sync, __ldcs, __stcs, float2,
+// float4, double2, exp and __fmaf_ieee_rn are used, so a host compiler with a stand-in for those can run them.
+
+#ifndef SIGMOID_L2_COMMON_CUH
+#define SIGMOID_L2_COMMON_CUH
+
+namespace sigmoid_l2 {
+
+typedef long long index_t;
+enum : unsigned { WARP = 32, ALL_LANES = 0xFFFFFFFF };
+
+// --- arithmetic ---------------------------------------------------------------------------------------------------
+
+// a * b + c in one rounding. CuPy compiles everything with -ftz=true, which would read a subnormal W, x or g as 0 and
+// so lose results that are normal numbers (1e-39 * 1e9); this instruction ignores the flag and costs the same.
+template <typename T>
+__device__ inline T multiply_add(T a, T b, T c) {
+    return a * b + c;
+}
+template <>
+__device__ inline float multiply_add<float>(float a, float b, float c) {
+    return __fmaf_ieee_rn(a, b, c);
+}
+template <typename T>
+__device__ inline T multiply(T a, T b) {
+    return multiply_add(a, b, T(-0.0));  // -0.0: a * b = -0.0 stays what it is
+}
+
+// s = sigmoid(q) and c = 1 - s, both to a few ulp: one exp whose argument is never positive, nothing subtracted.
+template <typename T>
+__device__ inline void sigmoid_and_complement(T q, T& s, T& c) {
+    const T t = exp(q < T(0) ? q : -q);
+    const T r = T(1) / (T(1) + t);
+    const T tr = t * r;
+    s = q < T(0) ? tr : r;
+    c = q < T(0) ? r : tr;
+}
+
+// s and g = 2 s (s (1 - s)).
+template <typename T>
+__device__ inline void s_and_g(T q, T& s, T& g) {
+    T c;
+    sigmoid_and_complement(q, s, c);
+    g = multiply(T(2) * s, multiply(s, c));
+}
+
+// --- sums over threads --------------------------------------------------------------------------------------------
+
+// Sums of the first COUNT values of v over groups of LANES neighbouring lanes, a power of two: lane l of a group is
+// left with those of the values l, l + LANES, ... in v[0], v[1], ... Each step halves what a lane has to add, so all of
+// it takes about COUNT shuffles. Every lane of the warp takes part.
+template <unsigned LANES, unsigned COUNT, unsigned DISTANCE = 1, typename T>
+__device__ inline void sum_over_lanes(T* v, unsigned lane) {
+    if constexpr (DISTANCE < LANES) {
+        constexpr unsigned LEFT = (COUNT + 1) / 2;
+        if constexpr (COUNT == 1) {  // every lane keeps it
+            v[0] += __shfl_xor_sync(ALL_LANES, v[0], DISTANCE);
+        } else {
+            const bool upper = lane & DISTANCE;
+#pragma unroll
+            for (unsigned k = 0; k < LEFT; ++k) {
+                const T even = v[2 * k], odd = 2 * k + 1 < COUNT ? v[2 * k + 1] : T(0);
+                v[k] = (upper ? odd : even) + __shfl_xor_sync(ALL_LANES, upper ? even : odd, DISTANCE);
+            }
+        }
+        sum_over_lanes<LANES, LEFT, 2 * DISTANCE>(v, lane);
+    }
+}
+
+// Sums of COUNT values, a power of two up to 32, over the block's WARPS warps: lane l is given that of value l % COUNT.
+// The next call must be given other `sums`, because no barrier keeps it from overwriting these.
+template <unsigned WARPS, unsigned COUNT, typename T>
+__device__ inline T sum_over_warps(T* v, T* sums) {  // sums: (WARPS, COUNT)
+    const unsigned lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    sum_over_lanes<WARP, COUNT>(v, lane);
+    if (WARPS == 1) return v[0];
+    if (lane < COUNT) sums[warp * COUNT + lane] = v[0];
+    __syncthreads();
+    T sum = T(0);
+#pragma unroll
+    for (unsigned w = 0; w < WARPS; ++w) sum += sums[w * COUNT + lane % COUNT];
+    return sum;
+}
+
+// --- moving ---------------------------------------------------------------------------------------------------------
+
+// CUDA's type for WIDTH neighbouring elements, of up to 16 bytes, that move in one access.
+template <typename T, unsigned WIDTH>
+struct Packed;
+template <>
+struct Packed<float, 1> {
+    typedef float type;
+};
+template <>
+struct Packed<float, 2> {
+    typedef float2 type;
+};
+template <>
+struct Packed<float, 4> {
+    typedef float4 type;
+};
+template <>
+struct Packed<double, 1> {
+    typedef double type;
+};
+template <>
+struct Packed<double, 2> {
+    typedef double2 type;
+};
+template <typename T, unsigned WIDTH>
+union Vector {
+    T at[WIDTH];
+    typename Packed<T, WIDTH>::type packed;
+};
+
+// From and to global memory in one access or, where WIDE is false, element by element. By intrinsic functions: the
+// compiler takes stores of float4 apart now and then, and these say that nothing is used again later.
+template <bool WIDE, typename T, unsigned WIDTH>
+__device__ inline void load_global(Vector<T, WIDTH>& to, const T* from) {
+    if (WIDE) {
+        to.packed = __ldcs(reinterpret_cast<const typename Packed<T, WIDTH>::type*>(from));
+    } else {
+#pragma unroll
+        for (unsigned v = 0; v < WIDTH; ++v) to.at[v] = __ldcs(from + v);
+    }
+}
+template <bool WIDE, typename T, unsigned WIDTH>
+__device__ inline void store_global(T* to, const Vector<T, WIDTH>& from) {
+    if (WIDE) {
+        __stcs(reinterpret_cast<typename Packed<T, WIDTH>::type*>(to), from.packed);
+    } else {
+#pragma unroll
+        for (unsigned v = 0; v < WIDTH; ++v) __stcs(to + v, from.at[v]);
+    }
+}
+template <typename T, unsigned WIDTH>
+__device__ inline void load_shared(Vector<T, WIDTH>& to, const T* from) {
+    to.packed = *reinterpret_cast<const typename Packed<T, WIDTH>::type*>(from);
+}
+template <typename T, unsigned WIDTH>
+__device__ inline void store_shared(T* to, const Vector<T, WIDTH>& from) {
+    *reinterpret_cast<typename Packed<T, WIDTH>::type*>(to) = from.packed;
+}
+
+}  // namespace sigmoid_l2
+
+#endif
