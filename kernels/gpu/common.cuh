@@ -1,11 +1,11 @@
-// common.cuh: what the GPU kernels have in common. The derivation is in reference.py.
+// common.cuh: the words that all GPU kernels are written in. The derivation is in reference.py.
 //
 //   q = W x,  s = sigmoid(q),  loss = sum(s^2),  g = 2 s (s (1 - s)),  dW = g x^T,  dx = W^T g
 //
 // Arrays are C-contiguous: W (B, m, n), x (B, n), loss (B,), dW (B, m, n), dx (B, n). Element (b, i, j) of W is
 // W[(b * m + i) * n + j]; all offsets into global memory are 64-bit. A unit is a pair or, where a pair is cut into
-// slices, `rows` of its rows, of which the last slice may have fewer. Then loss and dx are each slice's own, by unit,
-// and the kernel finish adds them. plan.py chooses the kernel and its numbers.
+// slices, `rows` of its rows; the last slice may have fewer. Then loss and dx are those of each slice, by unit, and the
+// kernel finish adds them. plan.py chooses the kernel and its numbers.
 //
 // No sum's order depends on B, on the place in the batch or on WIDE, which says that W, x, dW and dx begin on multiples
 // of 16 bytes and so may be moved by so many at a time.
@@ -23,10 +23,10 @@ namespace sigmoid_l2 {
 typedef long long index_t;
 enum : unsigned { WARP = 32, ALL_LANES = 0xFFFFFFFF };
 
-// --- arithmetic ---------------------------------------------------------------------------------------------------
+// --- arithmetic ------------------------------------------------------------------------------------------------------
 
-// a * b + c in one rounding. CuPy compiles everything with -ftz=true, which would read a subnormal W, x or g as 0 and
-// so lose results that are normal numbers (1e-39 * 1e9); this instruction ignores the flag and costs the same.
+// a * b + c, rounded once. CuPy compiles everything with -ftz=true, which would read a subnormal W, x or g as 0 and so
+// lose results that are normal numbers (1e-39 * 1e9); this instruction ignores the flag and costs the same.
 template <typename T>
 __device__ inline T multiply_add(T a, T b, T c) {
     return a * b + c;
@@ -35,6 +35,8 @@ template <>
 __device__ inline float multiply_add<float>(float a, float b, float c) {
     return __fmaf_ieee_rn(a, b, c);
 }
+
+// a * b, rounded once.
 template <typename T>
 __device__ inline T multiply(T a, T b) {
     return multiply_add(a, b, T(-0.0));  // -0.0: a * b = -0.0 stays what it is
@@ -50,7 +52,17 @@ __device__ inline void sigmoid_and_complement(T q, T& s, T& c) {
     c = q < T(0) ? r : tr;
 }
 
-// s and g = 2 s (s (1 - s)).
+// --- the steps of a row ----------------------------------------------------------------------------------------------
+
+// q + a . b of N elements, added one after the other.
+template <unsigned N, typename T>
+__device__ inline T dot(const T* a, const T* b, T q) {
+#pragma unroll
+    for (unsigned j = 0; j < N; ++j) q = multiply_add(a[j], b[j], q);
+    return q;
+}
+
+// s = sigmoid(q) and g = dloss/dq = 2 s (s (1 - s)).
 template <typename T>
 __device__ inline void s_and_g(T q, T& s, T& g) {
     T c;
@@ -58,45 +70,57 @@ __device__ inline void s_and_g(T q, T& s, T& g) {
     g = multiply(T(2) * s, multiply(s, c));
 }
 
-// --- sums over threads --------------------------------------------------------------------------------------------
+// y += g a, of N elements.
+template <unsigned N, typename T>
+__device__ inline void add_scaled(T* y, T g, const T* a) {
+#pragma unroll
+    for (unsigned j = 0; j < N; ++j) y[j] = multiply_add(g, a[j], y[j]);
+}
 
-// Sums of the first COUNT values of v over groups of LANES neighbouring lanes, a power of two: lane l of a group is
-// left with those of the values l, l + LANES, ... in v[0], v[1], ... Each step halves what a lane has to add, so all of
-// it takes about COUNT shuffles. Every lane of the warp takes part.
+// y = g a, of N elements.
+template <unsigned N, typename T>
+__device__ inline void scale(T* y, T g, const T* a) {
+#pragma unroll
+    for (unsigned j = 0; j < N; ++j) y[j] = multiply(g, a[j]);
+}
+
+// --- sums over threads -----------------------------------------------------------------------------------------------
+
+// Sums of v[0 .. COUNT - 1] over groups of LANES neighbouring lanes, a power of two: lane l of a group is left with the
+// sums of v[l], v[l + LANES], ... in v[0], v[1], ... In each step two lanes halve what they have: each sends the values
+// that the other keeps, so all of it takes about COUNT shuffles. Every lane of the warp takes part.
 template <unsigned LANES, unsigned COUNT, unsigned DISTANCE = 1, typename T>
 __device__ inline void sum_over_lanes(T* v, unsigned lane) {
     if constexpr (DISTANCE < LANES) {
-        constexpr unsigned LEFT = (COUNT + 1) / 2;
-        if constexpr (COUNT == 1) {  // every lane keeps it
-            v[0] += __shfl_xor_sync(ALL_LANES, v[0], DISTANCE);
-        } else {
-            const bool upper = lane & DISTANCE;
+        constexpr unsigned PAIRS = COUNT / 2;
+        const bool upper = lane & DISTANCE;
 #pragma unroll
-            for (unsigned k = 0; k < LEFT; ++k) {
-                const T even = v[2 * k], odd = 2 * k + 1 < COUNT ? v[2 * k + 1] : T(0);
-                v[k] = (upper ? odd : even) + __shfl_xor_sync(ALL_LANES, upper ? even : odd, DISTANCE);
-            }
+        for (unsigned k = 0; k < PAIRS; ++k) {
+            const T even = v[2 * k], odd = v[2 * k + 1];
+            v[k] = (upper ? odd : even) + __shfl_xor_sync(ALL_LANES, upper ? even : odd, DISTANCE);
         }
-        sum_over_lanes<LANES, LEFT, 2 * DISTANCE>(v, lane);
+        // Without an odd one to it, both lanes keep the even one.
+        if constexpr (COUNT % 2) v[PAIRS] = v[COUNT - 1] + __shfl_xor_sync(ALL_LANES, v[COUNT - 1], DISTANCE);
+        sum_over_lanes<LANES, PAIRS + COUNT % 2, 2 * DISTANCE>(v, lane);
     }
 }
 
-// Sums of COUNT values, a power of two up to 32, over the block's WARPS warps: lane l is given that of value l % COUNT.
-// The next call must be given other `sums`, because no barrier keeps it from overwriting these.
+// Sums of v[0 .. COUNT - 1] over the block's WARPS warps, COUNT being a power of two up to 32: lane l is given that of
+// v[l % COUNT]. The next call must be given other `sums`: no barrier keeps it from overwriting these.
 template <unsigned WARPS, unsigned COUNT, typename T>
-__device__ inline T sum_over_warps(T* v, T* sums) {  // sums: (WARPS, COUNT)
+__device__ inline T sum_over_warps(T* v, T* sums) {  // sums: (WARPS, COUNT), in shared memory
     const unsigned lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     sum_over_lanes<WARP, COUNT>(v, lane);
     if (WARPS == 1) return v[0];
     if (lane < COUNT) sums[warp * COUNT + lane] = v[0];
     __syncthreads();
-    T sum = T(0);
+    T sum = sums[lane % COUNT];
 #pragma unroll
-    for (unsigned w = 0; w < WARPS; ++w) sum += sums[w * COUNT + lane % COUNT];
+    for (unsigned w = 1; w < WARPS; ++w) sum += sums[w * COUNT + lane % COUNT];
     return sum;
 }
 
-// --- moving ---------------------------------------------------------------------------------------------------------
+// --- moving ----------------------------------------------------------------------------------------------------------
 
 // CUDA's type for WIDTH neighbouring elements, of up to 16 bytes, that move in one access.
 template <typename T, unsigned WIDTH>
@@ -127,8 +151,9 @@ union Vector {
     typename Packed<T, WIDTH>::type packed;
 };
 
-// From and to global memory in one access or, where WIDE is false, element by element. By intrinsic functions: the
-// compiler takes stores of float4 apart now and then, and these say that nothing is used again later.
+// WIDTH neighbouring elements from and to global memory: in one access of an aligned address or, where WIDE is false,
+// one by one. By intrinsic functions: the compiler takes stores of float4 apart now and then, and these say that nothing
+// is used again later.
 template <bool WIDE, typename T, unsigned WIDTH>
 __device__ inline void load_global(Vector<T, WIDTH>& to, const T* from) {
     if (WIDE) {
@@ -147,6 +172,8 @@ __device__ inline void store_global(T* to, const Vector<T, WIDTH>& from) {
         for (unsigned v = 0; v < WIDTH; ++v) __stcs(to + v, from.at[v]);
     }
 }
+
+// WIDTH neighbouring elements from and to shared memory, in one access of an aligned address.
 template <typename T, unsigned WIDTH>
 __device__ inline void load_shared(Vector<T, WIDTH>& to, const T* from) {
     to.packed = *reinterpret_cast<const typename Packed<T, WIDTH>::type*>(from);

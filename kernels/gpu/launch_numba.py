@@ -9,11 +9,12 @@ import threading
 from functools import cache
 from typing import Any
 
+from sigmoid_l2.kernels import Wanted
 from sigmoid_l2.kernels.gpu import plan
-from sigmoid_l2.kernels.gpu.common import Wanted, cuda, framework, unit_sums
+from sigmoid_l2.kernels.gpu.common import cuda, framework
 from sigmoid_l2.kernels.gpu.plan import Plan, Rows, Staged
 from sigmoid_l2.kernels.gpu.rows import finish_source, long_source, rows_source
-from sigmoid_l2.kernels.gpu.staged import staged_source
+from sigmoid_l2.kernels.gpu.staged import staged_source, unit_sums
 
 # Threads that a multiprocessor should be able to hold, as far as registers go, which the compiler then keeps to.
 TINY_THREADS = 1024  # half of the most that any chip holds: 64 registers a thread

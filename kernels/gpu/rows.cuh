@@ -51,9 +51,7 @@ __device__ inline void fused_rows(const T* W,  // (B, m, n)
 #pragma unroll
         for (unsigned a = 0; a < AT_ONCE; ++a)
 #pragma unroll
-            for (unsigned k = 0; k < VECTORS; ++k)
-#pragma unroll
-                for (unsigned v = 0; v < VECTOR; ++v) q[a] = multiply_add(W_rows[a][k].at[v], x_own[k].at[v], q[a]);
+            for (unsigned k = 0; k < VECTORS; ++k) q[a] = dot<VECTOR>(W_rows[a][k].at, x_own[k].at, q[a]);
         // Lane l does the sigmoid of row i + l % AT_ONCE and tells the others.
         s_and_g(sum_over_warps<WARPS, AT_ONCE>(q, q_sums + turn * WARPS * AT_ONCE), s, g_own);
         turn ^= 1;
@@ -68,11 +66,8 @@ __device__ inline void fused_rows(const T* W,  // (B, m, n)
 #pragma unroll
             for (unsigned k = 0; k < VECTORS; ++k) {
                 Vector<T, VECTOR> dW_vector;
-#pragma unroll
-                for (unsigned v = 0; v < VECTOR; ++v) {
-                    dx_own[k].at[v] = multiply_add(g, W_rows[a][k].at[v], dx_own[k].at[v]);
-                    dW_vector.at[v] = multiply(g, x_own[k].at[v]);
-                }
+                add_scaled<VECTOR>(dx_own[k].at, g, W_rows[a][k].at);
+                scale<VECTOR>(dW_vector.at, g, x_own[k].at);
                 if (WANT_DW && i + a < end && has(k)) store_global<WIDE>(dW_row + k * STEP, dW_vector);
             }
         }

@@ -10,20 +10,19 @@ from typing import Any
 
 import numpy as np
 
+from sigmoid_l2.kernels import Wanted
 from sigmoid_l2.kernels.gpu import plan
 from sigmoid_l2.kernels.gpu.common import (
     TYPES,
-    Wanted,
     cuda,
     device,
     framework,
-    mover,
     multiply_add,
     sigmoid_and_complement,
     sum_over_lanes,
-    unit_sums,
 )
 from sigmoid_l2.kernels.gpu.plan import Long, Rows
+from sigmoid_l2.kernels.gpu.staged import mover, unit_sums
 
 # Of x that a thread of the rows kernel keeps in registers; with more it reads x again for each row, from the L1 cache.
 # 8x16384 in float32, 128 bytes a thread: else 128 registers and 8 of them spilled, so 118. Latency: not measured.

@@ -39,6 +39,12 @@ def multiply_add(a: Any, b: Any, c: Any) -> Any:
 
 
 @device
+def shuffle(value: Any, lane: Any) -> Any:
+    """What ``lane`` holds; all lanes of the warp must take part."""
+    return cuda.shfl_sync(ALL_LANES, value, lane)
+
+
+@device
 def shuffle_xor(value: Any, lanes: Any) -> Any:
     """What the lane ``lanes`` away holds; all lanes of the warp must take part."""
     return cuda.shfl_xor_sync(ALL_LANES, value, lanes)

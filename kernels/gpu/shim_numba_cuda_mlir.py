@@ -43,22 +43,31 @@ def multiply_add(a: Any, b: Any, c: Any) -> Any:
     return cuda.fma(a, b, c)
 
 
-@intrinsic
-def shuffle_xor(typing: Any, value: Any, lanes: Any) -> Any:
-    """What the lane ``lanes`` away holds; cuda.shfl_xor_sync of 0.6.0 rounds float64 to float32."""
+def _shuffle(kind: Any) -> Any:
+    """The function that tells what another lane holds; cuda.shfl_sync and others of 0.6.0 round float64 to float32."""
 
-    def generate(lower: Any, target: Any, args: Any, kwargs: Any) -> None:
-        word = ir.IntegerType.get_signless(32)
-        words = ir.VectorType.get([value.bitwidth // 32], word)
-        whole, lane = llvm.bitcast(words, lower.load_var(args[0])), lower.mlir_convert(lower.load_var(args[1]), word)
-        all_lanes, clamp = arith.constant(word, -1), arith.constant(word, 31)
-        parts = [
-            nvvm.shfl_sync(all_lanes, vector.extract(whole, [], [k]), lane, clamp, nvvm.ShflKind.bfly)
-            for k in range(words.shape[0])
-        ]
-        lower.store_var(target, llvm.bitcast(lower.get_mlir_type(value), vector.from_elements(words, parts)))
+    @intrinsic
+    def shuffle(typing: Any, value: Any, lane: Any) -> Any:
+        def generate(lower: Any, target: Any, args: Any, kwargs: Any) -> None:
+            word = ir.IntegerType.get_signless(32)
+            words = ir.VectorType.get([value.bitwidth // 32], word)
+            whole, number = (
+                llvm.bitcast(words, lower.load_var(args[0])),
+                lower.mlir_convert(lower.load_var(args[1]), word),
+            )
+            all_lanes, clamp = arith.constant(word, -1), arith.constant(word, 31)
+            parts = [
+                nvvm.shfl_sync(all_lanes, vector.extract(whole, [], [k]), number, clamp, kind)
+                for k in range(words.shape[0])
+            ]
+            lower.store_var(target, llvm.bitcast(lower.get_mlir_type(value), vector.from_elements(words, parts)))
 
-    return value(value, types.int32), generate
+        return value(value, types.int32), generate
+
+    return shuffle
+
+
+shuffle, shuffle_xor = _shuffle(nvvm.ShflKind.idx), _shuffle(nvvm.ShflKind.bfly)  # from lane l; from l lanes away
 
 
 @intrinsic

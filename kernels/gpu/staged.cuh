@@ -157,16 +157,11 @@ __device__ inline void fused_staged(const T* W,  // (B, M, N)
         for (unsigned i = 0; i < LANE_ROWS; ++i) {
             if (i * N >= own) continue;
             T* const W_row = W_own + i * N;
-            T q = T(0), s, g;
-#pragma unroll
-            for (unsigned j = 0; j < N; ++j) q = multiply_add(W_row[j], x_own[j], q);
-            s_and_g(q, s, g);
+            T s, g;
+            s_and_g(dot<N>(W_row, x_own, T(0)), s, g);
             sums[0] = multiply_add(s, s, sums[0]);
-#pragma unroll
-            for (unsigned j = 0; j < N; ++j) {
-                if (WANT_DX) sums[1 + j] = multiply_add(g, W_row[j], sums[1 + j]);
-                W_row[j] = multiply(g, x_own[j]);
-            }
+            if constexpr (WANT_DX) add_scaled<N>(sums + 1, g, W_row);
+            scale<N>(W_row, g, x_own);
         }
         if (WANT_DW) W_tile.template put<LANE_SIZE>(W_own, W_own_first, own);
 

@@ -5,25 +5,77 @@ registers until the unit's lanes add theirs up. Compiled for each (m, n).
 """
 
 from collections import Counter
+from functools import cache
 from typing import Any
 
 import numpy as np
 
+from sigmoid_l2.kernels import Wanted
 from sigmoid_l2.kernels.gpu import plan
 from sigmoid_l2.kernels.gpu.common import (
     TYPES,
-    Wanted,
     cuda,
     device,
     forget_memory,
     framework,
-    mover,
     multiply_add,
+    shuffle_xor,
     sigmoid_and_complement,
-    sum_over_lanes,
-    unit_sums,
 )
 from sigmoid_l2.kernels.gpu.plan import Staged
+
+SECTOR_BYTES = 32  # that memory moves at least
+
+
+def unit_sums(n: int, itemsize: int) -> int:
+    """Elements of the workspace for a unit: n partial sums of dx and one of loss, up to a whole sector of memory."""
+    sector = SECTOR_BYTES // itemsize
+    return -(-(n + 1) // sector) * sector
+
+
+@cache
+def mover(count: int, wide: bool = True) -> Any:
+    """The function that copies ``count`` elements, ``wide``: in one access, of an aligned address.
+
+    It takes contiguous arrays of any shape, global, shared or in registers, and goes through them in C order.
+    """
+    move = framework.MOVERS[count if wide else 1]
+    if wide or count == 1:
+        return move
+
+    def move_each(target: Any, to: Any, source: Any, at: Any) -> None:
+        for k in range(count):
+            move(target, to + k, source, at + k)
+
+    return device(move_each)
+
+
+@cache
+def _sum_over_lanes(lanes: int, width: int) -> Any:
+    """The function that adds up sums[0 .. width - 1] of ``lanes`` neighbouring lanes, both powers of two.
+
+    Each lane is left with its share, lane l with the sums from l * width // lanes on, in sums[0 ...]. In each step two
+    lanes halve what they have: each sends the half that the other keeps. So `width` sums take about as many shuffles,
+    where the usual butterfly would take `width` * log2(lanes); the order is that of the butterfly.
+    """
+    half, kept = lanes // 2, width // 2
+    rest: Any = _sum_over_lanes(half, max(1, kept)) if lanes > 1 else None
+
+    def alone(sums: Any, lane: Any) -> None:
+        pass
+
+    def halve(sums: Any, lane: Any) -> None:
+        for j in range(kept):
+            mine, theirs = (sums[j + kept], sums[j]) if lane & half else (sums[j], sums[j + kept])
+            sums[j] = mine + shuffle_xor(theirs, half)
+        rest(sums, lane)
+
+    def add(sums: Any, lane: Any) -> None:
+        sums[0] += shuffle_xor(sums[0], half)
+        rest(sums, lane)
+
+    return device(alone if lanes == 1 else halve if kept else add)
+
 
 BANK_BYTES = 128  # shared memory serves as many side by side at a time
 # Of a row that a thread keeps in registers from q to dx, while it also holds as much of x and of dx. With more, blocks
@@ -58,7 +110,7 @@ def staged_source(p: Staged, m: int, n: int, itemsize: int, wanted: Wanted, wide
     width = 1 << (n - 1).bit_length()  # of dx, filled up with zeros
     share = max(1, width // together)
     several, several_warps = lanes > 1, warps > 1
-    sum_dx, sum_loss = sum_over_lanes(together, width), sum_over_lanes(together, 1)
+    sum_dx, sum_loss = _sum_over_lanes(together, width), _sum_over_lanes(together, 1)
     sums_size = threads // warp * (n + 1) if several_warps else 1
     reads_again = lane_rows > 1 and n * itemsize > REGISTER_BYTES
     move_one = mover(1)
