@@ -151,36 +151,41 @@ union Vector {
     typename Packed<T, WIDTH>::type packed;
 };
 
-// WIDTH neighbouring elements from and to global memory: in one access of an aligned address or, where WIDE is false,
-// one by one. By intrinsic functions: the compiler takes stores of float4 apart now and then, and these say that nothing
-// is used again later.
-template <bool WIDE, typename T, unsigned WIDTH>
-__device__ inline void load_global(Vector<T, WIDTH>& to, const T* from) {
-    if (WIDE) {
-        to.packed = __ldcs(reinterpret_cast<const typename Packed<T, WIDTH>::type*>(from));
-    } else {
+// WIDTH neighbouring elements of global memory to and from registers: in one access of an aligned address or, where WIDE
+// is false, one by one. By intrinsic functions: the compiler takes stores of float4 apart now and then, and these say
+// that nothing is used again later.
+template <bool WIDE, unsigned WIDTH, typename T>
+__device__ inline void load_global(T* to, const T* from) {
+    Vector<T, WIDTH> vector;
+    if (WIDE) vector.packed = __ldcs(reinterpret_cast<const typename Packed<T, WIDTH>::type*>(from));
 #pragma unroll
-        for (unsigned v = 0; v < WIDTH; ++v) to.at[v] = __ldcs(from + v);
-    }
+    for (unsigned v = 0; v < WIDTH; ++v) to[v] = WIDE ? vector.at[v] : __ldcs(from + v);
 }
-template <bool WIDE, typename T, unsigned WIDTH>
-__device__ inline void store_global(T* to, const Vector<T, WIDTH>& from) {
-    if (WIDE) {
-        __stcs(reinterpret_cast<typename Packed<T, WIDTH>::type*>(to), from.packed);
-    } else {
+template <bool WIDE, unsigned WIDTH, typename T>
+__device__ inline void store_global(T* to, const T* from) {
+    Vector<T, WIDTH> vector;
 #pragma unroll
-        for (unsigned v = 0; v < WIDTH; ++v) __stcs(to + v, from.at[v]);
+    for (unsigned v = 0; v < WIDTH; ++v) {
+        vector.at[v] = from[v];
+        if (!WIDE) __stcs(to + v, from[v]);
     }
+    if (WIDE) __stcs(reinterpret_cast<typename Packed<T, WIDTH>::type*>(to), vector.packed);
 }
 
-// WIDTH neighbouring elements from and to shared memory, in one access of an aligned address.
-template <typename T, unsigned WIDTH>
-__device__ inline void load_shared(Vector<T, WIDTH>& to, const T* from) {
-    to.packed = *reinterpret_cast<const typename Packed<T, WIDTH>::type*>(from);
+// WIDTH neighbouring elements of shared memory to and from registers, in one access of an aligned address.
+template <unsigned WIDTH, typename T>
+__device__ inline void load_shared(T* to, const T* from) {
+    Vector<T, WIDTH> vector;
+    vector.packed = *reinterpret_cast<const typename Packed<T, WIDTH>::type*>(from);
+#pragma unroll
+    for (unsigned v = 0; v < WIDTH; ++v) to[v] = vector.at[v];
 }
-template <typename T, unsigned WIDTH>
-__device__ inline void store_shared(T* to, const Vector<T, WIDTH>& from) {
-    *reinterpret_cast<typename Packed<T, WIDTH>::type*>(to) = from.packed;
+template <unsigned WIDTH, typename T>
+__device__ inline void store_shared(T* to, const T* from) {
+    Vector<T, WIDTH> vector;
+#pragma unroll
+    for (unsigned v = 0; v < WIDTH; ++v) vector.at[v] = from[v];
+    *reinterpret_cast<typename Packed<T, WIDTH>::type*>(to) = vector.packed;
 }
 
 }  // namespace sigmoid_l2

@@ -28,24 +28,14 @@ struct Tile {
     template <unsigned COUNT>
     __device__ void get(T* to, unsigned e, unsigned here = COUNT) const {
 #pragma unroll
-        for (unsigned k = 0; k < COUNT; k += GRAIN) {
-            if (k >= here) continue;
-            Vector<T, GRAIN> grain;
-            load_shared(grain, at(e + k));
-#pragma unroll
-            for (unsigned v = 0; v < GRAIN; ++v) to[k + v] = grain.at[v];
-        }
+        for (unsigned k = 0; k < COUNT; k += GRAIN)
+            if (k < here) load_shared<GRAIN>(to + k, at(e + k));
     }
     template <unsigned COUNT>
     __device__ void put(const T* from, unsigned e, unsigned here = COUNT) const {
 #pragma unroll
-        for (unsigned k = 0; k < COUNT; k += GRAIN) {
-            if (k >= here) continue;
-            Vector<T, GRAIN> grain;
-#pragma unroll
-            for (unsigned v = 0; v < GRAIN; ++v) grain.at[v] = from[k + v];
-            store_shared(at(e + k), grain);
-        }
+        for (unsigned k = 0; k < COUNT; k += GRAIN)
+            if (k < here) store_shared<GRAIN>(at(e + k), from + k);
     }
 };
 
@@ -55,7 +45,7 @@ template <typename T, unsigned SIZE, unsigned WIDTH, unsigned THREADS>
 struct Mover {
     static constexpr unsigned ROUNDS = (SIZE / WIDTH + THREADS - 1) / THREADS, ROUND = THREADS * WIDTH;
     const unsigned count, first = threadIdx.x * WIDTH, rest = count / WIDTH * WIDTH + threadIdx.x;
-    Vector<T, WIDTH> held[ROUNDS];  // all are loaded before the first is stored, so that all are in flight
+    T held[ROUNDS][WIDTH];  // all are loaded before the first is stored, so that all are in flight
     T single;
 
     __device__ Mover(unsigned count) : count(count) {}
@@ -68,27 +58,27 @@ struct Mover {
     __device__ void from_global(const T* from) {
 #pragma unroll
         for (unsigned r = 0; r < ROUNDS; ++r)
-            if (has(r)) load_global<true>(held[r], from + first + r * ROUND);
+            if (has(r)) load_global<true, WIDTH>(held[r], from + first + r * ROUND);
         if (has_single()) single = __ldcs(from + rest);
     }
     template <typename Tile>
     __device__ void to_tile(const Tile& tile) const {
 #pragma unroll
         for (unsigned r = 0; r < ROUNDS; ++r)
-            if (has(r)) store_shared(tile.at(first + r * ROUND), held[r]);
+            if (has(r)) store_shared<WIDTH>(tile.at(first + r * ROUND), held[r]);
         if (has_single()) *tile.at(rest) = single;
     }
     template <typename Tile>
     __device__ void from_tile(const Tile& tile) {
 #pragma unroll
         for (unsigned r = 0; r < ROUNDS; ++r)
-            if (has(r)) load_shared(held[r], tile.at(first + r * ROUND));
+            if (has(r)) load_shared<WIDTH>(held[r], tile.at(first + r * ROUND));
         if (has_single()) single = *tile.at(rest);
     }
     __device__ void to_global(T* to) const {
 #pragma unroll
         for (unsigned r = 0; r < ROUNDS; ++r)
-            if (has(r)) store_global<true>(to + first + r * ROUND, held[r]);
+            if (has(r)) store_global<true, WIDTH>(to + first + r * ROUND, held[r]);
         if (has_single()) __stcs(to + rest, single);
     }
 };
