@@ -134,9 +134,10 @@ def sum_over_warps(warps: int, count: int) -> Any:
         if lane < count:
             sums[at + warp * count + lane] = v[0]
         cuda.syncthreads()
-        total = sums[at + lane % count]
+        first = np.uint32(at + lane % count)  # unsigned: numba then does not look for negative indices
+        total = sums[first]
         for w in range(1, warps):
-            total += sums[at + w * count + lane % count]
+            total += sums[first + w * count]
         return total
 
     return device(function)

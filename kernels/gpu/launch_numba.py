@@ -12,13 +12,16 @@ from typing import Any
 from sigmoid_l2.kernels import Wanted
 from sigmoid_l2.kernels.gpu import plan
 from sigmoid_l2.kernels.gpu.common import cuda, framework
+from sigmoid_l2.kernels.gpu.finish import finish_source
+from sigmoid_l2.kernels.gpu.long import long_source
 from sigmoid_l2.kernels.gpu.plan import Plan, Rows, Staged
-from sigmoid_l2.kernels.gpu.rows import finish_source, long_source, rows_source
-from sigmoid_l2.kernels.gpu.staged import staged_source, unit_sums
+from sigmoid_l2.kernels.gpu.rows import rows_source
+from sigmoid_l2.kernels.gpu.staged import old_finish_source, staged_source, unit_sums
 
 # Threads that a multiprocessor should be able to hold, as far as registers go, which the compiler then keeps to.
 TINY_THREADS = 1024  # half of the most that any chip holds: 64 registers a thread
 STAGED_THREADS = 512  # 128 registers; most need fewer
+ROWS_THREADS = 768  # 80 registers; as many as plan.FLIGHT_BYTES counts on
 
 
 def fused(W: Any, x: Any, loss: Any, dW: Any, dx: Any, *, stream: int | None = None) -> None:
@@ -41,8 +44,8 @@ def fused(W: Any, x: Any, loss: Any, dW: Any, dx: Any, *, stream: int | None = N
         kernel = _kernel(_staged, p, m, n, itemsize, wanted, wide)
         _launch(kernel, -(-B // units), p.threads, _queue(stream), *arrays, 0, B)
     elif isinstance(p, Rows):
-        kernel = _kernel(_rows, p._replace(rows=0), n, itemsize, wanted, wide)
-        _launch(kernel, -(-B // p.units), p.threads, _queue(stream), *arrays, 0, B, m, m, 1)
+        kernel = _kernel(_rows, p._replace(rows=0, slices=0), itemsize, wide, wanted)
+        _launch(kernel, -(-B // p.units), p.threads, _queue(stream), *arrays, B, m, n, m, 1)
     else:
         _launch(_kernel(_long, p, itemsize, wanted), B, p.threads, _queue(stream), *arrays, m, n)
 
@@ -56,16 +59,29 @@ def _fused_in_slices(p: Any, wanted: Wanted, wide: bool, arrays: list[Any], stre
     pair_bytes = p.slices * sums * itemsize
     at_once = max(1, plan.WORKSPACE_BYTES // pair_bytes)
     workspace = _workspace(stream, max(plan.WORKSPACE_BYTES, pair_bytes), itemsize)
-    sizes: tuple[int, ...]
-    if isinstance(p, Staged):
-        kernel, sizes = _kernel(_staged, p, m, n, itemsize, wanted, wide), ()
-    else:
-        kernel, sizes = _kernel(_rows, p._replace(rows=0, slices=2), n, itemsize, wanted, wide), (m, p.rows, p.slices)
-    finish = _kernel(_finish, itemsize, wanted._replace(dW=False))
+    if isinstance(p, Rows):
+        kernel = _kernel(_rows, p._replace(rows=0, slices=0), itemsize, wide, wanted)
+        finish = _kernel(_finish, itemsize, wanted._replace(dW=False))
+        for first in range(0, B, at_once):
+            part = slice(first, first + at_once)
+            units = len(W[part]) * p.slices
+            slice_dx = workspace[: units * n].reshape(units, n)
+            slice_loss = workspace[units * n : units * (n + 1)]
+            loss_part, dx_part = loss[part] if wanted.loss else slice_loss, dx[part] if wanted.dx else slice_dx
+            outputs = slice_loss, dW[part], slice_dx
+            blocks = -(-units // p.units)
+            _launch(kernel, blocks, p.threads, queue, W[part], x[part], *outputs, units, m, n, p.rows, p.slices)
+            if wanted.loss or wanted.dx:
+                blocks = len(W[part]) * (n // plan.WARP + 1)
+                arrays = [slice_loss, slice_dx, loss_part, dx_part]
+                _launch(finish, blocks, plan.BLOCK_THREADS, queue, *arrays, n, p.slices)
+        return
+    kernel = _kernel(_staged, p, m, n, itemsize, wanted, wide)
+    finish = _kernel(_old_finish, itemsize, wanted._replace(dW=False))
     for first in range(0, B, at_once):
         pairs = min(at_once, B - first)
         blocks = -(-pairs * p.slices // p.units)
-        _launch(kernel, blocks, p.threads, queue, W, x, workspace, dW, workspace, first, pairs, *sizes)
+        _launch(kernel, blocks, p.threads, queue, W, x, workspace, dW, workspace, first, pairs)
         if wanted.loss or wanted.dx:
             blocks = pairs * (n // plan.WARP + 1)
             _launch(finish, blocks, plan.BLOCK_THREADS, queue, workspace, loss, dx, first, n, p.slices, sums)
@@ -128,6 +144,8 @@ def _is_wide(p: Plan, m: int, n: int, itemsize: int, arrays: list[Any]) -> bool:
 
 def blocks_at_once(p: Plan) -> int:
     """Blocks that a multiprocessor should be able to hold."""
+    if isinstance(p, Rows):
+        return max(1, ROWS_THREADS // p.threads)
     if isinstance(p, Staged):
         return max(1, (TINY_THREADS if p.lanes == 1 else STAGED_THREADS) // p.threads)
     return 1
@@ -151,3 +169,8 @@ def _long(*key: Any) -> Any:
 @cache
 def _finish(*key: Any) -> Any:
     return framework.kernel(finish_source(*key), plan.BLOCK_THREADS, 1)
+
+
+@cache
+def _old_finish(*key: Any) -> Any:
+    return framework.kernel(old_finish_source(*key), plan.BLOCK_THREADS, 1)

@@ -318,3 +318,36 @@ def _wavefronts(p: Staged, n: int, banks: int, mask: int) -> int:
                 e = [row * n + j for row in rows[at : at + banks]]
                 total += max(Counter((k ^ (k // banks & mask)) % banks for k in e).values())
     return total
+
+
+def old_finish_source(itemsize: int, wanted: Wanted) -> Any:
+    """The Python function of the finish kernel: a block has WARP columns of a pair's partial sums."""
+    real, zero = framework.REALS[itemsize], TYPES[itemsize](0)
+    want_loss, want_dx = wanted.loss, wanted.dx
+    warp, size = plan.WARP, plan.BLOCK_THREADS
+    groups = size // warp
+    move = mover(1)
+
+    def sigmoid_l2_finish(workspace: Any, loss: Any, dx: Any, first_pair: Any, n: Any, slices: Any, sums: Any) -> None:
+        group_sums = cuda.shared.array(size, real, 16)
+        total = cuda.local.array(1, real)
+        lane, group = cuda.threadIdx.x % warp, cuda.threadIdx.x // warp
+        blocks = n // warp + 1  # a pair: n columns of dx and one of loss
+        pair = np.int64(cuda.blockIdx.x) // blocks
+        column = np.int64(cuda.blockIdx.x) % blocks * warp + lane
+        total[0] = zero
+        if column < n + 1:
+            for k in range(group, slices, groups):
+                total[0] += workspace[(pair * slices + k) * sums + column]
+        group_sums[group * warp + lane] = total[0]
+        cuda.syncthreads()
+        if group == 0:
+            total[0] = zero
+            for k in range(groups):
+                total[0] += group_sums[k * warp + lane]
+            if want_dx and column < n:
+                move(dx, (first_pair + pair) * n + column, total, 0)
+            if want_loss and column == n:
+                move(loss, first_pair + pair, total, 0)
+
+    return sigmoid_l2_finish

@@ -23,7 +23,7 @@ from sigmoid_l2.kernels.gpu import plan
 NAMES = ("W", "x", "loss", "dW", "dx")
 MODULES = {"cupy": "launch_cupy", "numba-cuda": "launch_numba"}
 CUPY_BUILDERS = ("staged_kernel", "rows_kernel", "long_kernel", "finish_kernel")
-NUMBA_BUILDERS = ("_staged", "_rows", "_long", "_finish")
+NUMBA_BUILDERS = ("_staged", "_rows", "_long", "_finish", "_old_finish")
 WORKSPACE_PAIRS = 2  # that have room for their partial sums, so that a batch of more takes several launches
 
 
