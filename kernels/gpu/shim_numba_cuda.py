@@ -10,11 +10,13 @@ from numba.cuda.extending import intrinsic
 config = dispatcher.config  # which is in another module of numba-cuda from version to version
 REALS = {4: float32, 8: float64}  # by itemsize
 ALL_LANES = 0xFFFFFFFF
+REGISTERS = 65536  # of a multiprocessor
 
 
-def kernel(function: Any, threads: int, blocks: int) -> Any:
-    """A kernel that uses so few registers that a multiprocessor can hold ``blocks`` blocks of ``threads`` threads."""
-    return cuda.jit(launch_bounds=(threads, blocks))(function)
+def kernel(function: Any, threads: int, registers: int | None) -> Any:
+    """A kernel of blocks of ``threads`` threads, each of which uses at most so many registers, if that is not None."""
+    blocks = () if registers is None else (REGISTERS // (threads * registers),)
+    return cuda.jit(launch_bounds=(threads, *blocks))(function)
 
 
 def device(function: Any) -> Any:

@@ -14,12 +14,14 @@ from numba_cuda_mlir.numba_cuda.core import config as config  # for launch_numba
 from numba_cuda_mlir.types import float32, float64
 
 REALS = {4: float32, 8: float64}  # by itemsize
+REGISTERS = 65536  # of a multiprocessor
 DYNAMIC = -(2**31)  # LLVM's mark for an index that is a value
 
 
-def kernel(function: Any, threads: int, blocks: int) -> Any:
-    """A kernel that uses so few registers that a multiprocessor can hold ``blocks`` blocks of ``threads`` threads."""
-    return cuda.jit(launch_bounds=(threads, blocks))(function)
+def kernel(function: Any, threads: int, registers: int | None) -> Any:
+    """A kernel of blocks of ``threads`` threads, each of which uses at most so many registers, if that is not None."""
+    blocks = () if registers is None else (REGISTERS // (threads * registers),)
+    return cuda.jit(launch_bounds=(threads, *blocks))(function)
 
 
 def device(function: Any) -> Any:

@@ -90,8 +90,7 @@ def between(a):
 
 def tile_pairs(m, n, dtype):
     """Pairs of a block."""
-    p, itemsize = plan.make_plan(m, n, np.dtype(dtype).itemsize), np.dtype(dtype).itemsize
-    return max(1, p.units * (plan.lane_pairs(m, n, itemsize) if isinstance(p, plan.Staged) else 1))
+    return plan.make_plan(m, n, np.dtype(dtype).itemsize).units
 
 
 def assert_proven(backend, W, x, pairs, parts):
