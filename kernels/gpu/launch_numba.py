@@ -168,7 +168,7 @@ def _long(*key: Any) -> Any:
 
 @cache
 def _finish(*key: Any) -> Any:
-    return framework.kernel(finish_source(*key), plan.BLOCK_THREADS, 1)
+    return framework.kernel(finish_source(*key), plan.BLOCK_THREADS, TINY_THREADS // plan.BLOCK_THREADS)
 
 
 @cache
