@@ -21,17 +21,17 @@ __device__ inline void store_row(T* to, const T* from, bool has_last) {
         if (k + 1 < VECTORS || has_last) store_global<WIDE, VECTOR>(to + k * STEP, from + k * VECTOR);
 }
 
-// loss and dx of a unit, from those of its teams, added in their order. SUMS columns are room for dx.
-template <unsigned UNITS, unsigned TEAMS, unsigned VECTOR, unsigned VECTORS, bool WANT_LOSS, bool WANT_DX, typename T>
-__device__ inline void add_teams(T* loss, T* dx, T total, const T* dx_own, unsigned unit, unsigned units, unsigned n) {
-    constexpr unsigned UNIT_THREADS = TEAMS * WARP, STEP = WARP * VECTOR, SUMS = VECTORS * STEP;
-    __shared__ T loss_sums[UNITS * TEAMS];
-    alignas(16) __shared__ T dx_sums[UNITS * TEAMS * SUMS];
+// loss and dx of a unit, from those of its teams, added in their order.
+template <unsigned TEAMS, unsigned VECTOR, unsigned VECTORS, bool WANT_LOSS, bool WANT_DX, typename T>
+__device__ inline void add_teams(T* loss, T* dx, T total, const T* dx_own, unsigned unit, unsigned units, unsigned n,
+                                 T* loss_sums,  // (UNITS * TEAMS,)
+                                 T* dx_sums) {  // (UNITS * TEAMS, COLUMNS)
+    constexpr unsigned UNIT_THREADS = TEAMS * WARP, STEP = WARP * VECTOR, COLUMNS = VECTORS * STEP;
     const unsigned t = threadIdx.x, lane = t % WARP, team = t / WARP;
     if (lane == 0) loss_sums[team] = total;
 #pragma unroll
     for (unsigned k = 0; k < VECTORS; ++k)
-        store_shared<VECTOR>(dx_sums + team * SUMS + k * STEP + lane * VECTOR, dx_own + k * VECTOR);
+        store_shared<VECTOR>(dx_sums + team * COLUMNS + k * STEP + lane * VECTOR, dx_own + k * VECTOR);
     __syncthreads();
 
     if (unit >= units) return;
@@ -44,7 +44,7 @@ __device__ inline void add_teams(T* loss, T* dx, T total, const T* dx_own, unsig
     for (unsigned j = t % UNIT_THREADS; WANT_DX && j < n; j += UNIT_THREADS) {
         T sum = T(0);
 #pragma unroll
-        for (unsigned k = 0; k < TEAMS; ++k) sum += dx_sums[(first + k) * SUMS + j];
+        for (unsigned k = 0; k < TEAMS; ++k) sum += dx_sums[(first + k) * COLUMNS + j];
         dx[index_t(unit) * n + j] = sum;
     }
 }
@@ -110,7 +110,10 @@ __device__ inline void fused_rows(const T* W,  // (B, m, n)
 #pragma unroll
     for (unsigned d = 1; d < AT_ONCE; d *= 2) total += __shfl_xor_sync(ALL_LANES, total, d);
     if constexpr (TEAMS > 1) {
-        add_teams<UNITS, TEAMS, VECTOR, VECTORS, WANT_LOSS, WANT_DX>(loss, dx, total, dx_own, unit, units, n);
+        __shared__ T loss_sums[UNITS * TEAMS];
+        alignas(16) __shared__ T dx_sums[UNITS * TEAMS * VECTORS * STEP];
+        add_teams<TEAMS, VECTOR, VECTORS, WANT_LOSS, WANT_DX>(loss, dx, total, dx_own, unit, units, n, loss_sums,
+                                                              dx_sums);
     } else if (unit < units) {
         if (WANT_LOSS && t % ROW_THREADS == 0) loss[unit] = total;
         if (WANT_DX) store(dx + index_t(unit) * n + first, dx_own, has_last);

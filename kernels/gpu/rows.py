@@ -53,24 +53,30 @@ def store_row(wide: bool, VECTOR: int, VECTORS: int, STEP: int) -> Any:
     return device(function)
 
 
-def add_teams(p: Rows, itemsize: int, wanted: Wanted) -> Any:
-    """loss and dx of a unit, from those of its teams, added in their order. SUMS columns are room for dx."""
-    UNITS, TEAMS, VECTOR, VECTORS = p.units, p.teams, p.vector, p.vectors
-    WANT_LOSS, _, WANT_DX = wanted
+def add_teams(TEAMS: int, VECTOR: int, VECTORS: int, itemsize: int, WANT_LOSS: bool, WANT_DX: bool) -> Any:
+    """loss and dx of a unit, from those of its teams, added in their order."""
     UNIT_THREADS, STEP = TEAMS * WARP, WARP * VECTOR
-    SUMS = VECTORS * STEP
-    LOSS_SUMS, DX_SUMS = UNITS * TEAMS, UNITS * TEAMS * SUMS
-    real, zero = framework.REALS[itemsize], TYPES[itemsize](0)
+    COLUMNS = VECTORS * STEP
+    zero = TYPES[itemsize](0)
     store = store_shared(VECTOR)
 
-    def function(loss: Any, dx: Any, total: Any, dx_own: Any, unit: Any, units: Any, n: Any, t: Any) -> None:
-        loss_sums = cuda.shared.array(LOSS_SUMS, real)
-        dx_sums = cuda.shared.array(DX_SUMS, real, 16)
+    def function(
+        loss: Any,
+        dx: Any,
+        total: Any,
+        dx_own: Any,
+        unit: Any,
+        units: Any,
+        n: Any,
+        loss_sums: Any,  # (UNITS * TEAMS,)
+        dx_sums: Any,  # (UNITS * TEAMS, COLUMNS)
+        t: Any,
+    ) -> None:
         lane, team = t % WARP, t // WARP
         if lane == 0:
             loss_sums[team] = total
         for k in range(VECTORS):
-            store(dx_sums, team * SUMS + k * STEP + lane * VECTOR, dx_own, k * VECTOR)
+            store(dx_sums, team * COLUMNS + k * STEP + lane * VECTOR, dx_own, k * VECTOR)
         cuda.syncthreads()
 
         if unit >= units:
@@ -85,7 +91,7 @@ def add_teams(p: Rows, itemsize: int, wanted: Wanted) -> Any:
         while WANT_DX and j < n:
             total = zero
             for k in range(TEAMS):
-                total += dx_sums[(first + k) * SUMS + j]
+                total += dx_sums[(first + k) * COLUMNS + j]
             dx[unit, j] = total
             j += UNIT_THREADS
 
@@ -101,13 +107,14 @@ def rows_source(p: Rows, itemsize: int, wide: bool, wanted: Wanted) -> Any:
     THREADS, ROW_THREADS, TEAMS, VECTOR, VECTORS, AT_ONCE = p[:6]
     UNIT_THREADS, UNITS, WARPS = ROW_THREADS * TEAMS, p.units, ROW_THREADS // WARP
     OWN, STEP = VECTORS * VECTOR, ROW_THREADS * VECTOR
-    SHIFTS, SUMS, ALL_OWN = AT_ONCE.bit_length() - 1, 2 * WARPS * AT_ONCE, AT_ONCE * OWN
+    SHIFTS, Q_SUMS, W_ROWS = AT_ONCE.bit_length() - 1, 2 * WARPS * AT_ONCE, AT_ONCE * OWN
+    LOSS_SUMS, DX_SUMS = (UNITS * TEAMS, UNITS * TEAMS * VECTORS * STEP) if TEAMS > 1 else (1, 1)
     WANT_LOSS, WANT_DW, WANT_DX = wanted
     real, zero, one = framework.REALS[itemsize], TYPES[itemsize](0), TYPES[itemsize](1)
     load, store = load_row(wide, VECTOR, VECTORS, STEP), store_row(wide, VECTOR, VECTORS, STEP)
     dot_own, add_scaled_own, scale_own = dot(OWN), add_scaled(OWN), scale(OWN)
     sum_q = sum_over_warps(WARPS, AT_ONCE)
-    add = add_teams(p, itemsize, wanted) if TEAMS > 1 else None
+    add = add_teams(TEAMS, VECTOR, VECTORS, itemsize, WANT_LOSS, WANT_DX)
 
     def sigmoid_l2_rows(
         W: Any,  # (B, m, n)
@@ -121,9 +128,10 @@ def rows_source(p: Rows, itemsize: int, wide: bool, wanted: Wanted) -> Any:
         rows: Any,
         slices: Any,
     ) -> None:
-        q_sums = cuda.shared.array(SUMS, real)  # for sum_over_warps, in turn one half and the other
+        q_sums = cuda.shared.array(Q_SUMS, real)  # for sum_over_warps, in turn one half and the other
+        loss_sums, dx_sums = cuda.shared.array(LOSS_SUMS, real), cuda.shared.array(DX_SUMS, real, 16)
         x_own, dx_own = cuda.local.array(OWN, real), cuda.local.array(OWN, real)
-        W_rows, dW_row = cuda.local.array(ALL_OWN, real), cuda.local.array(OWN, real)
+        W_rows, dW_row = cuda.local.array(W_ROWS, real), cuda.local.array(OWN, real)
         q = cuda.local.array(AT_ONCE, real)
 
         # --- where this thread works ---------------------------------------------------------------------------------
@@ -145,7 +153,7 @@ def rows_source(p: Rows, itemsize: int, wide: bool, wanted: Wanted) -> Any:
         i = team * AT_ONCE
         while i < end:
             # --- W of the rows i to i + AT_ONCE - 1 ------------------------------------------------------------------
-            for k in range(ALL_OWN):
+            for k in range(W_ROWS):
                 W_rows[k] = zero
             for a in range(AT_ONCE):
                 if a == 0 or i + a < end:  # a == 0: the compiler does not infer that row i exists
@@ -177,7 +185,7 @@ def rows_source(p: Rows, itemsize: int, wide: bool, wanted: Wanted) -> Any:
         for d in range(SHIFTS):
             total += shuffle_xor(total, 1 << d)
         if TEAMS > 1:
-            add(loss, dx, total, dx_own, unit, units, n, t)
+            add(loss, dx, total, dx_own, unit, units, n, loss_sums, dx_sums, t)
         elif unit < units:
             if WANT_LOSS and t % ROW_THREADS == 0:
                 loss[unit] = total
