@@ -137,7 +137,7 @@ def rows_source(p: Rows, itemsize: int, wide: bool, wanted: Wanted) -> Any:
         # --- where this thread works ---------------------------------------------------------------------------------
         t = cuda.threadIdx.x & (THREADS - 1)  # as it is; it tells the compiler that t is not negative
         lane, team = t % WARP, t // ROW_THREADS % TEAMS
-        unit = np.uint32(cuda.blockIdx.x * UNITS + t // UNIT_THREADS)  # a division by 64 bits is a function call
+        unit = np.uint32(cuda.blockIdx.x * UNITS + t // UNIT_THREADS)  # of 32 bits: a division by 64 is a function call
         pair, row = np.int64(unit // np.uint32(slices)), np.int64(unit % np.uint32(slices)) * rows
         end = 0 if unit >= units else min(m - row, rows)
         first = t % ROW_THREADS * VECTOR  # column
