@@ -1,4 +1,5 @@
-// common.cuh: the words that all GPU kernels are written in. The derivation is in reference.py.
+// common.cuh: what the GPU kernels share: arithmetic, the steps of a row, sums over threads, moves. The derivation is
+// in reference.py.
 //
 //   q = W x,  s = sigmoid(q),  loss = sum(s^2),  g = 2 s (s (1 - s)),  dW = g x^T,  dx = W^T g
 //
@@ -7,13 +8,13 @@
 // slices, `rows` of its rows; the last slice may have fewer. Then loss and dx are those of each slice, by unit, and the
 // kernel finish adds them. plan.py chooses the kernel and its numbers.
 //
-// No sum's order depends on B, on the place in the batch or on WIDE, which says that W, x, dW and dx begin on multiples
-// of 16 bytes and so may be moved by so many at a time.
+// WIDE says that W, x, dW and dx begin on multiples of 16 bytes, so that 16 bytes can move in one access. The order of
+// a sum depends neither on it nor on B or the place in the batch.
 //
-// The kernels are device functions that every thread of a one-dimensional block calls exactly once. staged.cuh,
-// rows.cuh, long.cuh and finish.cuh need the text of this file before theirs. Nothing is included, and of CUDA only
-// threadIdx.x, blockIdx.x, __shared__, __syncthreads, __syncwarp, __shfl_sync, __shfl_xor_sync, __ldcs, __stcs, float2,
-// float4, double2, exp and __fmaf_ieee_rn are used, so a host compiler with a stand-in for those can run them.
+// The kernels are device functions that every thread of a one-dimensional block calls exactly once. Their files need
+// the text of this one before theirs. They include nothing. They use only threadIdx.x, blockIdx.x, __shared__,
+// __syncthreads, __syncwarp, __shfl_sync, __shfl_xor_sync, __ldcs, __stcs, float2, float4, double2, exp and
+// __fmaf_ieee_rn of CUDA, so a host compiler with a stand-in for those can run them.
 
 #ifndef SIGMOID_L2_COMMON_CUH
 #define SIGMOID_L2_COMMON_CUH
@@ -99,7 +100,7 @@ __device__ inline void sum_over_lanes(T* v, unsigned lane) {
             const T even = v[2 * k], odd = v[2 * k + 1];
             v[k] = (upper ? odd : even) + __shfl_xor_sync(ALL_LANES, upper ? even : odd, DISTANCE);
         }
-        // Without an odd one to it, both lanes keep the even one.
+        // The last value has no partner: both lanes keep it.
         if constexpr (COUNT % 2) v[PAIRS] = v[COUNT - 1] + __shfl_xor_sync(ALL_LANES, v[COUNT - 1], DISTANCE);
         sum_over_lanes<LANES, PAIRS + COUNT % 2, 2 * DISTANCE>(v, lane);
     }
@@ -151,9 +152,9 @@ union Vector {
     typename Packed<T, WIDTH>::type packed;
 };
 
-// WIDTH neighbouring elements of global memory to and from registers: in one access of an aligned address or, where WIDE
-// is false, one by one. By intrinsic functions: the compiler takes stores of float4 apart now and then, and these say
-// that nothing is used again later.
+// WIDTH neighbouring elements of global memory to and from registers: in one access of an aligned address or, where
+// WIDE is false, one by one. Intrinsic functions do it, because the compiler now and then splits a plain store of
+// float4; they also say that nothing is used again later.
 template <bool WIDE, unsigned WIDTH, typename T>
 __device__ inline void load_global(T* to, const T* from) {
     Vector<T, WIDTH> vector;

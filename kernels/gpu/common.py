@@ -1,8 +1,8 @@
-"""The words that all kernels in numba.cuda are written in; common.cuh says the same of CuPy's.
+"""What the kernels in numba.cuda share: arithmetic, the steps of a row, sums over threads, moves; common.cuh is CuPy's.
 
-Functions of constants, like ``dot(count)``, return device functions. Those take an array and where to begin in it where
-the .cuh takes a pointer; arrays are contiguous, in global or shared memory or in registers. ``one`` is 1 in the arrays'
-dtype: float32 and a Python number would make float64.
+A function of compile-time constants, like ``dot(count)``, returns a device function. Where the .cuh takes a pointer,
+this takes an array and an index. Arrays are contiguous, in global or shared memory or in registers. ``one`` is 1 in the
+arrays' dtype, because numba makes float64 of a float32 and a Python number.
 """
 
 import math
@@ -110,7 +110,7 @@ def sum_over_lanes(lanes: int, count: int, distance: int = 1) -> Any:
             even, odd = v[2 * k], v[2 * k + 1]
             mine, theirs = (odd, even) if lane & distance else (even, odd)
             v[k] = mine + shuffle_xor(theirs, distance)
-        if single:  # without an odd one to it, both lanes keep the even one
+        if single:  # the last value has no partner: both lanes keep it
             v[pairs] = v[count - 1] + shuffle_xor(v[count - 1], distance)
         rest(v, lane)
 
@@ -121,8 +121,8 @@ def sum_over_lanes(lanes: int, count: int, distance: int = 1) -> Any:
 def sum_over_warps(warps: int, count: int) -> Any:
     """Sums of v[0 .. count - 1] over the block's warps, ``count`` being a power of two up to 32.
 
-    Lane l is given that of v[l % count]. The next call must be given another place in ``sums``, which has room for
-    (warps, count) there, in shared memory: no barrier keeps it from overwriting these.
+    Lane l is given that of v[l % count]. ``sums`` is in shared memory and has room for (warps, count) from ``at`` on.
+    The next call must be given another place: no barrier keeps it from overwriting these sums.
     """
     sum_lanes = sum_over_lanes(WARP, count)
 
@@ -150,7 +150,7 @@ def sum_over_warps(warps: int, count: int) -> Any:
 def load_global(wide: bool, width: int) -> Any:
     """``width`` neighbouring elements: in one access of an aligned address or, where not ``wide``, one by one.
 
-    The function takes the array and place to copy to, and those to copy from.
+    The function takes the array and index to copy to, then those to copy from.
     """
     move = framework.MOVERS[width if wide else 1]
     if wide or width == 1:
@@ -163,7 +163,7 @@ def load_global(wide: bool, width: int) -> Any:
     return device(function)
 
 
-store_global = load_global  # the arrays' types say from which memory to which
+store_global = load_global  # the types of the arrays say which memory each is in
 
 
 @cache

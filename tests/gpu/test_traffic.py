@@ -28,7 +28,6 @@ MORE_SHAPES += [(8, 2048), (2, 8192), (5120, 3), (784, 10)]
 ROWS_IN_SECTORS = "a row begins within a sector, which the row before ends in; L1 has it for loads, L2 joins stores"
 UNEVEN_LANES = "the rows of a pair are no multiple of its lanes', so lanes of several pairs are not equally far apart"
 BETWEEN = "a thread moves its vector element by element, and finds in L1 what one access leaves of a sector"
-READ_AGAIN = "x has no room in the registers, and is read for each row, from L1"
 MORE = {
     (20, 70, "float32", True): (1.21, 1, ROWS_IN_SECTORS),
     (100, 33, "float32", True): (1.46, 1, ROWS_IN_SECTORS),
@@ -41,7 +40,6 @@ MORE = {
     (64, 64, "float32", False): (2.04, 1, BETWEEN),
     (10, 784, "float32", False): (4, 1, BETWEEN),
 }
-NUMBA_MORE = {(2, 8192, "float64", True): (1.5, 1, READ_AGAIN)}
 at_length = pytest.mark.proof
 
 
@@ -94,8 +92,6 @@ def test_everything_moves_once(backend, m, n, dtype):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(("m", "n"), MORE_SHAPES)
 def test_everything_moves_once_in_more_shapes(backend, m, n, dtype):
-    if backend == "numba-cuda" and (m, n, dtype, True) in NUMBA_MORE:
-        pytest.skip("it is in the table of what moves more")
     assert_moves(backend, m, n, dtype)
 
 
@@ -110,11 +106,11 @@ QUICK = [(20, 70, "float32", True), (10, 10, "float32", True), (64, 64, "float32
 @pytest.mark.parametrize(
     ("backend", "case"),
     [("cupy", case) for case in MORE]
-    + [pytest.param("numba-cuda", c, marks=() if c in QUICK else at_length) for c in MORE | NUMBA_MORE],
+    + [pytest.param("numba-cuda", c, marks=() if c in QUICK else at_length) for c in MORE],
     indirect=["backend"],
 )
 def test_what_moves_more(backend, case):
-    excess, conflicts, _ = (MORE | NUMBA_MORE)[case]
+    excess, conflicts, _ = MORE[case]
     *shape, wide = case
     found = assert_moves(backend, *shape, wide=wide, excess=max(excess, EXCESS), conflicts=max(conflicts, CONFLICTS))
     assert max(found) > EXCESS, "it belongs into the other table"

@@ -217,8 +217,8 @@ MUTANTS = (
     Mutant(
         "numba.cuda: s and 1 - s swapped for q < 0",
         "kernels/gpu/common.py",
-        "return (t * r, r) if q < 0 else (r, t * r)",
-        "return (r, t * r) if q < 0 else (r, t * r)",
+        "return (tr, r) if q < 0 else (r, tr)",
+        "return (r, tr) if q < 0 else (r, tr)",
         ("tests/gpu/test_proof.py",),
     ),
     Mutant(
