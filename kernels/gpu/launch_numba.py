@@ -61,7 +61,7 @@ def long_kernel(p: Long, itemsize: int, wanted: Wanted) -> Any:
 @launch.once
 def finish_kernel(itemsize: int, wanted: Wanted) -> Any:
     """The kernel of finish.py."""
-    return framework.kernel(finish_source(itemsize, wanted), plan.BLOCK_THREADS, None)
+    return framework.kernel(finish_source(itemsize, wanted), plan.BLOCK_THREADS, plan.FINISH_REGISTERS)
 
 
 # --- what launch.py asks of a library --------------------------------------------------------------------------------

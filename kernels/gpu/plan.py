@@ -59,6 +59,7 @@ HELD_BYTES = 160  # of W that a lane holds in STAGED_REGISTERS, at most
 MOST_REGISTERS = 255  # for lanes that hold more: 2000x16 in float64 needs 154
 ROWS_REGISTERS = 80  # for 768 resident threads
 LONG_ROW_REGISTERS = 128  # for one block of LONG_ROW_THREADS
+FINISH_REGISTERS = 64  # for 1024 resident threads; numba.cuda's kernel has 80 without a bound
 
 
 class Staged(NamedTuple):
