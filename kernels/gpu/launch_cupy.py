@@ -23,7 +23,7 @@ def fused(W: Any, x: Any, loss: Any, dW: Any, dx: Any, *, stream: int | None = N
 
     Arrays are CuPy's.
     """
-    launch.fused(sys.modules[__name__], W, x, loss, dW, dx, stream)
+    launch.fused(sys.modules[__name__], W, x, loss, dW, dx, stream=stream)
 
 
 # --- the kernels -----------------------------------------------------------------------------------------------------

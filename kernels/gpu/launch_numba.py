@@ -26,8 +26,8 @@ def fused(W: Any, x: Any, loss: Any, dW: Any, dx: Any, *, stream: int | None = N
 
     Arrays are numba's device arrays or anything with ``__cuda_array_interface__``.
     """
-    arrays = (None if a is None else _device_array(a) for a in (W, x, loss, dW, dx))
-    launch.fused(sys.modules[__name__], *arrays, stream)
+    W, x, loss, dW, dx = (None if a is None else _device_array(a) for a in (W, x, loss, dW, dx))
+    launch.fused(sys.modules[__name__], W, x, loss, dW, dx, stream=stream)
 
 
 def _device_array(a: Any) -> Any:

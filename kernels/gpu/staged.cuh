@@ -111,6 +111,8 @@ __device__ inline void fused_staged(const T* W,  // (B, M, N)
     __shared__ T warp_sums[LANES > WARP ? THREADS / WARP * SUMS : 1];
     const W_Tile W_tile = {W_shared};
     const X_Tile x_tile = {x_shared};
+
+    // --- where this thread works -------------------------------------------------------------------------------------
     const unsigned t = threadIdx.x, lane = t % LANES;
     const index_t first = index_t(blockIdx.x) * UNITS, pair = first / SLICES;
     const unsigned here = units - first < UNITS ? unsigned(units - first) : UNITS;
@@ -118,6 +120,7 @@ __device__ inline void fused_staged(const T* W,  // (B, M, N)
     const index_t W_first = (pair * M + row) * N;
     const bool is_full = here == UNITS && rows == ROWS;
 
+    // --- W and x into shared memory ----------------------------------------------------------------------------------
     const auto copy_in = [&](unsigned W_count, unsigned x_count) {
         W_Mover W_moves(W_count);
         X_Mover x_moves(x_count);
@@ -138,6 +141,7 @@ __device__ inline void fused_staged(const T* W,  // (B, M, N)
 
 #pragma unroll
     for (unsigned p = 0; p < LANE_PAIRS; ++p) {
+        // --- the rows of each lane: q = W x; s, g and loss; dW = g x^T, dx += W^T g ----------------------------------
         const unsigned unit = p * (THREADS / LANES) + t / LANES, W_own_first = (unit * ROWS + lane * LANE_ROWS) * N;
         const unsigned own = ALL_ROWS ? LANE_SIZE : lane * LANE_SIZE < rows * N ? rows * N - lane * LANE_SIZE : 0;
         T W_own[LANE_SIZE], x_own[N], sums[SUMS] = {};
@@ -155,6 +159,7 @@ __device__ inline void fused_staged(const T* W,  // (B, M, N)
         }
         if (WANT_DW) W_tile.template put<LANE_SIZE>(W_own, W_own_first, own);
 
+        // --- loss and dx of each unit: sums over its lanes -----------------------------------------------------------
         // All lanes of the unit have read x, whose place dx takes, unless it goes through warp_sums.
         if (LANES > 1 && LANES <= WARP) __syncwarp();
         constexpr unsigned TOGETHER = LANES < WARP ? LANES : WARP;
@@ -169,7 +174,6 @@ __device__ inline void fused_staged(const T* W,  // (B, M, N)
         }
     }
     __syncthreads();
-
     if constexpr (LANES > WARP) {
         if (lane < SUMS && t / LANES < here) {
             constexpr unsigned WARPS = LANES / WARP;
@@ -180,6 +184,8 @@ __device__ inline void fused_staged(const T* W,  // (B, M, N)
             if (lane > 0) dx[(first + t / LANES) * N + lane - 1] = sum;
         }
     }
+
+    // --- dx and dW out of shared memory ------------------------------------------------------------------------------
     const auto copy_out = [&](unsigned W_count, unsigned x_count) {
         if (WANT_DX && LANES <= WARP) {
             X_Mover x_moves(x_count);

@@ -138,14 +138,16 @@ class Mover:
             if rest + t < count:
                 store_one(target, first + rest + t, held, SINGLE)
 
-        self.from_global, self.to_tile, self.from_tile, self.to_global = from_global, to_tile, from_tile, to_global
+        self.functions = from_global, to_tile, from_tile, to_global
 
 
 def each_row(row: Any, LANE_ROWS: int) -> Any:
-    """The function that calls ``row`` with i = 0, 1, ..., LANE_ROWS - 1 and its own arguments.
+    """The function that calls ``row`` for i = 0, 1, ..., LANE_ROWS - 1.
 
-    Only with a number in place of i is W_own[i * N + j] a register.
+    W_own[i * N + j] is a register only where the compiler has a number in place of i. For sm_100 it leaves the loop as
+    it is where rows are long (3 of 10 columns); so up to 4 rows, more are not long, are written out.
     """
+    zero, one, two, three = map(np.int64, range(4))  # with literals numba would compile row four times
 
     @device
     def loop(W_own: Any, x_own: Any, sums: Any, own: Any) -> None:
@@ -153,7 +155,7 @@ def each_row(row: Any, LANE_ROWS: int) -> Any:
             row(i, W_own, x_own, sums, own)
 
     @device
-    def unrolled(W_own: Any, x_own: Any, sums: Any, own: Any) -> None:
+    def written_out(W_own: Any, x_own: Any, sums: Any, own: Any) -> None:
         row(zero, W_own, x_own, sums, own)
         if LANE_ROWS > 1:
             row(one, W_own, x_own, sums, own)
@@ -162,22 +164,21 @@ def each_row(row: Any, LANE_ROWS: int) -> Any:
         if LANE_ROWS > 3:
             row(three, W_own, x_own, sums, own)
 
-    zero, one, two, three = map(np.int64, range(4))  # for literals numba would compile row four times
-    return unrolled if LANE_ROWS <= 4 else loop
+    return written_out if LANE_ROWS <= 4 else loop
 
 
 def staged_source(p: Staged, M: int, N: int, itemsize: int, wide: bool, wanted: Wanted) -> Any:
-    """The Python function of the kernel. Grid: ceil(units / UNITS) blocks of THREADS threads.
+    """The kernel's Python function for one (M, N). Grid: ceil(units / UNITS) blocks of THREADS threads.
 
     A unit has LANES lanes of LANE_ROWS rows each, the last ones fewer; a lane that owns pairs owns LANE_PAIRS. An
     output that is not wanted is not touched.
     """
-    real, zero, one = framework.REALS[itemsize], TYPES[itemsize](0), TYPES[itemsize](1)
-    WANT_LOSS, WANT_DW, WANT_DX = wanted
     THREADS, LANES, LANE_ROWS, LANE_PAIRS, ROWS, SLICES = p[:6]
+    WANT_LOSS, WANT_DW, WANT_DX = wanted
+    real, zero, one = framework.REALS[itemsize], TYPES[itemsize](0), TYPES[itemsize](1)
     UNITS, VECTOR = p.units, 16 // itemsize
     W_SIZE, X_SIZE, LANE_SIZE = UNITS * ROWS * N, UNITS * N, LANE_ROWS * N
-    W_FULL, X_FULL = np.int64(W_SIZE), np.int64(X_SIZE)  # numba would compile the movers again for a literal
+    W_ALL, X_ALL = np.int64(W_SIZE), np.int64(X_SIZE)  # with literals numba would compile the movers twice
     ALL_ROWS = LANES * LANE_ROWS == ROWS and M % ROWS == 0  # each lane has LANE_ROWS
     # By 16 bytes, where each tile begins on a multiple of them.
     W_WIDTH = VECTOR if wide and (W_SIZE if SLICES == 1 else M * N) % VECTOR == 0 else 1
@@ -190,112 +191,75 @@ def staged_source(p: Staged, M: int, N: int, itemsize: int, wide: bool, wanted: 
     SHARES = -(-SUMS // TOGETHER)  # sums that a lane is left with
     W_ROOM, X_ROOM, WARP_ROOM = W_Tile.ROOM, X_Tile.ROOM, THREADS // WARP * SUMS if LANES > WARP else 1
     W_HELD, X_HELD = W_Mover.HELD, X_Mover.HELD
-    W_from_global, W_to_tile, W_from_tile, W_to_global = (
-        W_Mover.from_global,
-        W_Mover.to_tile,
-        W_Mover.from_tile,
-        W_Mover.to_global,
-    )
-    x_from_global, x_to_tile, x_from_tile, x_to_global = (
-        X_Mover.from_global,
-        X_Mover.to_tile,
-        X_Mover.from_tile,
-        X_Mover.to_global,
-    )
-    W_get, W_put, x_get, x_put, x_at = (
-        W_Tile.get(LANE_SIZE),
-        W_Tile.put(LANE_SIZE),
-        X_Tile.get(N),
-        X_Tile.put(N),
-        X_Tile.at,
-    )
-    dot_row, add_scaled_row, scale_row, sum_lanes = dot(N), add_scaled(N), scale(N), sum_over_lanes(TOGETHER, SUMS)
-    store_one = store_global(True, 1)
+    W_from_global, W_to_tile, W_from_tile, W_to_global = W_Mover.functions
+    x_from_global, x_to_tile, x_from_tile, x_to_global = X_Mover.functions
+    W_get, W_put = W_Tile.get(LANE_SIZE), W_Tile.put(LANE_SIZE)
+    x_get, x_put, x_at = X_Tile.get(N), X_Tile.put(N), X_Tile.at
+    dot_row, add_scaled_row, scale_row = dot(N), add_scaled(N), scale(N)
+    sum_lanes, store_one = sum_over_lanes(TOGETHER, SUMS), store_global(True, 1)
 
-    def row(i: Any, W_own: Any, x_own: Any, sums: Any, own: Any) -> None:
+    @device
+    def row_step(i: Any, W_own: Any, x_own: Any, sums: Any, own: Any) -> None:
         if i * N < own:
-            q = dot_row(W_own, i * N, x_own, 0, zero)
-            s, g = s_and_g(q, one)
+            s, g = s_and_g(dot_row(W_own, i * N, x_own, 0, zero), one)
             sums[0] = multiply_add(s, s, sums[0])
             if WANT_DX:
                 add_scaled_row(sums, 1, g, W_own, i * N)
             scale_row(W_own, i * N, g, x_own, 0)
 
-    rows_of_lane = each_row(device(row), LANE_ROWS)
+    lane_steps = each_row(row_step, LANE_ROWS)
 
-    @device
-    def copy_in(
-        W: Any,
-        x: Any,
-        W_tile: Any,
-        x_tile: Any,
-        W_held: Any,
-        x_held: Any,
-        W_first: Any,
-        x_first: Any,
-        W_count: Any,
-        x_count: Any,
-        t: Any,
+    def sigmoid_l2_staged(
+        W: Any,  # (B, M, N)
+        x: Any,  # (B, N)
+        loss: Any,  # (units,)
+        dW: Any,  # (B, M, N)
+        dx: Any,  # (units, N)
+        units: Any,
     ) -> None:
-        W_from_global(W_held, W, W_first, W_count, t)
-        x_from_global(x_held, x, x_first, x_count, t)
-        W_to_tile(W_tile, W_held, W_count, t)
-        x_to_tile(x_tile, x_held, x_count, t)
-
-    @device
-    def copy_out(
-        dW: Any,
-        dx: Any,
-        W_tile: Any,
-        x_tile: Any,
-        dW_held: Any,
-        dx_held: Any,
-        W_first: Any,
-        x_first: Any,
-        W_count: Any,
-        x_count: Any,
-        t: Any,
-    ) -> None:
-        if WANT_DX and LANES <= WARP:
-            x_from_tile(dx_held, x_tile, x_count, t)
-            x_to_global(dx, x_first, dx_held, x_count, t)
-        if WANT_DW:
-            W_from_tile(dW_held, W_tile, W_count, t)
-            W_to_global(dW, W_first, dW_held, W_count, t)
-
-    def sigmoid_l2_staged(W: Any, x: Any, loss: Any, dW: Any, dx: Any, units: Any) -> None:
         W_tile = cuda.shared.array(W_ROOM, real, 16)  # W first, dW after
         x_tile = cuda.shared.array(X_ROOM, real, 16)  # x first, dx after
-        warp_sums = cuda.shared.array(WARP_ROOM, real, 16)
-        W_own = cuda.local.array(LANE_SIZE, real)
-        x_own = cuda.local.array(N, real)
+        warp_sums = cuda.shared.array(WARP_ROOM, real)
+        W_held, x_held = cuda.local.array(W_HELD, real), cuda.local.array(X_HELD, real)
+        dW_held, dx_held = cuda.local.array(W_HELD, real), cuda.local.array(X_HELD, real)
+        W_own, x_own = cuda.local.array(LANE_SIZE, real), cuda.local.array(N, real)
         sums = cuda.local.array(SUMS, real)
-        W_held, dW_held = cuda.local.array(W_HELD, real), cuda.local.array(W_HELD, real)
-        x_held, dx_held = cuda.local.array(X_HELD, real), cuda.local.array(X_HELD, real)
+
+        # --- where this thread works ---------------------------------------------------------------------------------
         t = cuda.threadIdx.x & (THREADS - 1)  # as it is; it tells the compiler that t is not negative
         lane = t % LANES
         first = np.int64(np.uint32(cuda.blockIdx.x)) * UNITS
         pair = first // SLICES
         here = min(units - first, UNITS)
         row = first % SLICES * ROWS
-        rows = min(M - row, ROWS)
+        rows: Any = min(M - row, ROWS)
         W_first = (pair * M + row) * N
         is_full = here == UNITS and rows == ROWS
 
+        # --- W and x into shared memory ------------------------------------------------------------------------------
         if is_full:
-            copy_in(W, x, W_tile, x_tile, W_held, x_held, W_first, pair * N, W_FULL, X_FULL, t)
+            W_from_global(W_held, W, W_first, W_ALL, t)
+            x_from_global(x_held, x, pair * N, X_ALL, t)
+            W_to_tile(W_tile, W_held, W_ALL, t)
+            x_to_tile(x_tile, x_held, X_ALL, t)
         else:  # units and rows beyond the end are computed like all others, with zeros
-            for r in range(-(-W_ROOM // THREADS)):
-                if r * THREADS + t < W_ROOM:
-                    W_tile[np.uint32(r * THREADS + t)] = zero
-            for r in range(-(-X_ROOM // THREADS)):
-                if r * THREADS + t < X_ROOM:
-                    x_tile[np.uint32(r * THREADS + t)] = zero
+            e = t
+            while e < W_ROOM:
+                W_tile[np.uint32(e)] = zero
+                e += THREADS
+            e = t
+            while e < X_ROOM:
+                x_tile[np.uint32(e)] = zero
+                e += THREADS
             cuda.syncthreads()
-            copy_in(W, x, W_tile, x_tile, W_held, x_held, W_first, pair * N, here * rows * N, here * N, t)
+            W_from_global(W_held, W, W_first, here * rows * N, t)
+            x_from_global(x_held, x, pair * N, here * N, t)
+            W_to_tile(W_tile, W_held, here * rows * N, t)
+            x_to_tile(x_tile, x_held, here * N, t)
         cuda.syncthreads()
 
         for p in range(LANE_PAIRS):
+            # --- the rows of each lane: q = W x; s, g and loss; dW = g x^T, dx += W^T g ------------------------------
             unit = p * (THREADS // LANES) + t // LANES
             W_own_first = (unit * ROWS + lane * LANE_ROWS) * N
             own = LANE_SIZE if ALL_ROWS else rows * N - lane * LANE_SIZE
@@ -303,10 +267,11 @@ def staged_source(p: Staged, M: int, N: int, itemsize: int, wide: bool, wanted: 
                 sums[k] = zero
             W_get(W_own, 0, W_tile, W_own_first, own)
             x_get(x_own, 0, x_tile, unit * N, N)
-            rows_of_lane(W_own, x_own, sums, own)
+            lane_steps(W_own, x_own, sums, own)
             if WANT_DW:
                 W_put(W_tile, W_own_first, W_own, 0, own)
 
+            # --- loss and dx of each unit: sums over its lanes -------------------------------------------------------
             # All lanes of the unit have read x, whose place dx takes, unless it goes through warp_sums.
             if 1 < LANES <= WARP:
                 cuda.syncwarp()
@@ -322,7 +287,6 @@ def staged_source(p: Staged, M: int, N: int, itemsize: int, wide: bool, wanted: 
                 if 1 < LANES <= WARP and 0 < which < SUMS:
                     x_tile[x_at(unit * N + which - 1)] = sums[k]
         cuda.syncthreads()
-
         if LANES > WARP and lane < SUMS and t // LANES < here:
             sums[0] = zero
             for w in range(WARPS):
@@ -331,9 +295,21 @@ def staged_source(p: Staged, M: int, N: int, itemsize: int, wide: bool, wanted: 
                 store_one(loss, first + t // LANES, sums, 0)
             if WANT_DX and lane > 0:
                 store_one(dx, (first + t // LANES) * N + lane - 1, sums, 0)
+
+        # --- dx and dW out of shared memory --------------------------------------------------------------------------
         if is_full:
-            copy_out(dW, dx, W_tile, x_tile, dW_held, dx_held, W_first, first * N, W_FULL, X_FULL, t)
+            if WANT_DX and LANES <= WARP:
+                x_from_tile(dx_held, x_tile, X_ALL, t)
+                x_to_global(dx, first * N, dx_held, X_ALL, t)
+            if WANT_DW:
+                W_from_tile(dW_held, W_tile, W_ALL, t)
+                W_to_global(dW, W_first, dW_held, W_ALL, t)
         else:
-            copy_out(dW, dx, W_tile, x_tile, dW_held, dx_held, W_first, first * N, here * rows * N, here * N, t)
+            if WANT_DX and LANES <= WARP:
+                x_from_tile(dx_held, x_tile, here * N, t)
+                x_to_global(dx, first * N, dx_held, here * N, t)
+            if WANT_DW:
+                W_from_tile(dW_held, W_tile, here * rows * N, t)
+                W_to_global(dW, W_first, dW_held, here * rows * N, t)
 
     return sigmoid_l2_staged

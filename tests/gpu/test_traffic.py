@@ -21,7 +21,7 @@ CONFLICTS = 1.1  # accesses to shared memory over those without bank conflicts, 
 
 SINGLE = [(1, 1), (3, 3), (5, 5), (16, 16), (30, 30), (64, 64), (10, 784), (784, 10), (9, 4096), (1100, 10)]
 DOUBLE = [(3, 3), (16, 16), (80, 256)]
-# numba's kernels take seconds to compile, so those of these are for `make proof`.
+# For `make proof`.
 MORE_SHAPES = [(2, 5), (8, 8), (1, 64), (256, 256), (64, 4096), (1, 1), (1, 3), (2, 2), (4, 4), (10, 32), (24, 16)]
 MORE_SHAPES += [(8, 2048), (2, 8192), (5120, 3), (784, 10)]
 # Where it is more, (excess, conflicts), and why it cannot be less.
@@ -88,7 +88,7 @@ def test_everything_moves_once(backend, m, n, dtype):
     assert_moves(backend, m, n, dtype)
 
 
-@pytest.mark.parametrize("backend", ["cupy", pytest.param("numba-cuda", marks=at_length)], indirect=True)
+@at_length
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(("m", "n"), MORE_SHAPES)
 def test_everything_moves_once_in_more_shapes(backend, m, n, dtype):
@@ -103,12 +103,7 @@ def test_staged_tiles_move_once_element_by_element(backend, m, n):
 QUICK = [(20, 70, "float32", True), (10, 10, "float32", True), (64, 64, "float32", False)]
 
 
-@pytest.mark.parametrize(
-    ("backend", "case"),
-    [("cupy", case) for case in MORE]
-    + [pytest.param("numba-cuda", c, marks=() if c in QUICK else at_length) for c in MORE],
-    indirect=["backend"],
-)
+@pytest.mark.parametrize("case", [pytest.param(case, marks=() if case in QUICK else at_length) for case in MORE])
 def test_what_moves_more(backend, case):
     excess, conflicts, _ = MORE[case]
     *shape, wide = case

@@ -222,10 +222,17 @@ MUTANTS = (
         ("tests/gpu/test_proof.py",),
     ),
     Mutant(
-        "numba.cuda: the last block left out",
-        "kernels/gpu/launch_numba.py",
-        "_launch(kernel, -(-B // units)",
-        "_launch(kernel, max(1, B // units)",
+        "numba.cuda: vectors not permuted",
+        "kernels/gpu/staged.py",
+        "e ^ (e // BANKS % PERMUTED) * VECTOR",
+        "e",
+        ("tests/gpu/test_traffic.py",),
+    ),
+    Mutant(
+        "launch: the last block left out",
+        "kernels/gpu/launch.py",
+        "-(-units // p.units)",
+        "max(1, units // p.units)",
         ("tests/gpu/test_proof.py",),
     ),
     Mutant(
