@@ -37,15 +37,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from sigmoid_l2.kernels.gpu.plan import Plan, Rows, Staged, make_plan, size_class
+
+sys.path += [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2] / "tests")]
+from gpu import code, launches
 from gpu.chips import CHIPS, PARTITIONS, WARP, Chip, occupancy, resident_blocks
 from measure import Case
 from report import markdown
 from rows import Row
-
-from sigmoid_l2.kernels.gpu.plan import Plan, Rows, Staged, make_plan, size_class
-
-sys.path += [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2] / "tests")]  # for gpu
-from gpu import code, launches
 
 # Every class of sizes in both dtypes; of each, what is most used.
 SHAPES = ((1, 1), (3, 3), (8, 8), (16, 16), (32, 32), (64, 64), (10, 784), (784, 10), (256, 256), (8192, 8192))

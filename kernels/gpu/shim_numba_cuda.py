@@ -14,7 +14,7 @@ REGISTERS = 65536  # of a multiprocessor
 
 
 def kernel(function: Any, threads: int, registers: int | None) -> Any:
-    """A kernel of blocks of ``threads`` threads, each of which uses at most so many registers, if that is not None."""
+    """A kernel of blocks of ``threads`` threads that use at most ``registers`` each; None leaves it to the compiler."""
     blocks = () if registers is None else (REGISTERS // (threads * registers),)
     return cuda.jit(launch_bounds=(threads, *blocks))(function)
 
@@ -56,8 +56,9 @@ def shuffle_xor(value: Any, lanes: Any) -> Any:
 def about_reciprocal(typing: Any, value: Any) -> Any:
     """1 / value to a relative error of 2**-23, in float64 of 2**-20, for a normal number.
 
-    A division has a call inside, and what lives across a call must lie in half of the registers, whether it happens or
-    not. 30x30 in float32 on sm_75, at 128 registers a thread: with a division 56 bytes are spilled, with this none.
+    A division contains a call, for numbers that are not normal. What a thread needs after a call has room in half of
+    its registers only, even if the call does not happen. 30x30 in float32 on sm_75, at 128 registers a thread: with a
+    division 56 bytes are spilled, with this none.
     """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -66,18 +67,6 @@ def about_reciprocal(typing: Any, value: Any) -> Any:
         return builder.call(ir.InlineAsm(ir.FunctionType(real, [real]), assembly, f"={letter},{letter}"), args)
 
     return value(value), generate
-
-
-@intrinsic
-def forget_memory(typing: Any) -> Any:
-    """Makes the compiler read memory again, rather than keep in registers what it read before; no instruction."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        nothing = ir.FunctionType(ir.VoidType(), [])
-        builder.call(ir.InlineAsm(nothing, "", "~{memory}", side_effect=True), [])
-        return context.get_dummy_value()
-
-    return types.void(), generate
 
 
 def _mover(count: int) -> Any:

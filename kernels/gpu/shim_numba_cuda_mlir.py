@@ -19,7 +19,7 @@ DYNAMIC = -(2**31)  # LLVM's mark for an index that is a value
 
 
 def kernel(function: Any, threads: int, registers: int | None) -> Any:
-    """A kernel of blocks of ``threads`` threads, each of which uses at most so many registers, if that is not None."""
+    """A kernel of blocks of ``threads`` threads that use at most ``registers`` each; None leaves it to the compiler."""
     blocks = () if registers is None else (REGISTERS // (threads * registers),)
     return cuda.jit(launch_bounds=(threads, *blocks))(function)
 
@@ -82,17 +82,6 @@ def about_reciprocal(typing: Any, value: Any) -> Any:
         lower.store_var(target, llvm.inline_asm(real, [lower.load_var(args[0])], assembly, f"={letter},{letter}"))
 
     return value(value), generate
-
-
-@intrinsic
-def forget_memory(typing: Any) -> Any:
-    """Makes the compiler read memory again, rather than keep in registers what it read before; no instruction."""
-
-    def generate(lower: Any, target: Any, args: Any, kwargs: Any) -> None:
-        llvm.inline_asm(None, [], "", "~{memory}", has_side_effects=True)
-        lower.store_var(target, None)
-
-    return types.void(), generate
 
 
 def _mover(count: int) -> Any:

@@ -52,11 +52,9 @@ class Launch(NamedTuple):
 
     def text(self) -> str:
         """The PTX that would run."""
-        return (
-            code.numba_ptx(self.kernel, self.dtype, *self.types)
-            if self.by_numba
-            else code.cupy_ptx(self.kernel, self.dtype, self.types[0])
-        )
+        if self.by_numba:
+            return code.numba_ptx(self.kernel, self.dtype, *self.types)
+        return code.cupy_ptx(self.kernel, self.dtype, self.types[0])
 
     def parameters(self) -> list[bytes]:
         """The arguments as the kernel gets them."""
