@@ -16,7 +16,7 @@ from sigmoid_l2.kernels.gpu.plan import WARP
 from sigmoid_l2.kernels.gpu.shim import package
 
 framework: Any = import_module(f"sigmoid_l2.kernels.gpu.shim_{package()}")
-cuda, device, forget_memory = framework.cuda, framework.device, framework.forget_memory
+cuda, device = framework.cuda, framework.device
 shuffle, shuffle_xor, about_reciprocal = framework.shuffle, framework.shuffle_xor, framework.about_reciprocal
 TYPES: dict[int, Any] = {4: np.float32, 8: np.float64}  # by itemsize
 

@@ -68,18 +68,6 @@ def about_reciprocal(typing: Any, value: Any) -> Any:
     return value(value), generate
 
 
-@intrinsic
-def forget_memory(typing: Any) -> Any:
-    """Makes the compiler read memory again, rather than keep in registers what it read before; no instruction."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        nothing = ir.FunctionType(ir.VoidType(), [])
-        builder.call(ir.InlineAsm(nothing, "", "~{memory}", side_effect=True), [])
-        return context.get_dummy_value()
-
-    return types.void(), generate
-
-
 def _mover(count: int) -> Any:
     """The function that copies ``count`` neighbouring elements in one access, of an aligned address.
 

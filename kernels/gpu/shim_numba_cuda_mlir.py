@@ -84,17 +84,6 @@ def about_reciprocal(typing: Any, value: Any) -> Any:
     return value(value), generate
 
 
-@intrinsic
-def forget_memory(typing: Any) -> Any:
-    """Makes the compiler read memory again, rather than keep in registers what it read before; no instruction."""
-
-    def generate(lower: Any, target: Any, args: Any, kwargs: Any) -> None:
-        llvm.inline_asm(None, [], "", "~{memory}", has_side_effects=True)
-        lower.store_var(target, None)
-
-    return types.void(), generate
-
-
 def _mover(count: int) -> Any:
     """The function that copies ``count`` neighbouring elements in one access, of an aligned address."""
 
