@@ -11,9 +11,10 @@ __host__ __device__ constexpr unsigned twos(unsigned size, unsigned most) {
     return (size & -size) < most ? size & -size : most;
 }
 
-// A tile in shared memory of SIZE elements, of which each lane uses its own, STRIDE after the lane's before, GRAIN of
-// them in one access. Where STRIDE is an odd number of grains, no two lanes meet in a bank. Else GRAIN is 16 bytes, and
-// the vectors of 16 bytes are permuted within the 128 of all banks: by as many bits as STRIDE has factors of 2.
+// A tile of SIZE elements in shared memory. Each lane uses its own elements, which begin STRIDE after those of the lane
+// before, and moves GRAIN of them in one access. Where STRIDE is an odd number of grains, no two lanes use one bank at a
+// time. Otherwise GRAIN is 16 bytes, and vectors of 16 bytes are permuted within the 128 bytes of all banks: by as many
+// bits as STRIDE has factors of 2.
 template <typename T, unsigned SIZE, unsigned STRIDE, unsigned GRAIN>
 struct Tile {
     static constexpr unsigned VECTOR = 16 / sizeof(T), BANKS = 128 / sizeof(T);
@@ -24,7 +25,7 @@ struct Tile {
     // Where element e lies; those of an aligned vector stay together.
     __device__ T* at(unsigned e) const { return elements + (e ^ (e / BANKS % PERMUTED) * VECTOR); }
 
-    // The COUNT elements from e on, of which there may be but the first `here`.
+    // Copy COUNT elements from e on, or only the first `here` of them.
     template <unsigned COUNT>
     __device__ void get(T* to, unsigned e, unsigned here = COUNT) const {
 #pragma unroll
@@ -39,8 +40,8 @@ struct Tile {
     }
 };
 
-// What a thread moves between global memory and the first `count` elements of a tile of SIZE: neighbouring threads
-// move neighbouring vectors of WIDTH and, where they do not divide `count`, single elements after them.
+// What a thread moves between global memory and the first `count` elements of a tile of SIZE. Neighbouring threads move
+// neighbouring vectors of WIDTH elements and, where those do not divide `count`, single elements after them.
 template <typename T, unsigned SIZE, unsigned WIDTH, unsigned THREADS>
 struct Mover {
     static constexpr unsigned ROUNDS = (SIZE / WIDTH + THREADS - 1) / THREADS, ROUND = THREADS * WIDTH;

@@ -47,11 +47,11 @@ def place(PERMUTED: int, itemsize: int) -> Any:
 
 
 class Tile:
-    """A tile in shared memory of SIZE elements, of which each lane uses its own, STRIDE after the lane's before.
+    """A tile of SIZE elements in shared memory.
 
-    A lane takes GRAIN of them in one access. Where STRIDE is an odd number of grains, no two lanes meet in a bank. Else
-    GRAIN is 16 bytes, and the vectors of 16 bytes are permuted within the 128 of all banks: by as many bits as STRIDE
-    has factors of 2.
+    Each lane uses its own elements, which begin STRIDE after those of the lane before, and moves GRAIN of them in one
+    access. Where STRIDE is an odd number of grains, no two lanes use one bank at a time. Otherwise GRAIN is 16 bytes,
+    and vectors of 16 bytes are permuted within the 128 bytes of all banks: by as many bits as STRIDE has factors of 2.
     """
 
     def __init__(self, SIZE: int, STRIDE: int, GRAIN: int, itemsize: int) -> None:
@@ -61,7 +61,7 @@ class Tile:
         self.GRAIN, self.at = GRAIN, place(PERMUTED, itemsize)
 
     def get(self, COUNT: int) -> Any:
-        """The COUNT elements from e on, of which there may be but the first ``here``."""
+        """Copy COUNT elements from e on, or only the first ``here`` of them."""
         GRAIN, at, load = self.GRAIN, self.at, load_shared(self.GRAIN)
 
         def function(to: Any, to_at: Any, tile: Any, e: Any, here: Any) -> None:
@@ -72,7 +72,7 @@ class Tile:
         return device(function)
 
     def put(self, COUNT: int) -> Any:
-        """The other way round."""
+        """Copy them back."""
         GRAIN, at, store = self.GRAIN, self.at, store_shared(self.GRAIN)
 
         def function(tile: Any, e: Any, source: Any, source_at: Any, here: Any) -> None:
@@ -86,9 +86,9 @@ class Tile:
 class Mover:
     """What a thread moves between global memory and the first ``count`` elements of a tile of SIZE.
 
-    Neighbouring threads move neighbouring vectors of WIDTH and, where they do not divide ``count``, single elements
-    after them. A thread holds its vectors in registers, and behind them its single element: all are loaded before the
-    first is stored, so that all are in flight.
+    Neighbouring threads move neighbouring vectors of WIDTH elements and, where those do not divide ``count``, single
+    elements after them. A thread holds its vectors in registers, and behind them its single element: all are loaded
+    before the first is stored, so that all are in flight.
     """
 
     def __init__(self, tile: Tile, SIZE: int, WIDTH: int, THREADS: int) -> None:
@@ -144,8 +144,9 @@ class Mover:
 def each_row(row: Any, LANE_ROWS: int) -> Any:
     """The function that calls ``row`` for i = 0, 1, ..., LANE_ROWS - 1.
 
-    W_own[i * N + j] is a register only where the compiler has a number in place of i. For sm_100 it leaves the loop as
-    it is where rows are long (3 of 10 columns); so up to 4 rows, more are not long, are written out.
+    W_own[i * N + j] is a register only where the compiler knows i. For sm_100 it does not unroll a loop over long rows
+    (3 rows of 10 columns), so up to 4 rows are written out. A lane with more rows has short ones; 29 calls would take
+    numba-cuda-mlir minutes.
     """
     zero, one, two, three = map(np.int64, range(4))  # with literals numba would compile row four times
 
