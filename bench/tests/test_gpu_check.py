@@ -324,7 +324,7 @@ def test_the_assembled_package_is_complete(tmp_path, monkeypatch):
     ]
     done = subprocess.run(command, env=gpu_check.environment(), capture_output=True, text=True, timeout=100)
     assert done.stdout.split() == [str(tmp_path / "packages" / "sigmoid_l2" / "__init__.py"), "[0.25]"], done.stderr
-    assert (tmp_path / "packages" / "sigmoid_l2" / "kernels" / "gpu" / "sigmoid_l2.cuh").exists()
+    assert (tmp_path / "packages" / "sigmoid_l2" / "kernels" / "gpu" / "common.cuh").exists()
 
 
 # --- the programs themselves ----------------------------------------------------------------------------------------

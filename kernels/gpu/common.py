@@ -1,85 +1,175 @@
-"""What the kernels in numba.cuda have in common: the framework, and the arithmetic that they share."""
+"""What the kernels in numba.cuda share: arithmetic, the steps of a row, sums over threads, moves; common.cuh is CuPy's.
+
+A function of compile-time constants, like ``dot(count)``, returns a device function. Where the .cuh takes a pointer,
+this takes an array and an index. Arrays are contiguous, in global or shared memory or in registers. ``one`` is 1 in the
+arrays' dtype, because numba makes float64 of a float32 and a Python number.
+"""
 
 import math
 from functools import cache
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from sigmoid_l2.kernels.gpu.plan import WARP
 from sigmoid_l2.kernels.gpu.shim import package
 
 framework: Any = import_module(f"sigmoid_l2.kernels.gpu.shim_{package()}")
-cuda, device, forget_memory = framework.cuda, framework.device, framework.forget_memory
-multiply_add, shuffle_xor, about_reciprocal = framework.multiply_add, framework.shuffle_xor, framework.about_reciprocal
-SECTOR_BYTES = 32  # that memory moves at least
+cuda, device = framework.cuda, framework.device
+shuffle, shuffle_xor, about_reciprocal = framework.shuffle, framework.shuffle_xor, framework.about_reciprocal
 TYPES: dict[int, Any] = {4: np.float32, 8: np.float64}  # by itemsize
 
+# --- arithmetic ------------------------------------------------------------------------------------------------------
 
-class Wanted(NamedTuple):
-    """Which outputs a kernel computes; the arrays of the others are never touched."""
-
-    loss: bool
-    dW: bool
-    dx: bool
+multiply_add = framework.multiply_add  # a * b + c, rounded once
 
 
-def unit_sums(n: int, itemsize: int) -> int:
-    """Elements of the workspace for a unit: n partial sums of dx and one of loss, up to a whole sector of memory."""
-    sector = SECTOR_BYTES // itemsize
-    return -(-(n + 1) // sector) * sector
+@device
+def multiply(a: Any, b: Any) -> Any:
+    """a * b, rounded once."""
+    return a * b
 
 
 @device
 def sigmoid_and_complement(q: Any, one: Any) -> Any:
+    """s = sigmoid(q) and c = 1 - s, both to a few ulp: one exp whose argument is never positive, nothing subtracted."""
     t = math.exp(-abs(q))
     d = one + t
     # A division would first look for d that is subnormal, huge or NaN, and call a function then; see about_reciprocal.
     r = about_reciprocal(d)
     for _ in range(2):  # Newton's steps, in float64: 20 bits, 40, all
         r = multiply_add(r, multiply_add(-d, r, one), r)
-    return (t * r, r) if q < 0 else (r, t * r)
+    tr = t * r
+    return (tr, r) if q < 0 else (r, tr)
+
+
+# --- the steps of a row ----------------------------------------------------------------------------------------------
 
 
 @cache
-def mover(count: int, wide: bool = True) -> Any:
-    """The function that copies ``count`` elements, ``wide``: in one access, of an aligned address.
+def dot(count: int) -> Any:
+    """q + a . b of ``count`` elements, added one after the other."""
 
-    It takes contiguous arrays of any shape, global, shared or in registers, and goes through them in C order.
-    """
-    move = framework.MOVERS[count if wide else 1]
-    if wide or count == 1:
-        return move
+    def function(a: Any, a_at: Any, b: Any, b_at: Any, q: Any) -> Any:
+        for j in range(count):
+            q = multiply_add(a[a_at + j], b[b_at + j], q)
+        return q
 
-    def move_each(target: Any, to: Any, source: Any, at: Any) -> None:
-        for k in range(count):
-            move(target, to + k, source, at + k)
+    return device(function)
 
-    return device(move_each)
+
+@device
+def s_and_g(q: Any, one: Any) -> Any:
+    """s = sigmoid(q) and g = dloss/dq = 2 s (s (1 - s))."""
+    s, c = sigmoid_and_complement(q, one)
+    return s, multiply((one + one) * s, multiply(s, c))
 
 
 @cache
-def sum_over_lanes(lanes: int, width: int) -> Any:
-    """The function that adds up sums[0 .. width - 1] of ``lanes`` neighbouring lanes, both powers of two.
+def add_scaled(count: int) -> Any:
+    """y += g a, of ``count`` elements."""
 
-    Each lane is left with its share, lane l with the sums from l * width // lanes on, in sums[0 ...]. In each step two
-    lanes halve what they have: each sends the half that the other keeps. So `width` sums take about as many shuffles,
-    where the usual butterfly would take `width` * log2(lanes); the order is that of the butterfly.
+    def function(y: Any, y_at: Any, g: Any, a: Any, a_at: Any) -> None:
+        for j in range(count):
+            y[y_at + j] = multiply_add(g, a[a_at + j], y[y_at + j])
+
+    return device(function)
+
+
+@cache
+def scale(count: int) -> Any:
+    """y = g a, of ``count`` elements."""
+
+    def function(y: Any, y_at: Any, g: Any, a: Any, a_at: Any) -> None:
+        for j in range(count):
+            y[y_at + j] = multiply(g, a[a_at + j])
+
+    return device(function)
+
+
+# --- sums over threads -----------------------------------------------------------------------------------------------
+
+
+@cache
+def sum_over_lanes(lanes: int, count: int, distance: int = 1) -> Any:
+    """Sums of v[0 .. count - 1] over groups of ``lanes`` neighbouring lanes, a power of two.
+
+    Lane l of a group is left with the sums of v[l], v[l + lanes], ... in v[0], v[1], ... In each step two lanes halve
+    what they have: each sends the values that the other keeps, so all of it takes about ``count`` shuffles. Every lane
+    of the warp takes part.
     """
-    half, kept = lanes // 2, width // 2
-    rest: Any = sum_over_lanes(half, max(1, kept)) if lanes > 1 else None
+    pairs, single = divmod(count, 2)
+    rest: Any = sum_over_lanes(lanes, pairs + single, 2 * distance) if distance < lanes else None
 
-    def alone(sums: Any, lane: Any) -> None:
+    def alone(v: Any, lane: Any) -> None:
         pass
 
-    def halve(sums: Any, lane: Any) -> None:
-        for j in range(kept):
-            mine, theirs = (sums[j + kept], sums[j]) if lane & half else (sums[j], sums[j + kept])
-            sums[j] = mine + shuffle_xor(theirs, half)
-        rest(sums, lane)
+    def function(v: Any, lane: Any) -> None:
+        for k in range(pairs):
+            even, odd = v[2 * k], v[2 * k + 1]
+            mine, theirs = (odd, even) if lane & distance else (even, odd)
+            v[k] = mine + shuffle_xor(theirs, distance)
+        if single:  # the last value has no partner: both lanes keep it
+            v[pairs] = v[count - 1] + shuffle_xor(v[count - 1], distance)
+        rest(v, lane)
 
-    def add(sums: Any, lane: Any) -> None:
-        sums[0] += shuffle_xor(sums[0], half)
-        rest(sums, lane)
+    return device(function if distance < lanes else alone)
 
-    return device(alone if lanes == 1 else halve if kept else add)
+
+@cache
+def sum_over_warps(warps: int, count: int) -> Any:
+    """Sums of v[0 .. count - 1] over the block's warps, ``count`` being a power of two up to 32.
+
+    Lane l is given that of v[l % count]. ``sums`` is in shared memory and has room for (warps, count) from ``at`` on.
+    The next call must be given another place: no barrier keeps it from overwriting these sums.
+    """
+    sum_lanes = sum_over_lanes(WARP, count)
+
+    def function(v: Any, sums: Any, at: Any) -> Any:
+        lane, warp = cuda.threadIdx.x % WARP, cuda.threadIdx.x // WARP
+        sum_lanes(v, lane)
+        if warps == 1:
+            return v[0]
+        if lane < count:
+            sums[at + warp * count + lane] = v[0]
+        cuda.syncthreads()
+        first = np.uint32(at + lane % count)  # unsigned: numba then does not look for negative indices
+        total = sums[first]
+        for w in range(1, warps):
+            total += sums[first + w * count]
+        return total
+
+    return device(function)
+
+
+# --- moving ----------------------------------------------------------------------------------------------------------
+
+
+@cache
+def load_global(wide: bool, width: int) -> Any:
+    """``width`` neighbouring elements: in one access of an aligned address or, where not ``wide``, one by one.
+
+    The function takes the array and index to copy to, then those to copy from.
+    """
+    move = framework.MOVERS[width if wide else 1]
+    if wide or width == 1:
+        return move
+
+    def function(target: Any, to: Any, source: Any, at: Any) -> None:
+        for v in range(width):
+            move(target, to + v, source, at + v)
+
+    return device(function)
+
+
+store_global = load_global  # the types of the arrays say which memory each is in
+
+
+@cache
+def load_shared(width: int) -> Any:
+    """``width`` neighbouring elements from shared memory, in one access of an aligned address."""
+    return load_global(True, width)
+
+
+store_shared = load_shared

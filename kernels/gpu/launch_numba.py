@@ -1,24 +1,22 @@
-"""The GPU kernels in numba.cuda, launched. The derivation is in ``sigmoid_l2.kernels.reference``.
+"""The GPU kernels in numba.cuda.
 
-``plan`` says how a batch is cut into blocks, ``staged`` and ``rows`` have what one of them
-does. All sum in the arrays' dtype, in an order that depends on (m, n) alone, and with explicit fused multiply-adds: so
-the compiler has no choice to make that could depend on alignment or on what is wanted.
+They sum with explicit fused multiply-adds: so the compiler has no choice to make that could depend on alignment or on
+what is wanted.
 """
 
-import threading
-from functools import cache
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 from sigmoid_l2.gpu.numba_library import NumbaLibrary
-from sigmoid_l2.kernels.gpu import plan
-from sigmoid_l2.kernels.gpu.common import Wanted, cuda, framework, unit_sums
-from sigmoid_l2.kernels.gpu.plan import Plan, Rows, Staged
-from sigmoid_l2.kernels.gpu.rows import finish_source, long_source, rows_source
+from sigmoid_l2.kernels import Wanted
+from sigmoid_l2.kernels.gpu import launch, plan
+from sigmoid_l2.kernels.gpu.common import cuda, framework
+from sigmoid_l2.kernels.gpu.finish import finish_source
+from sigmoid_l2.kernels.gpu.long import long_source
+from sigmoid_l2.kernels.gpu.plan import Long, Rows, Staged
+from sigmoid_l2.kernels.gpu.rows import rows_source
 from sigmoid_l2.kernels.gpu.staged import staged_source
-
-# Threads that a multiprocessor should be able to hold, as far as registers go, which the compiler then keeps to.
-TINY_THREADS = 1024  # half of the most that any chip holds: 64 registers a thread
-STAGED_THREADS = 512  # 128 registers; most need fewer
 
 
 def fused(W: Any, x: Any, loss: Any, dW: Any, dx: Any, *, stream: int | None = None) -> None:
@@ -26,78 +24,8 @@ def fused(W: Any, x: Any, loss: Any, dW: Any, dx: Any, *, stream: int | None = N
 
     Arrays are numba's device arrays or anything with ``__cuda_array_interface__``.
     """
-    B, m, n = W.shape
-    itemsize = W.dtype.itemsize
-    p = plan.make_plan(m, n, itemsize)
-    wanted = Wanted(loss is not None, dW is not None, dx is not None)
-    given = [None if a is None else _device_array(a) for a in (W, x, loss, dW, dx)]
-    wide = _is_wide(p, m, n, itemsize, given)
-    # An output that is not wanted is never touched; W stands in for it, because a kernel's argument must be an array.
-    arrays = [given[0] if a is None else a for a in given]
-    if p.slices > 1:
-        _fused_in_slices(p, wanted, wide, arrays, stream)
-    elif isinstance(p, Staged):
-        units = p.units * plan.lane_pairs(m, n, itemsize)
-        kernel = _kernel(_staged, p, m, n, itemsize, wanted, wide)
-        _launch(kernel, -(-B // units), p.threads, _queue(stream), *arrays, 0, B)
-    elif isinstance(p, Rows):
-        kernel = _kernel(_rows, p._replace(rows=0), n, itemsize, wanted, wide)
-        _launch(kernel, -(-B // p.units), p.threads, _queue(stream), *arrays, 0, B, m, m, 1)
-    else:
-        _launch(_kernel(_long, p, itemsize, wanted), B, p.threads, _queue(stream), *arrays, m, n)
-
-
-def _fused_in_slices(p: Any, wanted: Wanted, wide: bool, arrays: list[Any], stream: int | None) -> None:
-    """As many pairs at a time as the workspace has room for: each slice by itself, then the slices added up."""
-    W, x, loss, dW, dx = arrays
-    B, m, n = W.shape
-    itemsize, queue = W.dtype.itemsize, _queue(stream)
-    sums = unit_sums(n, itemsize)
-    pair_bytes = p.slices * sums * itemsize
-    at_once = max(1, plan.WORKSPACE_BYTES // pair_bytes)
-    workspace = _workspace(stream, max(plan.WORKSPACE_BYTES, pair_bytes), itemsize)
-    sizes: tuple[int, ...]
-    if isinstance(p, Staged):
-        kernel, sizes = _kernel(_staged, p, m, n, itemsize, wanted, wide), ()
-    else:
-        kernel, sizes = _kernel(_rows, p._replace(rows=0, slices=2), n, itemsize, wanted, wide), (m, p.rows, p.slices)
-    finish = _kernel(_finish, itemsize, wanted._replace(dW=False))
-    for first in range(0, B, at_once):
-        pairs = min(at_once, B - first)
-        blocks = -(-pairs * p.slices // p.units)
-        _launch(kernel, blocks, p.threads, queue, W, x, workspace, dW, workspace, first, pairs, *sizes)
-        if wanted.loss or wanted.dx:
-            blocks = pairs * (n // plan.WARP + 1)
-            _launch(finish, blocks, plan.BLOCK_THREADS, queue, workspace, loss, dx, first, n, p.slices, sums)
-
-
-_one_at_a_time = threading.Lock()
-
-
-def _kernel(make: Any, *key: Any) -> Any:
-    """What one of the cached functions below makes; threads that miss its cache at once would each compile a kernel."""
-    with _one_at_a_time:
-        return make(*key)
-
-
-def _launch(kernel: Any, blocks: int, threads: int, queue: Any, *arguments: Any) -> None:
-    """Launch without the framework's warning of fewer than 128 blocks: a small batch is no mistake."""
-    with _one_at_a_time:
-        before = framework.config.CUDA_LOW_OCCUPANCY_WARNINGS
-        framework.config.CUDA_LOW_OCCUPANCY_WARNINGS = 0
-        try:
-            launch = kernel[blocks, threads, queue]
-        finally:
-            framework.config.CUDA_LOW_OCCUPANCY_WARNINGS = before
-    launch(*arguments)
-
-
-def _queue(stream: int | None) -> Any:
-    return cuda.external_stream(stream) if stream else 0
-
-
-def _workspace(stream: int | None, size: int, itemsize: int) -> Any:
-    return NumbaLibrary.workspace(stream or 0, size).view(f"f{itemsize}")
+    W, x, loss, dW, dx = (None if a is None else _device_array(a) for a in (W, x, loss, dW, dx))
+    launch.fused(sys.modules[__name__], W, x, loss, dW, dx, stream=stream)
 
 
 def _device_array(a: Any) -> Any:
@@ -107,37 +35,62 @@ def _device_array(a: Any) -> Any:
     return cuda.as_cuda_array(a, sync=False)
 
 
-def _is_wide(p: Plan, m: int, n: int, itemsize: int, arrays: list[Any]) -> bool:
-    """Whether bytes can move by 16: every array begins on a multiple of them, and so does every tile of W."""
-    if isinstance(p, Staged):
-        units = p.units * plan.lane_pairs(m, n, itemsize) if p.slices == 1 else 1
-        if units * m * n * itemsize % plan.WIDE_BYTES:
-            return False
-    return not any(framework.address(a) % plan.WIDE_BYTES for a in arrays if a is not None)
+# --- the kernels -----------------------------------------------------------------------------------------------------
 
 
-def blocks_at_once(p: Plan) -> int:
-    """Blocks that a multiprocessor should be able to hold."""
-    if isinstance(p, Staged):
-        return max(1, (TINY_THREADS if p.lanes == 1 else STAGED_THREADS) // p.threads)
-    return 1
+@launch.once
+def staged_kernel(p: Staged, m: int, n: int, itemsize: int, wide: bool, wanted: Wanted) -> Any:
+    """The kernel of staged.py for one (m, n)."""
+    return framework.kernel(staged_source(p, m, n, itemsize, wide, wanted), p.threads, p.registers)
 
 
-@cache
-def _staged(*key: Any) -> Any:
-    return framework.kernel(staged_source(*key), key[0].threads, blocks_at_once(key[0]))
+@launch.once
+def rows_kernel(p: Rows, itemsize: int, wide: bool, wanted: Wanted) -> Any:
+    """The kernel of rows.py, to which the plan's ``rows`` and ``slices`` are arguments."""
+    return framework.kernel(rows_source(p, itemsize, wide, wanted), p.threads, p.registers)
 
 
-@cache
-def _rows(*key: Any) -> Any:
-    return framework.kernel(rows_source(*key), key[0].threads, blocks_at_once(key[0]))
+@launch.once
+def long_kernel(p: Long, itemsize: int, wanted: Wanted) -> Any:
+    """The kernel of long.py."""
+    return framework.kernel(long_source(p, itemsize, wanted), p.threads, p.registers)
 
 
-@cache
-def _long(*key: Any) -> Any:
-    return framework.kernel(long_source(*key), key[0].threads, blocks_at_once(key[0]))
+@launch.once
+def finish_kernel(itemsize: int, wanted: Wanted) -> Any:
+    """The kernel of finish.py."""
+    return framework.kernel(finish_source(itemsize, wanted), plan.BLOCK_THREADS, plan.FINISH_REGISTERS)
 
 
-@cache
-def _finish(*key: Any) -> Any:
-    return framework.kernel(finish_source(*key), plan.BLOCK_THREADS, 1)
+# --- what launch.py asks of a library --------------------------------------------------------------------------------
+
+
+def run(
+    kernel: Any,
+    blocks: int,
+    threads: int,
+    stream: int | None,
+    inputs: Sequence[Any],
+    outputs: Sequence[Any],
+    sizes: Sequence[int],
+) -> None:
+    """Launch a kernel without the framework's warning of fewer than 128 blocks: a small batch is no mistake."""
+    queue = cuda.external_stream(stream) if stream else 0
+    with launch.one_at_a_time:
+        before = framework.config.CUDA_LOW_OCCUPANCY_WARNINGS
+        framework.config.CUDA_LOW_OCCUPANCY_WARNINGS = 0
+        try:
+            launched = kernel[blocks, threads, queue]
+        finally:
+            framework.config.CUDA_LOW_OCCUPANCY_WARNINGS = before
+    launched(*inputs, *outputs, *sizes)
+
+
+def address(a: Any) -> int:
+    """Where an array begins."""
+    return int(framework.address(a))
+
+
+def workspace(stream: int | None) -> Any:
+    """plan.WORKSPACE_BYTES for what slices leave, of this thread, on the current device, for one stream."""
+    return NumbaLibrary.workspace(stream or 0, plan.WORKSPACE_BYTES)

@@ -1,14 +1,14 @@
-"""How the GPU kernels cut a batch into blocks, chosen from (m, n, itemsize) in this one place for both of them.
+"""How the GPU kernels cut a batch into blocks, chosen from (m, n, itemsize) in this one place for both libraries.
 
 Each of three kernels goes through W once, as far as a row fits into a block's registers:
 
 * *staged*, rows of up to 128 bytes: contiguous rows of W go through shared memory, a lane owns consecutive rows;
-* *rows*, longer rows: straight from global memory, a warp, or for very long rows a block, owns a row;
+* *rows*, longer rows: straight from global memory, a warp owns a row, or for very long rows a block does;
 * *long*, n > 16384 in float32 or 8192 in float64: a block owns a pair, reads W twice and sums dx in place.
 
-By the size of a pair that makes the classes *tiny* (a lane a pair), *group* (2 to 32 lanes a pair), *block* (up to a
-block a pair), *split* (many blocks a pair: each does a slice of its rows and leaves partial sums in a workspace, which
-one more kernel, *finish*, adds in a fixed order) and *long*.
+The size of a pair makes the classes *tiny* (a lane a pair), *group* (2 to 32 lanes a pair), *block* (up to a block a
+pair), *split* (many blocks a pair: each does a slice of its rows and leaves its loss and dx in a workspace; one more
+kernel, *finish*, adds them in a fixed order) and *long*.
 
 Nothing here depends on B or on the chip, so neither does the order of any sum: a pair's result has the same bits in
 every batch. Figures: docs/performance.md.
@@ -17,52 +17,66 @@ every batch. Figures: docs/performance.md.
 from functools import cache
 from typing import NamedTuple
 
-WARP = 32  # lanes
-# What the lanes of a warp move in one access of 4 bytes each. A row as long as this keeps a warp busy by itself.
+WARP = 32  # threads
+# Bytes of the longest row that is staged: what a warp moves in one access of 4 bytes a lane. A longer row keeps a warp
+# busy by itself.
 ROW_BYTES = 128
-# A 16-byte access is the widest there is; it quarters the number of instructions for the same bytes.
+# Bytes of the widest access there is. It needs a quarter of the instructions of 4-byte accesses.
 WIDE_BYTES = 16
-# Of W and x that a lane owns in shared memory, at most. 128 threads own 15 KiB: with the 1 KiB that a block costs, six
-# blocks fit into the 100 KiB of sm_86 and sm_89 (half of their 1536 threads), four into the 64 KiB of sm_75 (half of
-# 1024). Every other chip from sm_75 on has more a thread.
+# Bytes of W and x that a lane owns in shared memory, at most. 128 threads own 15 KiB: with the 1 KiB that a block
+# costs, six blocks fit into the 100 KiB of sm_86 and sm_89 (half of their 1536 threads), four into the 64 KiB of sm_75
+# (half of 1024). Every other chip from sm_75 on has more shared memory a thread.
 LANE_BYTES = 120
-# Values of float64 that a lane owns alone, at most: with 15, 14x1 needs 66 registers, and half of 2048 threads have 64.
+# Values of float64 that a lane owns alone, at most. With 15 values, 14x1 needs 66 registers; 64 are what half of 2048
+# threads have.
 LANE_DOUBLES = 14
-STAGED_THREADS = 128
-# The same where a lane owns several pairs, because one of 1x1 has fewer instructions' worth of memory time (137 a warp
-# of an H200) than its own block needs.
+# Bytes of W and x that a lane with several pairs owns, at most. It owns several because the block of a single 1x1 pair
+# a lane takes more instructions than the memory time of its bytes allows (137 a warp of an H200).
 LANE_PAIRS_BYTES = 64
-# Of W and x that a block stages, at most: static shared memory is limited to 48 KiB, and dx needs some for its sums.
+# Bytes of W and x that a block stages, at most: static shared memory is limited to 48 KiB, and sums of dx take some.
 UNIT_BYTES = 40 * 1024
-BLOCK_THREADS = 256
-LONG_ROW_THREADS = 512  # for the longest rows: 128 registers a thread, on every chip
-# Of W that a thread has in flight: 768 threads a multiprocessor make 48 KiB, about twice what latency times bandwidth
-# asks for. Rows of the longest kind have twice as much, because one block of them fills a multiprocessor.
+STAGED_THREADS = 128  # threads of a block of the staged kernel, or as many as a unit has lanes
+BLOCK_THREADS = 256  # threads of a block of the other kernels, and the most lanes of a unit
+LONG_ROW_THREADS = 512  # threads of a block whose row needs more than BLOCK_THREADS
+# Bytes of W that a thread has in flight, at most. With 768 threads a multiprocessor that is 48 KiB, about
+# twice memory latency times bandwidth. A LONG_ROW_THREADS block has twice as much: only one of them is resident.
 FLIGHT_BYTES = 64
-# Rows that a team should do at least: it reads x once, a twentieth of what these move. The next team finds x in L1, but
-# each also costs a step of adding up dx.
+# Rows that a team does, at least. A team reads x once, which is a twentieth of what ten rows move. The next team finds
+# x in L1, but each team adds a step to the sum of dx.
 TEAM_ROWS = 10
-# Of W that one block should do alone: at the 30 to 100 GB/s of one multiprocessor, 10 us, as long as a launch takes.
+# Bytes of W that one block does alone, at most: one multiprocessor moves 30 to 100 GB/s, so that is about 10 us, as
+# long as a launch takes.
 SLICE_BYTES = 512 * 1024
-# Slices of a pair: two blocks for each of 132 multiprocessors. More would make the partial sums of dx costly.
+# Slices of a pair, at most: two blocks for each of 132 multiprocessors. More would make the slices' sums costly.
 MAX_SLICES = 256
-# Partial sums that exist at a time; a batch that needs more is launched in parts. The longest rows need 17 MB a pair.
+# Bytes of the workspace; a batch whose slices need more is launched in parts. A pair of the longest rows needs 17 MB.
 WORKSPACE_BYTES = 32 << 20
+
+# The registers that a thread may use, by kernel; most kernels need fewer. A multiprocessor has 65536 on every chip.
+# Units of one lane have no bound: the compilers use 32 for 3x3 in float32 by themselves, and 48 with a bound.
+STAGED_REGISTERS = 128  # for 512 resident threads; 32x32 in float32 needs 112
+HELD_BYTES = 160  # of W that a lane holds in STAGED_REGISTERS, at most
+MOST_REGISTERS = 255  # for lanes that hold more: 2000x16 in float64 needs 154
+ROWS_REGISTERS = 80  # for 768 resident threads
+LONG_ROW_REGISTERS = 128  # for one block of LONG_ROW_THREADS
+FINISH_REGISTERS = 64  # for 1024 resident threads; numba.cuda's kernel has 80 without a bound
 
 
 class Staged(NamedTuple):
-    """A tile of units, each some contiguous rows of one pair, carried through shared memory by one block."""
+    """A tile of units, each some contiguous rows of one pair, which one block carries through shared memory."""
 
     threads: int  # a block
     lanes: int  # a unit; a power of two
     lane_rows: int  # consecutive rows that a lane owns
+    lane_pairs: int  # pairs that a lane owns, if it owns whole pairs: lane t those at t, t + threads, ... of its tile
     rows: int  # a unit: m, or those of a slice (the last slice of a pair may have fewer)
     slices: int  # units a pair
+    registers: int | None  # that a thread may use; None leaves it to the compiler
 
     @property
     def units(self) -> int:
         """Units a block."""
-        return self.threads // self.lanes
+        return self.threads // self.lanes * self.lane_pairs
 
 
 class Rows(NamedTuple):
@@ -72,10 +86,11 @@ class Rows(NamedTuple):
     row_threads: int  # a team: WARP, or all of the block
     teams: int  # a unit; a power of two. Team k does the rows k * at_once + (0 .. at_once - 1), then skips the others'
     vector: int  # neighbouring columns that a thread owns: 1, 2 or 4
-    vectors: int  # of them a thread has in a row, row_threads * vector columns apart
+    vectors: int  # a thread's vectors of a row, row_threads * vector columns apart
     at_once: int  # rows whose loads are in flight before the first is used
     rows: int  # a unit: m, or those of a slice
     slices: int  # units a pair
+    registers: int | None  # that a thread may use; None leaves it to the compiler
 
     @property
     def units(self) -> int:
@@ -89,6 +104,7 @@ class Long(NamedTuple):
     threads: int  # a block
     slices: int = 1
     units: int = 1
+    registers: int | None = None
 
 
 Plan = Staged | Rows | Long
@@ -109,13 +125,8 @@ def make_plan(m: int, n: int, itemsize: int) -> Plan:
     return Long(BLOCK_THREADS)
 
 
-def lane_pairs(m: int, n: int, itemsize: int) -> int:
-    """Pairs that a lane of the tiny class owns: lane t of each block those at t, t + threads, ... of its tile."""
-    return max(1, _power_of_two_to(LANE_PAIRS_BYTES // ((m + 1) * n * itemsize)))
-
-
 def size_class(p: Plan) -> str:
-    """The plan's name in the table above: "tiny", "group", "block", "split" or "long"."""
+    """The plan's class: "tiny", "group", "block", "split" or "long"."""
     if isinstance(p, Long):
         return "long"
     if p.slices > 1:
@@ -130,16 +141,20 @@ def _staged(m: int, n: int, itemsize: int) -> Staged:
         lanes = max(2, lanes)
     rows, slices = m, 1
     if (m + 1) * n * itemsize > UNIT_BYTES:
-        # A multiple of 4, so that every slice begins as well aligned as its pair.
+        # Rows that have room; a multiple of 4, so that every slice begins as well aligned as its pair.
         room = (UNIT_BYTES // (n * itemsize) - 1) // 4 * 4
         slices = -(-m // room)
         rows = -(-m // (4 * slices)) * 4
         slices = -(-m // rows)
-    return Staged(max(STAGED_THREADS, lanes), lanes, -(-rows // lanes), rows, slices)
+    lane_pairs = max(1, _power_of_two_to(LANE_PAIRS_BYTES // ((m + 1) * n * itemsize)))
+    lane_rows = -(-rows // lanes)
+    registers = STAGED_REGISTERS if lane_rows * n * itemsize <= HELD_BYTES else MOST_REGISTERS
+    threads = max(STAGED_THREADS, lanes)
+    return Staged(threads, lanes, lane_rows, lane_pairs, rows, slices, registers if lanes > 1 else None)
 
 
 def _rows(m: int, n: int, itemsize: int, row_threads: int, flight: int) -> Rows:
-    # The widest that a row consists of, if that leaves no thread of the team without a column.
+    # The widest vectors that a row consists of, if they leave no thread of the team without a column.
     widths = (w for w in (WIDE_BYTES // itemsize, 2, 1) if n % w == 0 and (row_threads > WARP or n >= row_threads * w))
     vector = next(widths, 1)
     vectors = -(-n // (row_threads * vector))
@@ -149,7 +164,8 @@ def _rows(m: int, n: int, itemsize: int, row_threads: int, flight: int) -> Rows:
     slices = -(-m // rows)
     threads = max(BLOCK_THREADS, row_threads)
     teams = min(threads // row_threads, _power_of_two_to(max(1, rows // max(at_once, TEAM_ROWS))))
-    return Rows(threads, row_threads, teams, vector, vectors, at_once, rows, slices)
+    registers = ROWS_REGISTERS if threads == BLOCK_THREADS else LONG_ROW_REGISTERS
+    return Rows(threads, row_threads, teams, vector, vectors, at_once, rows, slices, registers)
 
 
 def _power_of_two_from(size: int) -> int:

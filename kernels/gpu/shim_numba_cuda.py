@@ -10,11 +10,13 @@ from numba.cuda.extending import intrinsic
 config = dispatcher.config  # which is in another module of numba-cuda from version to version
 REALS = {4: float32, 8: float64}  # by itemsize
 ALL_LANES = 0xFFFFFFFF
+REGISTERS = 65536  # of a multiprocessor
 
 
-def kernel(function: Any, threads: int, blocks: int) -> Any:
-    """A kernel that uses so few registers that a multiprocessor can hold ``blocks`` blocks of ``threads`` threads."""
-    return cuda.jit(launch_bounds=(threads, blocks))(function)
+def kernel(function: Any, threads: int, registers: int | None) -> Any:
+    """A kernel of blocks of ``threads`` threads that use at most ``registers`` each; None leaves it to the compiler."""
+    blocks = () if registers is None else (REGISTERS // (threads * registers),)
+    return cuda.jit(launch_bounds=(threads, *blocks))(function)
 
 
 def device(function: Any) -> Any:
@@ -39,6 +41,12 @@ def multiply_add(a: Any, b: Any, c: Any) -> Any:
 
 
 @device
+def shuffle(value: Any, lane: Any) -> Any:
+    """What ``lane`` holds; all lanes of the warp must take part."""
+    return cuda.shfl_sync(ALL_LANES, value, lane)
+
+
+@device
 def shuffle_xor(value: Any, lanes: Any) -> Any:
     """What the lane ``lanes`` away holds; all lanes of the warp must take part."""
     return cuda.shfl_xor_sync(ALL_LANES, value, lanes)
@@ -48,8 +56,9 @@ def shuffle_xor(value: Any, lanes: Any) -> Any:
 def about_reciprocal(typing: Any, value: Any) -> Any:
     """1 / value to a relative error of 2**-23, in float64 of 2**-20, for a normal number.
 
-    A division has a call inside, and what lives across a call must lie in half of the registers, whether it happens or
-    not. 30x30 in float32 on sm_75, at 128 registers a thread: with a division 56 bytes are spilled, with this none.
+    A division contains a call, for numbers that are not normal. What a thread needs after a call has room in half of
+    its registers only, even if the call does not happen. 30x30 in float32 on sm_75, at 128 registers a thread: with a
+    division 56 bytes are spilled, with this none.
     """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -58,18 +67,6 @@ def about_reciprocal(typing: Any, value: Any) -> Any:
         return builder.call(ir.InlineAsm(ir.FunctionType(real, [real]), assembly, f"={letter},{letter}"), args)
 
     return value(value), generate
-
-
-@intrinsic
-def forget_memory(typing: Any) -> Any:
-    """Makes the compiler read memory again, rather than keep in registers what it read before; no instruction."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        nothing = ir.FunctionType(ir.VoidType(), [])
-        builder.call(ir.InlineAsm(nothing, "", "~{memory}", side_effect=True), [])
-        return context.get_dummy_value()
-
-    return types.void(), generate
 
 
 def _mover(count: int) -> Any:

@@ -14,12 +14,14 @@ from numba_cuda_mlir.numba_cuda.core import config as config  # for launch_numba
 from numba_cuda_mlir.types import float32, float64
 
 REALS = {4: float32, 8: float64}  # by itemsize
+REGISTERS = 65536  # of a multiprocessor
 DYNAMIC = -(2**31)  # LLVM's mark for an index that is a value
 
 
-def kernel(function: Any, threads: int, blocks: int) -> Any:
-    """A kernel that uses so few registers that a multiprocessor can hold ``blocks`` blocks of ``threads`` threads."""
-    return cuda.jit(launch_bounds=(threads, blocks))(function)
+def kernel(function: Any, threads: int, registers: int | None) -> Any:
+    """A kernel of blocks of ``threads`` threads that use at most ``registers`` each; None leaves it to the compiler."""
+    blocks = () if registers is None else (REGISTERS // (threads * registers),)
+    return cuda.jit(launch_bounds=(threads, *blocks))(function)
 
 
 def device(function: Any) -> Any:
@@ -43,22 +45,31 @@ def multiply_add(a: Any, b: Any, c: Any) -> Any:
     return cuda.fma(a, b, c)
 
 
-@intrinsic
-def shuffle_xor(typing: Any, value: Any, lanes: Any) -> Any:
-    """What the lane ``lanes`` away holds; cuda.shfl_xor_sync of 0.6.0 rounds float64 to float32."""
+def _shuffle(kind: Any) -> Any:
+    """The function that tells what another lane holds; cuda.shfl_sync and others of 0.6.0 round float64 to float32."""
 
-    def generate(lower: Any, target: Any, args: Any, kwargs: Any) -> None:
-        word = ir.IntegerType.get_signless(32)
-        words = ir.VectorType.get([value.bitwidth // 32], word)
-        whole, lane = llvm.bitcast(words, lower.load_var(args[0])), lower.mlir_convert(lower.load_var(args[1]), word)
-        all_lanes, clamp = arith.constant(word, -1), arith.constant(word, 31)
-        parts = [
-            nvvm.shfl_sync(all_lanes, vector.extract(whole, [], [k]), lane, clamp, nvvm.ShflKind.bfly)
-            for k in range(words.shape[0])
-        ]
-        lower.store_var(target, llvm.bitcast(lower.get_mlir_type(value), vector.from_elements(words, parts)))
+    @intrinsic
+    def shuffle(typing: Any, value: Any, lane: Any) -> Any:
+        def generate(lower: Any, target: Any, args: Any, kwargs: Any) -> None:
+            word = ir.IntegerType.get_signless(32)
+            words = ir.VectorType.get([value.bitwidth // 32], word)
+            whole, number = (
+                llvm.bitcast(words, lower.load_var(args[0])),
+                lower.mlir_convert(lower.load_var(args[1]), word),
+            )
+            all_lanes, clamp = arith.constant(word, -1), arith.constant(word, 31)
+            parts = [
+                nvvm.shfl_sync(all_lanes, vector.extract(whole, [], [k]), number, clamp, kind)
+                for k in range(words.shape[0])
+            ]
+            lower.store_var(target, llvm.bitcast(lower.get_mlir_type(value), vector.from_elements(words, parts)))
 
-    return value(value, types.int32), generate
+        return value(value, types.int32), generate
+
+    return shuffle
+
+
+shuffle, shuffle_xor = _shuffle(nvvm.ShflKind.idx), _shuffle(nvvm.ShflKind.bfly)  # from lane l; from l lanes away
 
 
 @intrinsic
@@ -71,17 +82,6 @@ def about_reciprocal(typing: Any, value: Any) -> Any:
         lower.store_var(target, llvm.inline_asm(real, [lower.load_var(args[0])], assembly, f"={letter},{letter}"))
 
     return value(value), generate
-
-
-@intrinsic
-def forget_memory(typing: Any) -> Any:
-    """Makes the compiler read memory again, rather than keep in registers what it read before; no instruction."""
-
-    def generate(lower: Any, target: Any, args: Any, kwargs: Any) -> None:
-        llvm.inline_asm(None, [], "", "~{memory}", has_side_effects=True)
-        lower.store_var(target, None)
-
-    return types.void(), generate
 
 
 def _mover(count: int) -> Any:

@@ -1,268 +1,316 @@
-"""The staged kernel in numba.cuda: a block carries a tile of units, each some rows of one pair, through shared memory.
+"""The kernel for short rows: staged.cuh in numba.cuda.
 
-A lane of a unit owns consecutive rows: it reads W once, row by row, and puts dW in its place; its part of dx stays in
-registers until the unit's lanes add theirs up. Compiled for each (m, n).
+A block carries a tile of units through shared memory, so that neighbouring threads touch neighbouring addresses of
+global memory however short a row is. A lane owns consecutive rows of a unit. Names in capitals are constants of a
+compiled kernel.
 """
 
-from collections import Counter
+from functools import cache
 from typing import Any
 
 import numpy as np
 
-from sigmoid_l2.kernels.gpu import plan
+from sigmoid_l2.kernels import Wanted
 from sigmoid_l2.kernels.gpu.common import (
     TYPES,
-    Wanted,
+    add_scaled,
     cuda,
     device,
-    forget_memory,
+    dot,
     framework,
-    mover,
+    load_global,
+    load_shared,
     multiply_add,
-    sigmoid_and_complement,
+    s_and_g,
+    scale,
+    store_global,
+    store_shared,
     sum_over_lanes,
-    unit_sums,
 )
-from sigmoid_l2.kernels.gpu.plan import Staged
-
-BANK_BYTES = 128  # shared memory serves as many side by side at a time
-# Of a row that a thread keeps in registers from q to dx, while it also holds as much of x and of dx. With more, blocks
-# of 256 threads need up to 199 registers a thread, and a multiprocessor holds one of them; so, 128, and it holds two.
-REGISTER_BYTES = 64
+from sigmoid_l2.kernels.gpu.plan import WARP, Staged
 
 
-def staged_source(p: Staged, m: int, n: int, itemsize: int, wanted: Wanted, wide: bool) -> Any:
-    """The Python function of the staged kernel.
+def twos(size: int, most: int) -> int:
+    """The largest power of two that divides ``size`` and is at most ``most``, a power of two."""
+    return min(size & -size, most)
 
-    With slices, ``loss`` and ``dx`` are both the workspace: for each unit, n partial sums of dx and one of loss.
+
+@cache
+def place(PERMUTED: int, itemsize: int) -> Any:
+    """Where element e of a tile lies; those of an aligned vector of 16 bytes stay together."""
+    VECTOR, BANKS = 16 // itemsize, 128 // itemsize
+
+    def function(e: Any) -> Any:
+        return np.uint32(e ^ (e // BANKS % PERMUTED) * VECTOR)  # unsigned: numba looks for no negative index
+
+    return device(function)
+
+
+class Tile:
+    """A tile of SIZE elements in shared memory.
+
+    Each lane uses its own elements, which begin STRIDE after those of the lane before, and moves GRAIN of them in one
+    access. Where STRIDE is an odd number of grains, no two lanes use one bank at a time. Otherwise GRAIN is 16 bytes,
+    and vectors of 16 bytes are permuted within the 128 bytes of all banks: by as many bits as STRIDE has factors of 2.
     """
-    real, type_ = framework.REALS[itemsize], TYPES[itemsize]
-    zero, one, two = type_(0), type_(1), type_(2)
-    want_loss, want_dW, want_dx = wanted
-    threads, lanes, lane_rows, rows, slices = p
-    lane_pairs = plan.lane_pairs(m, n, itemsize)
-    units, mn, sliced = p.units * lane_pairs, m * n, slices > 1
-    W_size, x_size = units * rows * n, units * n
-    unit_size, lane_size = rows * n, lane_rows * n
-    W_room, W_held_size, W_place, load_W, put_W, store_W, load_some_W, store_some_W = _tile(
-        W_size, swizzle(p, n, itemsize), threads, itemsize
-    )
-    x_room, x_held_size, x_place, load_x, put_x, store_x, load_some_x, store_some_x = _tile(
-        x_size, min(BANK_BYTES // itemsize, n & -n) - 1, threads, itemsize
-    )
-    x_wide = wide and x_size * itemsize % plan.WIDE_BYTES == 0
-    sums = unit_sums(n, itemsize)
-    # Lanes that add up by shuffles, and the warps of a unit that then add up theirs through shared memory.
-    warp = plan.WARP
-    together, warps = min(lanes, warp), max(1, lanes // warp)
-    width = 1 << (n - 1).bit_length()  # of dx, filled up with zeros
-    share = max(1, width // together)
-    several, several_warps = lanes > 1, warps > 1
-    sum_dx, sum_loss = sum_over_lanes(together, width), sum_over_lanes(together, 1)
-    sums_size = threads // warp * (n + 1) if several_warps else 1
-    reads_again = lane_rows > 1 and n * itemsize > REGISTER_BYTES
-    move_one = mover(1)
 
-    def sigmoid_l2_staged(W: Any, x: Any, loss: Any, dW: Any, dx: Any, first_pair: Any, pairs: Any) -> None:
-        W_tile = cuda.shared.array(W_room, real, 16)  # W first, dW after
-        x_tile = cuda.shared.array(x_room, real, 16)  # x first, dx after
-        warp_sums = cuda.shared.array(sums_size, real, 16)  # of dx and loss
-        W_held = cuda.local.array(W_held_size, real)
-        x_held = cuda.local.array(x_held_size, real)
-        total = cuda.local.array(1, real)
-        x_unit = cuda.local.array(n, real)
-        W_row = cuda.local.array(n, real)
-        dx_unit = cuda.local.array(width, real)
-        t = cuda.threadIdx.x
-        first: Any = np.int64(cuda.blockIdx.x) * units  # unit of the launch
-        if sliced:
-            pair, row = first_pair + first // slices, first % slices * rows
-            here, rows_here = 1, min(rows, m - row)
-        else:
-            pair, row = first_pair + first, 0
-            here, rows_here = min(units, pairs - first), m
-        W_first, W_here = pair * mn + row * n, here * rows_here * n
-        x_first, x_here = pair * n, here * n
-        full = W_here == W_size
+    def __init__(self, SIZE: int, STRIDE: int, GRAIN: int, itemsize: int) -> None:
+        VECTOR = 16 // itemsize
+        PERMUTED = twos(STRIDE // GRAIN, 8) if GRAIN == VECTOR else 1  # vectors that change places
+        self.ROOM = -(-SIZE // (PERMUTED * VECTOR)) * PERMUTED * VECTOR
+        self.GRAIN, self.at = GRAIN, place(PERMUTED, itemsize)
 
-        if wide and full:
-            load_W(W_held, W, W_first, t)
-            if x_wide:
-                load_x(x_held, x, x_first, t)
-                put_x(x_tile, x_held, t)
-            else:
-                load_some_x(x_tile, x, x_first, x_here, t)
-            put_W(W_tile, W_held, t)
-        else:
-            load_some_W(W_tile, W, W_first, W_here, t)
-            load_some_x(x_tile, x, x_first, x_here, t)
+    def get(self, COUNT: int) -> Any:
+        """Copy COUNT elements from e on, or only the first ``here`` of them."""
+        GRAIN, at, load = self.GRAIN, self.at, load_shared(self.GRAIN)
+
+        def function(to: Any, to_at: Any, tile: Any, e: Any, here: Any) -> None:
+            for k in range(0, COUNT, GRAIN):
+                if k < here:
+                    load(to, to_at + k, tile, at(e + k))
+
+        return device(function)
+
+    def put(self, COUNT: int) -> Any:
+        """Copy them back."""
+        GRAIN, at, store = self.GRAIN, self.at, store_shared(self.GRAIN)
+
+        def function(tile: Any, e: Any, source: Any, source_at: Any, here: Any) -> None:
+            for k in range(0, COUNT, GRAIN):
+                if k < here:
+                    store(tile, at(e + k), source, source_at + k)
+
+        return device(function)
+
+
+class Mover:
+    """What a thread moves between global memory and the first ``count`` elements of a tile of SIZE.
+
+    Neighbouring threads move neighbouring vectors of WIDTH elements and, where those do not divide ``count``, single
+    elements after them. A thread holds its vectors in registers, and behind them its single element: all are loaded
+    before the first is stored, so that all are in flight.
+    """
+
+    def __init__(self, tile: Tile, SIZE: int, WIDTH: int, THREADS: int) -> None:
+        ROUNDS, at = -(-(SIZE // WIDTH) // THREADS), tile.at
+        SINGLE = ROUNDS * WIDTH
+        self.HELD = SINGLE + 1
+        load, store, load_one, store_one = (f(True, k) for k in (WIDTH, 1) for f in (load_global, store_global))
+        get, put, get_one, put_one = (f(k) for k in (WIDTH, 1) for f in (load_shared, store_shared))
+
+        @device
+        def from_global(held: Any, source: Any, first: Any, count: Any, t: Any) -> None:
+            rest = count // WIDTH * WIDTH
+            for r in range(ROUNDS):
+                e = (r * THREADS + t) * WIDTH
+                if e < rest:
+                    load(held, r * WIDTH, source, first + e)
+            if rest + t < count:
+                load_one(held, SINGLE, source, first + rest + t)
+
+        @device
+        def to_tile(tile: Any, held: Any, count: Any, t: Any) -> None:
+            rest = count // WIDTH * WIDTH
+            for r in range(ROUNDS):
+                e = (r * THREADS + t) * WIDTH
+                if e < rest:
+                    put(tile, at(e), held, r * WIDTH)
+            if rest + t < count:
+                put_one(tile, at(rest + t), held, SINGLE)
+
+        @device
+        def from_tile(held: Any, tile: Any, count: Any, t: Any) -> None:
+            rest = count // WIDTH * WIDTH
+            for r in range(ROUNDS):
+                e = (r * THREADS + t) * WIDTH
+                if e < rest:
+                    get(held, r * WIDTH, tile, at(e))
+            if rest + t < count:
+                get_one(held, SINGLE, tile, at(rest + t))
+
+        @device
+        def to_global(target: Any, first: Any, held: Any, count: Any, t: Any) -> None:
+            rest = count // WIDTH * WIDTH
+            for r in range(ROUNDS):
+                e = (r * THREADS + t) * WIDTH
+                if e < rest:
+                    store(target, first + e, held, r * WIDTH)
+            if rest + t < count:
+                store_one(target, first + rest + t, held, SINGLE)
+
+        self.functions = from_global, to_tile, from_tile, to_global
+
+
+def each_row(row: Any, LANE_ROWS: int) -> Any:
+    """The function that calls ``row`` for i = 0, 1, ..., LANE_ROWS - 1.
+
+    W_own[i * N + j] is a register only where the compiler knows i. For sm_100 it does not unroll a loop over long rows
+    (3 rows of 10 columns), so up to 4 rows are written out. A lane with more rows has short ones; 29 calls would take
+    numba-cuda-mlir minutes.
+    """
+    zero, one, two, three = map(np.int64, range(4))  # with literals numba would compile row four times
+
+    @device
+    def loop(W_own: Any, x_own: Any, sums: Any, own: Any) -> None:
+        for i in range(LANE_ROWS):
+            row(i, W_own, x_own, sums, own)
+
+    @device
+    def written_out(W_own: Any, x_own: Any, sums: Any, own: Any) -> None:
+        row(zero, W_own, x_own, sums, own)
+        if LANE_ROWS > 1:
+            row(one, W_own, x_own, sums, own)
+        if LANE_ROWS > 2:
+            row(two, W_own, x_own, sums, own)
+        if LANE_ROWS > 3:
+            row(three, W_own, x_own, sums, own)
+
+    return written_out if LANE_ROWS <= 4 else loop
+
+
+def staged_source(p: Staged, M: int, N: int, itemsize: int, wide: bool, wanted: Wanted) -> Any:
+    """The kernel's Python function for one (M, N). Grid: ceil(units / UNITS) blocks of THREADS threads.
+
+    A unit has LANES lanes of LANE_ROWS rows each, the last ones fewer; a lane that owns pairs owns LANE_PAIRS. An
+    output that is not wanted is not touched.
+    """
+    THREADS, LANES, LANE_ROWS, LANE_PAIRS, ROWS, SLICES = p[:6]
+    WANT_LOSS, WANT_DW, WANT_DX = wanted
+    real, zero, one = framework.REALS[itemsize], TYPES[itemsize](0), TYPES[itemsize](1)
+    UNITS, VECTOR = p.units, 16 // itemsize
+    W_SIZE, X_SIZE, LANE_SIZE = UNITS * ROWS * N, UNITS * N, LANE_ROWS * N
+    W_ALL, X_ALL = np.int64(W_SIZE), np.int64(X_SIZE)  # with literals numba would compile the movers twice
+    ALL_ROWS = LANES * LANE_ROWS == ROWS and M % ROWS == 0  # each lane has LANE_ROWS
+    # By 16 bytes, where each tile begins on a multiple of them.
+    W_WIDTH = VECTOR if wide and (W_SIZE if SLICES == 1 else M * N) % VECTOR == 0 else 1
+    X_WIDTH = VECTOR if wide and X_SIZE % VECTOR == 0 else 1
+    W_Tile = Tile(W_SIZE, LANE_SIZE, twos(LANE_SIZE if UNITS == 1 else LANE_SIZE | ROWS * N, VECTOR), itemsize)
+    X_Tile = Tile(X_SIZE, N, twos(N, VECTOR), itemsize)
+    W_Mover, X_Mover = Mover(W_Tile, W_SIZE, W_WIDTH, THREADS), Mover(X_Tile, X_SIZE, X_WIDTH, THREADS)
+    SUMS = 1 + N if WANT_DX else 1  # over the unit's lanes: loss, dx_0, dx_1, ...
+    TOGETHER, WARPS = min(LANES, WARP), LANES // WARP
+    SHARES = -(-SUMS // TOGETHER)  # sums that a lane is left with
+    W_ROOM, X_ROOM, WARP_ROOM = W_Tile.ROOM, X_Tile.ROOM, THREADS // WARP * SUMS if LANES > WARP else 1
+    W_HELD, X_HELD = W_Mover.HELD, X_Mover.HELD
+    W_from_global, W_to_tile, W_from_tile, W_to_global = W_Mover.functions
+    x_from_global, x_to_tile, x_from_tile, x_to_global = X_Mover.functions
+    W_get, W_put = W_Tile.get(LANE_SIZE), W_Tile.put(LANE_SIZE)
+    x_get, x_put, x_at = X_Tile.get(N), X_Tile.put(N), X_Tile.at
+    dot_row, add_scaled_row, scale_row = dot(N), add_scaled(N), scale(N)
+    sum_lanes, store_one = sum_over_lanes(TOGETHER, SUMS), store_global(True, 1)
+
+    @device
+    def row_step(i: Any, W_own: Any, x_own: Any, sums: Any, own: Any) -> None:
+        if i * N < own:
+            s, g = s_and_g(dot_row(W_own, i * N, x_own, 0, zero), one)
+            sums[0] = multiply_add(s, s, sums[0])
+            if WANT_DX:
+                add_scaled_row(sums, 1, g, W_own, i * N)
+            scale_row(W_own, i * N, g, x_own, 0)
+
+    lane_steps = each_row(row_step, LANE_ROWS)
+
+    def sigmoid_l2_staged(
+        W: Any,  # (B, M, N)
+        x: Any,  # (B, N)
+        loss: Any,  # (units,)
+        dW: Any,  # (B, M, N)
+        dx: Any,  # (units, N)
+        units: Any,
+    ) -> None:
+        W_tile = cuda.shared.array(W_ROOM, real, 16)  # W first, dW after
+        x_tile = cuda.shared.array(X_ROOM, real, 16)  # x first, dx after
+        warp_sums = cuda.shared.array(WARP_ROOM, real)
+        W_held, x_held = cuda.local.array(W_HELD, real), cuda.local.array(X_HELD, real)
+        dW_held, dx_held = cuda.local.array(W_HELD, real), cuda.local.array(X_HELD, real)
+        W_own, x_own = cuda.local.array(LANE_SIZE, real), cuda.local.array(N, real)
+        sums = cuda.local.array(SUMS, real)
+
+        # --- where this thread works ---------------------------------------------------------------------------------
+        t = cuda.threadIdx.x & (THREADS - 1)  # as it is; it tells the compiler that t is not negative
+        lane = t % LANES
+        first = np.int64(np.uint32(cuda.blockIdx.x)) * UNITS
+        pair = first // SLICES
+        here = min(units - first, UNITS)
+        row = first % SLICES * ROWS
+        rows: Any = min(M - row, ROWS)
+        W_first = (pair * M + row) * N
+        is_full = here == UNITS and rows == ROWS
+
+        # --- W and x into shared memory ------------------------------------------------------------------------------
+        if is_full:
+            W_from_global(W_held, W, W_first, W_ALL, t)
+            x_from_global(x_held, x, pair * N, X_ALL, t)
+            W_to_tile(W_tile, W_held, W_ALL, t)
+            x_to_tile(x_tile, x_held, X_ALL, t)
+        else:  # units and rows beyond the end are computed like all others, with zeros
+            e = t
+            while e < W_ROOM:
+                W_tile[np.uint32(e)] = zero
+                e += THREADS
+            e = t
+            while e < X_ROOM:
+                x_tile[np.uint32(e)] = zero
+                e += THREADS
+            cuda.syncthreads()
+            W_from_global(W_held, W, W_first, here * rows * N, t)
+            x_from_global(x_held, x, pair * N, here * N, t)
+            W_to_tile(W_tile, W_held, here * rows * N, t)
+            x_to_tile(x_tile, x_held, here * N, t)
         cuda.syncthreads()
 
-        for turn in range(lane_pairs):
-            unit, lane = (turn * threads + t) // lanes, t % lanes
-            lane_row = lane * lane_rows
-            rows_of_lane = min(lane_rows, rows_here - lane_row) if unit < here else 0
-            total[0] = zero
-            if want_dx:
-                for j in range(width):
-                    dx_unit[j] = zero
-            if rows_of_lane > 0 and not reads_again:
-                for j in range(n):
-                    x_unit[j] = x_tile[x_place(unit * n + j)]
-            for i in range(lane_rows):
-                if i < rows_of_lane:
-                    e = unit * unit_size + lane * lane_size + i * n
-                    q = zero
-                    for j in range(n):
-                        if reads_again:
-                            q = multiply_add(W_tile[W_place(e + j)], x_tile[x_place(unit * n + j)], q)
-                        else:
-                            W_row[j] = W_tile[W_place(e + j)]
-                            q = multiply_add(W_row[j], x_unit[j], q)
-                    s, c = sigmoid_and_complement(q, one)
-                    total[0] = multiply_add(s, s, total[0])
-                    g = two * s * (s * c)
-                    if reads_again:
-                        forget_memory()
-                    for j in range(n):
-                        if want_dx:
-                            W_ij = W_tile[W_place(e + j)] if reads_again else W_row[j]
-                            dx_unit[j] = multiply_add(g, W_ij, dx_unit[j])
-                        if want_dW:
-                            x_j = x_tile[x_place(unit * n + j)] if reads_again else x_unit[j]
-                            W_tile[W_place(e + j)] = g * x_j
+        for p in range(LANE_PAIRS):
+            # --- the rows of each lane: q = W x; s, g and loss; dW = g x^T, dx += W^T g ------------------------------
+            unit = p * (THREADS // LANES) + t // LANES
+            W_own_first = (unit * ROWS + lane * LANE_ROWS) * N
+            own = LANE_SIZE if ALL_ROWS else rows * N - lane * LANE_SIZE
+            for k in range(SUMS):
+                sums[k] = zero
+            W_get(W_own, 0, W_tile, W_own_first, own)
+            x_get(x_own, 0, x_tile, unit * N, N)
+            lane_steps(W_own, x_own, sums, own)
+            if WANT_DW:
+                W_put(W_tile, W_own_first, W_own, 0, own)
 
-            if several:
-                sum_loss(total, lane)
-                if want_dx:
-                    sum_dx(dx_unit, lane)
-                if not several_warps:
-                    cuda.syncwarp()  # all lanes have read x before dx takes its place
-            in_warp = lane % together
-            column = in_warp * width // together
-            if want_dx and in_warp * width % together == 0:
-                for k in range(share):
-                    if column + k < n:
-                        if several_warps:
-                            warp_sums[t // warp * (n + 1) + column + k] = dx_unit[k]
-                        elif unit < here:
-                            x_tile[x_place(unit * n + column + k)] = dx_unit[k]
-            if several_warps:
-                if in_warp == 0:
-                    warp_sums[t // warp * (n + 1) + n] = total[0]
-                cuda.syncthreads()
-                for j in range(lane, n + 1, lanes):
-                    of_unit = zero
-                    for k in range(warps):
-                        of_unit += warp_sums[(unit * warps + k) * (n + 1) + j]
-                    if j < n:
-                        x_tile[x_place(unit * n + j)] = of_unit
-                    else:
-                        total[0] = of_unit
-            if want_loss and unit < here and lane == (n % lanes if several_warps else 0):
-                move_one(loss, (first + unit) * sums + n if sliced else pair + unit, total, 0)
+            # --- loss and dx of each unit: sums over its lanes -------------------------------------------------------
+            # All lanes of the unit have read x, whose place dx takes, unless it goes through warp_sums.
+            if 1 < LANES <= WARP:
+                cuda.syncwarp()
+            sum_lanes(sums, lane)
+            if WANT_LOSS and LANES <= WARP and lane == 0 and unit < here:
+                store_one(loss, first + unit, sums, 0)
+            if WANT_DX and LANES == 1:
+                x_put(x_tile, unit * N, sums, 1, N)
+            for k in range(SHARES):
+                which = k * TOGETHER + lane % TOGETHER
+                if LANES > WARP and which < SUMS:
+                    warp_sums[np.uint32(t // WARP * SUMS + which)] = sums[k]
+                if 1 < LANES <= WARP and 0 < which < SUMS:
+                    x_tile[x_at(unit * N + which - 1)] = sums[k]
         cuda.syncthreads()
+        if LANES > WARP and lane < SUMS and t // LANES < here:
+            sums[0] = zero
+            for w in range(WARPS):
+                sums[0] += warp_sums[np.uint32((t // LANES * WARPS + w) * SUMS + lane)]
+            if WANT_LOSS and lane == 0:
+                store_one(loss, first + t // LANES, sums, 0)
+            if WANT_DX and lane > 0:
+                store_one(dx, (first + t // LANES) * N + lane - 1, sums, 0)
 
-        if want_dW:
-            if wide and full:
-                store_W(dW, W_first, W_tile, W_held, t)
-            else:
-                store_some_W(dW, W_first, W_here, W_tile, t)
-        if want_dx:
-            dx_first = first * sums if sliced else x_first
-            if x_wide and full:
-                store_x(dx, dx_first, x_tile, x_held, t)
-            else:
-                store_some_x(dx, dx_first, x_here, x_tile, t)
+        # --- dx and dW out of shared memory --------------------------------------------------------------------------
+        if is_full:
+            if WANT_DX and LANES <= WARP:
+                x_from_tile(dx_held, x_tile, X_ALL, t)
+                x_to_global(dx, first * N, dx_held, X_ALL, t)
+            if WANT_DW:
+                W_from_tile(dW_held, W_tile, W_ALL, t)
+                W_to_global(dW, W_first, dW_held, W_ALL, t)
+        else:
+            if WANT_DX and LANES <= WARP:
+                x_from_tile(dx_held, x_tile, here * N, t)
+                x_to_global(dx, first * N, dx_held, here * N, t)
+            if WANT_DW:
+                W_from_tile(dW_held, W_tile, here * rows * N, t)
+                W_to_global(dW, W_first, dW_held, here * rows * N, t)
 
     return sigmoid_l2_staged
-
-
-def _tile(size: int, mask: int, threads: int, itemsize: int) -> Any:
-    """A tile of ``size`` elements in shared memory, of which e lies at place(e); see swizzle.
-
-    Elements of shared memory, registers of a thread on the way, and functions: place; for a full tile by 16 bytes, load
-    from global memory, put what is loaded, and store; for a part of a tile by single elements, load and store. A place
-    keeps 16 aligned bytes together, if in another order, so they still move in one access.
-    """
-    banks, vector = BANK_BYTES // itemsize, plan.WIDE_BYTES // itemsize
-    accesses = -(-size // (threads * vector))
-    move, move_one = mover(vector), mover(1)
-
-    @device
-    def place(e: Any) -> Any:
-        return np.uint32(e ^ (e // banks & mask))  # unsigned: numba then does not look for negative indices
-
-    @device
-    def reorder(held: Any, at: Any, e: Any) -> None:
-        key = e // banks & mask
-        if mask & 1:
-            for k in range(at, at + vector, 2):
-                held[k], held[k + 1] = (held[k + 1], held[k]) if key & 1 else (held[k], held[k + 1])
-        if vector == 4 and mask & 2:
-            for k in range(at, at + 2):
-                held[k], held[k + 2] = (held[k + 2], held[k]) if key & 2 else (held[k], held[k + 2])
-
-    @device
-    def load(held: Any, source: Any, first: Any, t: Any) -> None:
-        for k in range(accesses):
-            e = (k * threads + t) * vector
-            if e < size:
-                move(held, k * vector, source, first + e)
-
-    @device
-    def put(tile: Any, held: Any, t: Any) -> None:
-        for k in range(accesses):
-            e = (k * threads + t) * vector
-            if e < size:
-                reorder(held, k * vector, e)
-                move(tile, place(e) // vector * vector, held, k * vector)
-
-    @device
-    def store(target: Any, first: Any, tile: Any, held: Any, t: Any) -> None:
-        for k in range(accesses):
-            e = (k * threads + t) * vector
-            if e < size:
-                move(held, k * vector, tile, place(e) // vector * vector)
-                reorder(held, k * vector, e)
-                move(target, first + e, held, k * vector)
-
-    @device
-    def load_some(tile: Any, source: Any, first: Any, here: Any, t: Any) -> None:
-        for e in range(t, here, threads):
-            move_one(tile, place(e), source, first + e)
-
-    @device
-    def store_some(target: Any, first: Any, here: Any, tile: Any, t: Any) -> None:
-        for e in range(t, here, threads):
-            move_one(target, first + e, tile, place(e))
-
-    room = -(-size // (mask + 1)) * (mask + 1)  # an element may move as far as the end of its group
-    return room, accesses * vector, place, load, put, store, load_some, store_some
-
-
-def swizzle(p: Staged, n: int, itemsize: int) -> int:
-    """The mask with which a tile of W has the fewest bank conflicts.
-
-    Lanes work ``lane_rows * n`` elements apart, and where that is even they meet in the same banks of shared memory.
-    So element e of a tile lies at e ^ (e // banks & mask), banks being as many elements as lie side by side: that
-    permutes each such run by some of the bits of its number. Where the lanes of all units lie equally far apart, as
-    many bits as that distance has factors of two avoid all conflicts; elsewhere the best of the few masks has, over all
-    shapes, 1.0 to 2.95 times the accesses that it would take without conflicts, and mostly 1.5.
-    """
-    banks = BANK_BYTES // itemsize
-    masks = [(1 << bits) - 1 for bits in range(banks.bit_length())]
-    return min(masks, key=lambda mask: _wavefronts(p, n, banks, mask))
-
-
-def _wavefronts(p: Staged, n: int, banks: int, mask: int) -> int:
-    """How often shared memory is accessed when a warp goes through its rows of W once."""
-    lanes = [divmod(t, p.lanes) for t in range(plan.WARP)]
-    total = 0
-    for i in range(p.lane_rows):
-        rows = [u * p.rows + lane * p.lane_rows + i for u, lane in lanes if lane * p.lane_rows + i < p.rows]
-        for j in range(n):
-            for at in range(0, len(rows), banks):
-                e = [row * n + j for row in rows[at : at + banks]]
-                total += max(Counter((k ^ (k // banks & mask)) % banks for k in e).values())
-    return total

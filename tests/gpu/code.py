@@ -31,9 +31,9 @@ class Used(NamedTuple):
 
 def used(launch, chip):
     """What the machine code of a ``launches.Launch`` uses."""
-    if launch.bounds is None:
-        return cupy_used(launch.source, launch.dtype, launch.types[0], chip)
-    return numba_used(launch.source, launch.dtype, *launch.types, launch.bounds, chip)
+    if launch.by_numba:
+        return numba_used(launch.kernel, launch.dtype, *launch.types, chip)
+    return cupy_used(launch.kernel, launch.dtype, launch.types[0], chip)
 
 
 @cache
@@ -90,18 +90,18 @@ def _compile_cupy(kernel, dtype, dimensions, chip, arch, method, *options):
 
 
 @cache
-def numba_ptx(function, dtype, dimensions, integers, bounds, chip=90):
-    """The PTX, after link-time optimisation, of a Python function of contiguous arrays and then of integers."""
-    library = _numba_library(function, dtype, dimensions, integers, bounds)
+def numba_ptx(kernel, dtype, dimensions, integers, chip=90):
+    """The PTX, after link-time optimisation, of numba's dispatcher for contiguous arrays and then integers."""
+    library = _numba_library(kernel, dtype, dimensions, integers)
     return library.get_lto_ptx((*divmod(chip, 10), "a" if chip >= 90 else ""))
 
 
 @cache
-def numba_used(function, dtype, dimensions, integers, bounds, chip):
+def numba_used(kernel, dtype, dimensions, integers, chip):
     """What its machine code uses."""
     if shim.package() == "numba_cuda_mlir":
-        return _used(_link_successor(function, dtype, dimensions, integers, bounds, chip), chip)
-    library = _numba_library(function, dtype, dimensions, integers, bounds)
+        return _used(_link_successor(kernel, dtype, dimensions, integers, chip), chip)
+    library = _numba_library(kernel, dtype, dimensions, integers)
     cc = *divmod(chip, 10), "a" if chip >= 90 else ""  # as numba-cuda chooses it
     machine_code, log = library.get_cubin(cc).code, library.get_linkerinfo(cc)
     assert "warning" not in log.lower(), log
@@ -109,7 +109,7 @@ def numba_used(function, dtype, dimensions, integers, bounds, chip):
 
 
 @cache
-def _numba_library(function, dtype, dimensions, integers, bounds):
+def _numba_library(kernel, dtype, dimensions, integers):
     """numba-cuda's code library of a kernel for a device that is not there; it has the same LLVM IR for every chip."""
     from numba import types
     from numba.cuda import codegen, dispatcher
@@ -121,17 +121,21 @@ def _numba_library(function, dtype, dimensions, integers, bounds):
         mock.patch.object(dispatcher, "get_current_device", return_value=device),
         mock.patch.object(codegen, "devices", context),
     ):
-        return dispatcher._Kernel(function, signature, lto=True, launch_bounds=bounds)._codelibrary
+        return dispatcher._Kernel(
+            kernel.py_func, signature, lto=True, launch_bounds=kernel.targetoptions["launch_bounds"]
+        )._codelibrary
 
 
-def _link_successor(function, dtype, dimensions, integers, bounds, chip):
+def _link_successor(kernel, dtype, dimensions, integers, chip):
     """The machine code by numba-cuda-mlir, without link-time optimisation."""
     from cuda.core import Linker, LinkerOptions, ObjectCode
     from numba_cuda_mlir import cuda, tools, types
 
     signature = (*(types.Array(getattr(types, dtype), d, "C") for d in dimensions), *(types.int64,) * integers)
     with mock.patch.object(tools, "_cached_cc", divmod(chip, 10)):
-        text, _ = cuda.compile_ptx(function, signature, cc=divmod(chip, 10), launch_bounds=bounds)
+        text, _ = cuda.compile_ptx(
+            kernel.py_func, signature, cc=divmod(chip, 10), launch_bounds=kernel.targetoptions["launch_bounds"]
+        )
     return Linker(ObjectCode.from_ptx(text.encode()), options=LinkerOptions(arch=f"sm_{chip}")).link("cubin").code
 
 

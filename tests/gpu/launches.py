@@ -6,9 +6,8 @@ The host code is the real one: it chooses the kernels and their sizes. Only what
 import importlib
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import ExitStack
-from functools import cache
 from math import prod
 from typing import Any, NamedTuple
 from unittest import mock
@@ -22,44 +21,47 @@ from sigmoid_l2.kernels.gpu import plan
 
 NAMES = ("W", "x", "loss", "dW", "dx")
 MODULES = {"cupy": "launch_cupy", "numba-cuda": "launch_numba"}
-CUPY_BUILDERS = ("staged_kernel", "rows_kernel", "long_kernel", "finish_kernel")
-NUMBA_BUILDERS = ("_staged", "_rows", "_long", "_finish")
-WORKSPACE_PAIRS = 2  # that have room for their partial sums, so that a batch of more takes several launches
+BUILDERS = ("staged_kernel", "rows_kernel", "long_kernel", "finish_kernel")
+WORKSPACE_PAIRS = 2  # that the workspace has room for, so that a batch of more takes several launches
 
 
 class Launch(NamedTuple):
     """A kernel on its way to the device: what to compile, how it is launched, and with which arguments."""
 
-    source: Any  # an ElementwiseKernel, or numba's Python function
-    bounds: Any  # numba's launch bounds; None with CuPy
+    kernel: Any  # an ElementwiseKernel, or numba's dispatcher
     dtype: str
     blocks: int
     threads: int
     arguments: tuple[Any, ...]  # arrays and integers
 
     @property
+    def by_numba(self) -> bool:
+        """Whether it is a kernel in numba.cuda."""
+        return hasattr(self.kernel, "py_func")
+
+    @property
     def name(self) -> str:
         """The kernel's: "staged", "rows", "long" or "finish"."""
-        return (self.source.__name__ if self.bounds else self.source.name).rpartition("_")[2]
+        return (self.kernel.py_func.__name__ if self.by_numba else self.kernel.name).rpartition("_")[2]
 
     @property
     def types(self) -> tuple[tuple[int, ...], int]:
-        """The number of dimensions of each array, and how many integers come after them."""
+        """The number of dimensions of each array, and how many integers come with them."""
         dimensions = tuple(a.ndim for a in self.arguments if not isinstance(a, int))
         return dimensions, len(self.arguments) - len(dimensions)
 
     def text(self) -> str:
         """The PTX that would run."""
-        if self.bounds is None:
-            return code.cupy_ptx(self.source, self.dtype, self.types[0])
-        return code.numba_ptx(self.source, self.dtype, *self.types, self.bounds)
+        if self.by_numba:
+            return code.numba_ptx(self.kernel, self.dtype, *self.types)
+        return code.cupy_ptx(self.kernel, self.dtype, self.types[0])
 
     def parameters(self) -> list[bytes]:
         """The arguments as the kernel gets them."""
-        if self.bounds is None:  # an array is a struct, and at the end comes CuPy's index
-            size = self.blocks * self.threads
-            return [*map(_for_cupy, self.arguments), struct.pack("<3q", size, size, 1)]
-        return [struct.pack("<q", value) for a in self.arguments for value in _for_numba(a)]
+        if self.by_numba:
+            return [struct.pack("<q", value) for a in self.arguments for value in _for_numba(a)]
+        size = self.blocks * self.threads  # an array is a struct, and at the end comes CuPy's index
+        return [*map(_for_cupy, self.arguments), struct.pack("<3q", size, size, 1)]
 
 
 def _layout(a: Any) -> tuple[int, ...]:
@@ -90,69 +92,41 @@ def launches_of(backend: str, *arrays: Any, wide: bool | None = None) -> tuple[l
     def address(a: Any) -> int:
         return (0 if wide else a.itemsize) if wide is not None else a.ctypes.data
 
-    def workspace(elements: int) -> Any:
-        held = aligned(np.full(elements, np.nan, W.dtype))
-        memory.add("workspace", held)
-        return held.view(np.uint8) if backend == "cupy" else held
-
-    kernels = importlib.import_module(f"sigmoid_l2.kernels.gpu.{MODULES[backend]}")
+    library = importlib.import_module(f"sigmoid_l2.kernels.gpu.{MODULES[backend]}")
     _, m, n = W.shape
-    # By pair, as each kernel reckons.
-    sums = n + 1 if backend == "cupy" else kernels.unit_sums(n, W.itemsize)
-    room = WORKSPACE_PAIRS * plan.make_plan(m, n, W.itemsize).slices * sums
+    room = WORKSPACE_PAIRS * plan.make_plan(m, n, W.itemsize).slices * (n + 1) * W.itemsize
+
+    def workspace(stream: int | None) -> Any:
+        held = aligned(np.full(room // W.itemsize, np.nan, W.dtype))
+        memory.add("workspace", held)
+        return held.view(np.uint8)
+
+    def recorded(build: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *key: _Recorded(build(*key), W.dtype.name, launched)
+
     with ExitStack() as patches:
-        for target, names in (_in_cupy if backend == "cupy" else _in_numba)(kernels, launched, W, address):
-            patches.enter_context(mock.patch.multiple(target, **names))
-        patches.enter_context(mock.patch.object(kernels, "_workspace", cache(lambda *_: workspace(room))))
-        patches.enter_context(mock.patch.object(plan, "WORKSPACE_BYTES", room * W.itemsize))
-        kernels.fused(*arrays)
+        names = {name: recorded(getattr(library, name)) for name in BUILDERS}
+        patches.enter_context(mock.patch.multiple(library, address=address, workspace=workspace, **names))
+        if backend == "numba-cuda":
+            patches.enter_context(mock.patch.object(library, "_device_array", lambda a: a))
+        library.fused(*arrays)
     return launched, memory
 
 
-StandIns = Iterable[tuple[Any, dict[str, Any]]]  # what to replace, and its attributes
+class _Recorded:
+    """A kernel whose launches are noted down, by the call of either library."""
 
+    def __init__(self, kernel: Any, dtype: str, launched: list[Launch]) -> None:
+        self.kernel, self.dtype, self.launched = kernel, dtype, launched
 
-def _in_cupy(kernels: Any, launched: list[Launch], W: Any, address: Any) -> StandIns:
-    def stand_in(builder: Any) -> Any:
-        def build(*key: Any) -> Any:
-            def kernel(*arguments: Any, size: int, block_size: int, stream: Any) -> None:
-                assert size % block_size == 0, "a thread without a trip through CuPy's loop would miss the barriers"
-                launched.append(Launch(builder(*key), None, W.dtype.name, size // block_size, block_size, arguments))
+    def __call__(self, *arguments: Any, size: int, block_size: int, stream: Any) -> None:
+        """CuPy's."""
+        assert size % block_size == 0, "a thread without a trip through CuPy's loop would miss the barriers"
+        self.launched.append(Launch(self.kernel, self.dtype, size // block_size, block_size, arguments))
 
-            return kernel
-
-        return build
-
-    yield kernels, {name: stand_in(getattr(kernels, name)) for name in CUPY_BUILDERS} | {"_address": address}
-
-
-class _NumbaKernel:
-    """In place of framework.kernel's, kept from call to call; the class has what is a call's own."""
-
-    launched: list[Launch]
-    dtype: str
-
-    def __init__(self, function: Any, threads: int, blocks: int) -> None:
-        self.function, self.bounds = function, (threads, blocks)
-
-    def __getitem__(self, launch: tuple[int, int, Any]) -> Any:
-        def kernel(*arguments: Any) -> None:
-            self.launched.append(Launch(self.function, self.bounds, self.dtype, *launch[:2], arguments))
-
-        return kernel
-
-
-@cache
-def _numba_builders() -> dict[str, Any]:
-    """With caches of their own: those of launch_numba may have kernels for a device."""
-    kernels = importlib.import_module("sigmoid_l2.kernels.gpu.launch_numba")
-    return {name: cache(getattr(kernels, name).__wrapped__) for name in NUMBA_BUILDERS}
-
-
-def _in_numba(kernels: Any, launched: list[Launch], W: Any, address: Any) -> StandIns:
-    _NumbaKernel.launched, _NumbaKernel.dtype = launched, W.dtype.name
-    yield kernels.framework, {"kernel": _NumbaKernel, "address": address}
-    yield kernels, {"_device_array": lambda a: a, **_numba_builders()}
+    def __getitem__(self, configuration: tuple[int, int, Any]) -> Callable[..., None]:
+        """numba's."""
+        return lambda *arguments: self.launched.append(Launch(self.kernel, self.dtype, *configuration[:2], arguments))
 
 
 def run(

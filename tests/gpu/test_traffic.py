@@ -21,14 +21,13 @@ CONFLICTS = 1.1  # accesses to shared memory over those without bank conflicts, 
 
 SINGLE = [(1, 1), (3, 3), (5, 5), (16, 16), (30, 30), (64, 64), (10, 784), (784, 10), (9, 4096), (1100, 10)]
 DOUBLE = [(3, 3), (16, 16), (80, 256)]
-# numba's kernels take seconds to compile, so those of these are for `make proof`.
+# For `make proof`.
 MORE_SHAPES = [(2, 5), (8, 8), (1, 64), (256, 256), (64, 4096), (1, 1), (1, 3), (2, 2), (4, 4), (10, 32), (24, 16)]
 MORE_SHAPES += [(8, 2048), (2, 8192), (5120, 3), (784, 10)]
 # Where it is more, (excess, conflicts), and why it cannot be less.
 ROWS_IN_SECTORS = "a row begins within a sector, which the row before ends in; L1 has it for loads, L2 joins stores"
 UNEVEN_LANES = "the rows of a pair are no multiple of its lanes', so lanes of several pairs are not equally far apart"
 BETWEEN = "a thread moves its vector element by element, and finds in L1 what one access leaves of a sector"
-READ_AGAIN = "x has no room in the registers, and is read for each row, from L1"
 MORE = {
     (20, 70, "float32", True): (1.21, 1, ROWS_IN_SECTORS),
     (100, 33, "float32", True): (1.46, 1, ROWS_IN_SECTORS),
@@ -41,7 +40,6 @@ MORE = {
     (64, 64, "float32", False): (2.04, 1, BETWEEN),
     (10, 784, "float32", False): (4, 1, BETWEEN),
 }
-NUMBA_MORE = {(2, 8192, "float64", True): (1.5, 1, READ_AGAIN)}
 at_length = pytest.mark.proof
 
 
@@ -90,12 +88,10 @@ def test_everything_moves_once(backend, m, n, dtype):
     assert_moves(backend, m, n, dtype)
 
 
-@pytest.mark.parametrize("backend", ["cupy", pytest.param("numba-cuda", marks=at_length)], indirect=True)
+@at_length
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(("m", "n"), MORE_SHAPES)
 def test_everything_moves_once_in_more_shapes(backend, m, n, dtype):
-    if backend == "numba-cuda" and (m, n, dtype, True) in NUMBA_MORE:
-        pytest.skip("it is in the table of what moves more")
     assert_moves(backend, m, n, dtype)
 
 
@@ -107,14 +103,9 @@ def test_staged_tiles_move_once_element_by_element(backend, m, n):
 QUICK = [(20, 70, "float32", True), (10, 10, "float32", True), (64, 64, "float32", False)]
 
 
-@pytest.mark.parametrize(
-    ("backend", "case"),
-    [("cupy", case) for case in MORE]
-    + [pytest.param("numba-cuda", c, marks=() if c in QUICK else at_length) for c in MORE | NUMBA_MORE],
-    indirect=["backend"],
-)
+@pytest.mark.parametrize("case", [pytest.param(case, marks=() if case in QUICK else at_length) for case in MORE])
 def test_what_moves_more(backend, case):
-    excess, conflicts, _ = (MORE | NUMBA_MORE)[case]
+    excess, conflicts, _ = MORE[case]
     *shape, wide = case
     found = assert_moves(backend, *shape, wide=wide, excess=max(excess, EXCESS), conflicts=max(conflicts, CONFLICTS))
     assert max(found) > EXCESS, "it belongs into the other table"

@@ -1,0 +1,63 @@
+"""The kernel for rows that the registers of a block do not hold, in numba.cuda; long.cuh is CuPy's.
+
+A block owns a pair and reads W twice; a thread owns every THREADS-th column. dx is summed in its own place: a column
+belongs to one thread, so that needs no barrier.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from sigmoid_l2.kernels import Wanted
+from sigmoid_l2.kernels.gpu.common import TYPES, cuda, framework, multiply, multiply_add, s_and_g, sum_over_warps
+from sigmoid_l2.kernels.gpu.plan import WARP, Long
+
+
+def long_source(p: Long, itemsize: int, wanted: Wanted) -> Any:
+    """The kernel's Python function. Grid: B blocks of THREADS threads."""
+    THREADS = p.threads
+    WANT_LOSS, WANT_DW, WANT_DX = wanted
+    WARPS = THREADS // WARP
+    Q_SUMS = 2 * WARPS
+    real, zero, one = framework.REALS[itemsize], TYPES[itemsize](0), TYPES[itemsize](1)
+    sum_q = sum_over_warps(WARPS, 1)
+
+    def sigmoid_l2_long(
+        W: Any,  # (B, m, n)
+        x: Any,  # (B, n)
+        loss: Any,  # (B,)
+        dW: Any,  # (B, m, n)
+        dx: Any,  # (B, n)
+        m: Any,
+        n: Any,
+    ) -> None:
+        q_sums = cuda.shared.array(Q_SUMS, real)
+        q = cuda.local.array(1, real)
+        t = cuda.threadIdx.x & (THREADS - 1)  # as it is; it tells the compiler that t is not negative
+        b = np.int64(cuda.blockIdx.x)
+        total = zero
+
+        for i in range(m):
+            # --- q = W x ---------------------------------------------------------------------------------------------
+            q[0] = zero
+            j = t
+            while j < n:
+                q[0] = multiply_add(W[b, i, j], x[b, j], q[0])
+                j += THREADS
+
+            # --- s, g and loss ---------------------------------------------------------------------------------------
+            s, g = s_and_g(sum_q(q, q_sums, i % 2 * WARPS), one)
+            total = multiply_add(s, s, total)
+
+            # --- dW = g x^T, dx += W^T g -----------------------------------------------------------------------------
+            j = t
+            while j < n:
+                if WANT_DX:
+                    dx[b, j] = multiply_add(g, W[b, i, j], dx[b, j] if i > 0 else zero)
+                if WANT_DW:
+                    dW[b, i, j] = multiply(g, x[b, j])
+                j += THREADS
+        if WANT_LOSS and t == 0:
+            loss[b] = total
+
+    return sigmoid_l2_long
