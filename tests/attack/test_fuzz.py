@@ -7,6 +7,7 @@ import pytest
 from processes import run_python
 
 from attack.fuzz import fuzz_call, fuzz_files, make_seeds
+from attack.test_faults_files import IN_USE, has_in_use
 
 SEEDS = Path(__file__).parent / "fuzz" / "seeds"
 FILES = sorted((SEEDS / "files").iterdir())
@@ -30,11 +31,8 @@ def test_calls():
 
 
 READ = """
-import resource, sys
-from pathlib import Path
 from sigmoid_l2.cli.files import InputError, read_arrays
-used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + (200 << 20),) * 2)
+resource.setrlimit(resource.RLIMIT_AS, (in_use() + (200 << 20),) * 2)
 for path in sys.argv[1:]:
     try:
         read_arrays([path, path] if path.endswith(".npy") else [path])
@@ -43,7 +41,7 @@ for path in sys.argv[1:]:
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc/self/statm to limit its own memory")
+@has_in_use
 def test_hostile_files_take_no_memory(tmp_path):
     """200 MiB beyond Python and NumPy are enough to refuse files that would take gigabytes."""
     hostile = {path.name: path.read_bytes() for path in FILES if path.name.startswith("bad-")}
@@ -52,6 +50,6 @@ def test_hostile_files_take_no_memory(tmp_path):
     hostile["word.json"] = json.dumps({"W": [["1" * 10**6, *[1] * 10**4]], "x": [1]}).encode()
     for name, content in hostile.items():
         (tmp_path / name).write_bytes(content)
-    lines = run_python(READ, *(tmp_path / name for name in sorted(hostile))).splitlines()
+    lines = run_python(IN_USE + READ, *(tmp_path / name for name in sorted(hostile))).splitlines()
     assert [Path(line.split(":")[0]).name for line in lines] == sorted(hostile)
     assert not [line for line in lines if "allocate" in line or "emory" in line]
