@@ -76,13 +76,7 @@ MUTANTS = (
         "return sums if size % 2 == 0 or size > 8 else",
         PARITY,
     ),
-    Mutant(
-        "cpu: tall, the last rows not masked",
-        "kernels/cpu/tall.py",
-        "b.select(is_row, g, zero)",
-        "g",
-        PARITY,
-    ),
+    Mutant("cpu: tall, the last rows not masked", "kernels/cpu/tall.py", "b.select(is_row, g, zero)", "g", PARITY),
     Mutant(
         "cpu: rows, dx not reset between pairs",
         "kernels/cpu/rows.py",
