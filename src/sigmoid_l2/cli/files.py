@@ -81,11 +81,8 @@ def check_output(path: str | Path) -> None:
         if not path.parent.is_dir():
             raise FileNotFoundError(errno.ENOENT, f"there is no directory {path.parent}")
         # Permission bits do not show read-only file systems and quotas. Only creating a file does.
-        temporary = _temporary_beside(path)
-        try:
+        with _temporary_beside(path) as temporary:
             temporary.open("xb").close()
-        finally:  # Ctrl-C included
-            temporary.unlink(missing_ok=True)
 
 
 def write_npz(path: str | Path, arrays: Mapping[str, Any]) -> None:
@@ -95,22 +92,23 @@ def write_npz(path: str | Path, arrays: Mapping[str, Any]) -> None:
     stays as it was. Raises OSError, with ``path`` as its file name.
     """
     path = Path(path)
-    temporary = _temporary_beside(path)
+    with _errors_name(path), _temporary_beside(path) as temporary:
+        # Not tempfile: its files have mode 0600, and the user's umask should decide.
+        with temporary.open("xb") as file:
+            np.savez(file, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(os.path.realpath(path))
+
+
+@contextmanager
+def _temporary_beside(path: Path) -> Iterator[Path]:
+    """A new name beside the file that ``path`` links to, because a file is replaced within one file system only."""
+    temporary = Path(os.path.realpath(path)).parent / f".sigmoid-l2-{secrets.token_hex(8)}.tmp"
     try:
-        with _errors_name(path):
-            # Not tempfile: its files have mode 0600, and the user's umask should decide.
-            with temporary.open("xb") as file:
-                np.savez(file, **arrays)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(os.path.realpath(path))
+        yield temporary
     finally:  # also after Ctrl-C; after a success there is nothing to remove
         temporary.unlink(missing_ok=True)
-
-
-def _temporary_beside(path: Path) -> Path:
-    """A new name beside the file that ``path`` links to, because a file is replaced within one file system only."""
-    return Path(os.path.realpath(path)).parent / f".sigmoid-l2-{secrets.token_hex(8)}.tmp"
 
 
 @contextmanager

@@ -92,14 +92,12 @@ def _errors_name(files: Sequence[str]) -> Iterator[None]:
 
 
 def _trace(args: argparse.Namespace) -> str:
-    arrays: dict[str, Any]
+    arrays = {name: getattr(example, name) for name in ("W", "x", "dW", "dx")}
     if args.files:
-        arrays = dict(read_arrays(args.files, optional=("dW", "dx")))
-    else:
-        arrays = {"W": example.W, "x": example.x, "dW": example.dW, "dx": example.dx}
+        arrays = read_arrays(args.files, optional=("dW", "dx"))
     with _errors_name(args.files):
         text = f"{trace(arrays['W'], arrays['x'])}\n"
-        if "dW" in arrays or "dx" in arrays:
+        if len(arrays) > 2:
             text += f"\nthe hand-written gradient, checked:\n{check_grad(**arrays)}\n"
     return text
 
@@ -163,13 +161,10 @@ def _count(pairs: int) -> str:
 
 def _at_least(least: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
-        try:
-            number = int(text)
-        except ValueError:
-            number = least - 1
-        if number < least:
-            raise argparse.ArgumentTypeError(f"a whole number of at least {least} is needed, not {text!r}")
-        return number
+        with contextlib.suppress(ValueError):
+            if (number := int(text)) >= least:
+                return number
+        raise argparse.ArgumentTypeError(f"a whole number of at least {least} is needed, not {text!r}")
 
     return parse
 
