@@ -75,7 +75,8 @@ def _digest() -> str:
 def compile_kernel(function: Any, name: str, dtype: np.dtype[Any]) -> Any:
     """Compile ``function(W, x, loss, dW, dx, first, last)`` for ``dtype``, or load it from numba's disk cache.
 
-    To the function an output of size 0 is one that is not wanted.
+    It computes the pairs first..last of W (B, m, n), x (B, n), loss (B,), dW (B, m, n), dx (B, n). An output of size 0
+    is not wanted.
     """
     # numba's disk cache notices changes of the function's own file alone. And it numbers the variants of a function:
     # when two processes add one each at the same time, the key of one may lead to the code of the other from then on.

@@ -11,15 +11,10 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-MODULES = {path.relative_to(ROOT / "src").as_posix() for path in (ROOT / "src").rglob("*.py")}
-KERNELS = {
-    path.relative_to(ROOT / "kernels").as_posix()
-    for path in (ROOT / "kernels").rglob("*")
-    if path.suffix in (".py", ".cuh")
-}
-IN_WHEEL = MODULES | {"sigmoid_l2/py.typed"} | {f"sigmoid_l2/kernels/{name}" for name in KERNELS}
-IN_SDIST = {f"src/{name}" for name in MODULES | {"sigmoid_l2/py.typed"}} | {f"kernels/{name}" for name in KERNELS}
-IN_SDIST |= {"pyproject.toml", "README.md", "LICENSE"}
+SOURCES = [path for folder in ("src/sigmoid_l2", "kernels") for path in (ROOT / folder).rglob("*.*")]
+CODE = {p.relative_to(ROOT).as_posix() for p in SOURCES if p.suffix in (".py", ".cuh", ".typed")}
+IN_WHEEL = {name.removeprefix("src/").replace("kernels/", "sigmoid_l2/kernels/", 1) for name in CODE}
+IN_SDIST = CODE | {"pyproject.toml", "README.md", "LICENSE"}
 
 # From a folder that is not the checkout: what runs is what was installed.
 USE = """

@@ -106,19 +106,14 @@ for given in (out, None):
         assert [a.tobytes() for a in sl2.value_and_grad(W[:1, :2, :2], x[:1, :2], backend=name)] == small
 print(", ".join(sorted(set(outcomes))))
 """
+LARGE_SHAPES = ("100000x3x3", "3x1000x1000", "3x400000x2", "2x1x1000000")
+LARGE = [pytest.param(shape, 100, marks=pytest.mark.faults) for shape in LARGE_SHAPES]
 
 
 @has_in_use
 @each_backend
 @pytest.mark.parametrize("layout", ["contiguous", "Fortran"])
-@pytest.mark.parametrize(
-    ("shape", "times"),
-    [("100000x3x3", 8)]
-    + [
-        pytest.param(shape, 100, marks=pytest.mark.faults)
-        for shape in ("100000x3x3", "3x1000x1000", "3x400000x2", "2x1x1000000")
-    ],
-)
+@pytest.mark.parametrize(("shape", "times"), [("100000x3x3", 8), *LARGE])
 def test_memory_limit(name, layout, shape, times):
     """All or nothing at every limit, with ``out`` and without, and the next call works."""
     assert run_python(IN_USE + MEMORY, name, layout, times, shape) == "MemoryError, results\n"

@@ -46,11 +46,9 @@ class ArrayCheck:
             return
         yield f"{self.name}: WRONG"
         if self.wrong:
-            yield _wrap(
-                "  ",
-                f"{self.wrong} of {self.true.size} values; the worst at {self.index}: given {self.given_value:.6g}, "
-                f"true {self.true_value:.6g}, relative error {self.max_relative_error:.2g}",
-            )
+            values = f"given {self.given_value:.6g}, true {self.true_value:.6g}"
+            worst = f"the worst at {self.index}: {values}, relative error {self.max_relative_error:.2g}"
+            yield _wrap("  ", f"{self.wrong} of {self.true.size} values; {worst}")
         for mistake in self.mistakes:
             yield _wrap("  - ", mistake)
         if not self.mistakes:
