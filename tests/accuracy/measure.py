@@ -1,4 +1,7 @@
-"""The sweep: every piece of q through every contender, on all cores, into one tally for each contender and dtype."""
+"""The sweep: every piece of q through every contender, on all cores, into one tally for each contender and dtype.
+
+Beside it, the largest error of each CPU backend's exp, on which the report's proof sketch builds.
+"""
 
 import platform
 import re
@@ -12,14 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from host.test_simd import exp as vector_exp
+from numba import njit
 from tqdm import tqdm
 
 import sigmoid_l2 as sl2
 from accuracy import truth
 from accuracy.contenders import CONTENDERS, DTYPES, Contender
-from accuracy.exp_error import exp_errors
 from accuracy.tally import KEPT, Tally
 
+EXP_PIECE = 1 << 20  # arguments of exp
+# Below these, exp is subnormal; its error there is below what counts.
+EXP_ENDS = {"float32": -87.0, "float64": -708.0}
 PIECE = 1 << 15  # values of q that stay in cache together; with twice as many the sweep takes 1.5 times as long
 PATTERNS = 1 << 32  # of float32
 
@@ -84,6 +91,46 @@ def rows(contenders: Sequence[Contender], dtype: np.dtype[Any], tallies: Sequenc
     for contender, tally in zip(contenders, tallies, strict=True):
         of_contender = {"contender": contender.name, "ours": contender.backend is not None, "dtype": dtype.name}
         yield of_contender | {"values": tally.values} | {name: getattr(tally, name).tolist() for name in KEPT}
+
+
+@njit(nogil=True, error_model="numpy")
+def _largest(y, results, double_double):
+    worst = 0.0
+    for i in range(len(y)):
+        if double_double:
+            (high, low), exponent = truth.exp(np.float64(y[i]))
+            scale = 2.0 ** -float(exponent)
+            worst = max(worst, abs((np.float64(results[i]) * scale - high) - low) / high)
+        else:
+            worst = max(worst, abs(np.float64(results[i]) / np.exp(np.float64(y[i])) - 1))
+    return worst
+
+
+def _arguments(dtype: np.dtype[Any], every: int, values: int) -> Any:
+    """Pieces of y <= 0: every bit pattern of float32, or every so many-th; of float64 so many, uniform and near 0."""
+    end = EXP_ENDS[dtype.name]
+    if dtype == np.float32:
+        first, last = (int(np.float32(y).view(np.uint32)) for y in (-0.0, end))
+        for start in range(first, last, EXP_PIECE * every):
+            y = values_of(dtype, range(start, min(start + EXP_PIECE * every, last), every))
+            yield y[: len(y) // 16 * 16]  # whole vectors
+    else:
+        rng = np.random.default_rng(0)
+        for _ in range(max(1, values // EXP_PIECE)):
+            yield np.concatenate([rng.uniform(end, 0, EXP_PIECE // 2), -rng.uniform(0, 1, EXP_PIECE // 2)])
+
+
+def exp_errors(every: int, values: int) -> dict[str, dict[str, float]]:
+    """The largest relative error of each CPU backend's exp in eps, by backend and dtype: E of the proof sketch."""
+    found: dict[str, dict[str, float]] = {"numba": {}, "numpy": {}}
+    for dtype in DTYPES:
+        functions = {"numba": vector_exp(dtype), "numpy": np.exp}
+        eps = float(np.finfo(dtype).eps)
+        for y in tqdm(list(_arguments(dtype, every, values)), desc=f"exp, {dtype}", unit="piece"):
+            for name, function in functions.items():
+                error = _largest(y, function(y), dtype == np.float64) / eps
+                found[name][dtype.name] = max(found[name].get(dtype.name, 0.0), error)
+    return found
 
 
 def measure(every: int, peers_every: int, float64_values: int) -> dict[str, Any]:

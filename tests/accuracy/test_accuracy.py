@@ -7,8 +7,7 @@ import pytest
 
 from accuracy import report, truth
 from accuracy.contenders import CONTENDERS, DTYPES, textbook
-from accuracy.exp_error import exp_errors
-from accuracy.measure import PIECE, pieces, rows, sweep, values_of
+from accuracy.measure import PIECE, exp_errors, pieces, rows, sweep, values_of
 from accuracy.tally import FIRST, OUTPUTS, Tally, allowed_eps
 
 FLOAT32, FLOAT64 = DTYPES

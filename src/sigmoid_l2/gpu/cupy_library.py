@@ -13,12 +13,6 @@ from sigmoid_l2.gpu.arrays import WithoutStream, current_stream, from_cupy
 from sigmoid_l2.gpu.library import DType, GpuLibrary, Shape
 
 
-def cupy_stream(handle: int) -> Any:
-    """The stream of that handle as one of CuPy's, which does not own it."""
-    protocol = SimpleNamespace(__cuda_stream__=lambda: (0, handle))  # CUDA's protocol for streams
-    return sys.modules["cupy"].cuda.Stream.from_external(protocol)
-
-
 class CupyLibrary(GpuLibrary):
     """CuPy, where it is imported. Its pools keep device memory and pinned memory for the next call."""
 
@@ -47,10 +41,11 @@ class CupyLibrary(GpuLibrary):
             if self.cuda.get_current_stream().ptr == self.stream:
                 yield self.cupy
             else:
-                with cupy_stream(self.stream):
+                with self.stream_of(self.stream):
                     yield self.cupy
 
-    stream_of = staticmethod(cupy_stream)
+    def stream_of(self, handle: int) -> Any:
+        return self.cuda.Stream.from_external(SimpleNamespace(__cuda_stream__=lambda: (0, handle)))  # CUDA's protocol
 
     def new_stream(self) -> Any:
         return self.cuda.Stream(non_blocking=True)  # neither waits for the default stream nor makes it wait
