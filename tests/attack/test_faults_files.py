@@ -177,10 +177,9 @@ def test_full_disk(pairs, tmp_path, times):
 @often(3, 20)
 def test_memory_limit(pairs, tmp_path, times):
     """Memory beyond the program's own, from none to more than enough: the error is one line, wherever it arises."""
-    given, names, _ = pairs
-    with np.load(given) as archive:
+    with np.load(pairs[0]) as archive:
         results = sl2.value_and_grad(archive["W"], archive["x"], backend="numpy")
-    pairs = given, dict(zip(names, results, strict=True)), None
+    pairs = pairs[0], results._asdict(), None
     outcomes = [
         grad_with_limit(pairs, tmp_path, "RLIMIT_AS", limit, "numpy")
         for limit in np.linspace(0, 128 << 20, times, dtype=int)

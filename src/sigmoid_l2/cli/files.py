@@ -39,8 +39,8 @@ class InputError(Exception):
     """A file does not hold what it must. The message is one line: which file, and what is wrong with it."""
 
 
-def read_pair(paths: Sequence[str | Path]) -> tuple[Array, Array]:
-    """Read W and x, of whatever shapes and numeric dtypes the files hold.
+def read_arrays(paths: Sequence[str | Path], optional: Sequence[str] = ()) -> dict[str, Array]:
+    """Read W and x, of whatever shapes and numeric dtypes the files hold; of an .npz or .json also ``optional`` arrays.
 
     ``paths`` is one .npz file with the arrays W and x, one .json file with the keys W and x (nested lists of
     numbers), or two .npy files, W first. The content decides which it is, not the name. The arrays of .npy files are
@@ -49,12 +49,6 @@ def read_pair(paths: Sequence[str | Path]) -> tuple[Array, Array]:
     Raises InputError for every way in which a file can be bad. Pickled objects are never loaded, and no array of
     an .npz file takes more memory than 1 GiB or, if that is more, 100 times the file's size.
     """
-    arrays = read_arrays(paths)
-    return arrays["W"], arrays["x"]
-
-
-def read_arrays(paths: Sequence[str | Path], optional: Sequence[str] = ()) -> dict[str, Array]:
-    """Read W and x as ``read_pair`` does, and of the arrays named in ``optional`` those that an .npz or .json holds."""
     files = [Path(path) for path in paths]
     formats = [_format(file) for file in files]
     match formats:

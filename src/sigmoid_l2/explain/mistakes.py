@@ -212,7 +212,8 @@ def _explain(name: str, given: Array, true: Array, pairs: Pairs, rtol: float, dt
         _Recipe(by_form + chain.mistakes + by_precision, form, chain, cancels, k)
         for (by_form, form), chain, (by_precision, cancels, k) in itertools.product(_FORMS[name], _CHAINS, precisions)
     ]
-    given, few = given.reshape(B, -1), Pairs(*(a[:64] for a in pairs))  # these rule out most recipes
+    given = given.reshape(B, -1)
+    few = Pairs(*(a[:64] for a in pairs))  # tried first: they rule out most recipes
     for count, group in itertools.groupby(sorted(recipes, key=lambda r: len(r.mistakes)), lambda r: len(r.mistakes)):
         tried = sum(len(r.mistakes) <= count for r in recipes) / len(precisions)
         fits = [
