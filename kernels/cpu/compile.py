@@ -66,8 +66,7 @@ def _argument(context: Any, builder: Any, type_: Any, value: Any) -> Any:
 @cache
 def _digest() -> str:
     """What compiled code depends on: the files of this folder, ``Wanted``, numba, and the processor."""
-    files = (Path(kernels.__file__), *sorted(Path(__file__).parent.glob("*.py")))
-    texts = [path.read_bytes() for path in files]
+    texts = [path.read_bytes() for path in (Path(kernels.__file__), *sorted(Path(__file__).parent.glob("*.py")))]
     what = (*texts, numba.__version__, cpu_target.target_context.codegen().magic_tuple())
     return hashlib.sha256(repr(what).encode()).hexdigest()[:16]
 

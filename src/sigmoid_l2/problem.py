@@ -243,6 +243,4 @@ def _overlap(a: Any, b: Any) -> bool:
 
 
 def _describe(a: Any) -> str:
-    if isinstance(a, tuple | list):
-        return f"a {type(a).__name__} of {len(a)}"
-    return type_name(a)
+    return f"a {type(a).__name__} of {len(a)}" if isinstance(a, tuple | list) else type_name(a)

@@ -39,11 +39,6 @@ _CANCELS = "1 - s is computed by subtraction, which cancels where q is large; us
 _ZERO = "every value is 0: not computed, or rounded away"
 
 
-def same_values(a: Array, b: Array) -> npt.NDArray[np.bool_]:
-    """Where two arrays are equal, NaN counted as equal to NaN."""
-    return np.asarray((a == b) | (np.isnan(a) & np.isnan(b)))
-
-
 class Pairs(NamedTuple):
     """The right intermediates of a batch, in float64."""
 
@@ -246,7 +241,7 @@ def _fit(recipe: _Recipe, given: Array, pairs: Pairs, rtol: float, dtype: np.dty
         return None
     tolerance = (near + recipe.rounded(pairs)).reshape(given.shape)
     values, near = values.reshape(given.shape), near.reshape(given.shape)
-    deviation = np.where(same_values(given, values), 0, np.abs(given - values))
+    deviation = np.where(np.isclose(given, values, 0, 0, equal_nan=True), 0, np.abs(given - values))
     if not np.all((deviation <= tolerance) | (deviation == 0)):
         return None
     fit = _Fit(recipe.mistakes, float(deviation.sum()), values, near + 0.5 * 10**-recipe.digits * bool(recipe.digits))

@@ -13,6 +13,12 @@ from sigmoid_l2.gpu.arrays import WithoutStream, current_stream, from_cupy
 from sigmoid_l2.gpu.library import DType, GpuLibrary, Shape
 
 
+def cupy_stream(handle: int) -> Any:
+    """The stream of that handle as one of CuPy's, which does not own it."""
+    protocol = SimpleNamespace(__cuda_stream__=lambda: (0, handle))  # CUDA's protocol for streams
+    return sys.modules["cupy"].cuda.Stream.from_external(protocol)
+
+
 class CupyLibrary(GpuLibrary):
     """CuPy, where it is imported. Its pools keep device memory and pinned memory for the next call."""
 
@@ -41,11 +47,10 @@ class CupyLibrary(GpuLibrary):
             if self.cuda.get_current_stream().ptr == self.stream:
                 yield self.cupy
             else:
-                with self.stream_of(self.stream):
+                with cupy_stream(self.stream):
                     yield self.cupy
 
-    def stream_of(self, handle: int) -> Any:
-        return self.cuda.Stream.from_external(SimpleNamespace(__cuda_stream__=lambda: (0, handle)))  # CUDA's protocol
+    stream_of = staticmethod(cupy_stream)
 
     def new_stream(self) -> Any:
         return self.cuda.Stream(non_blocking=True)  # neither waits for the default stream nor makes it wait
