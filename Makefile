@@ -118,7 +118,7 @@ advisories: .venv/.test
 	build/audit/bin/pip-audit --strict --no-deps --disable-pip -r tests/attack/oldest.txt
 
 reproducible: .venv/.dev
-	.venv/bin/python tests/attack/check_reproducible.py
+	.venv/bin/python tests/attack/check_package.py twice
 
 .venv/bin/python:
 	python3 -m venv .venv

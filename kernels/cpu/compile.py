@@ -66,8 +66,7 @@ def _argument(context: Any, builder: Any, type_: Any, value: Any) -> Any:
 @cache
 def _digest() -> str:
     """What compiled code depends on: the files of this folder, ``Wanted``, numba, and the processor."""
-    files = (Path(kernels.__file__), *sorted(Path(__file__).parent.glob("*.py")))
-    texts = [path.read_bytes() for path in files]
+    texts = [path.read_bytes() for path in (Path(kernels.__file__), *sorted(Path(__file__).parent.glob("*.py")))]
     what = (*texts, numba.__version__, cpu_target.target_context.codegen().magic_tuple())
     return hashlib.sha256(repr(what).encode()).hexdigest()[:16]
 
@@ -75,7 +74,8 @@ def _digest() -> str:
 def compile_kernel(function: Any, name: str, dtype: np.dtype[Any]) -> Any:
     """Compile ``function(W, x, loss, dW, dx, first, last)`` for ``dtype``, or load it from numba's disk cache.
 
-    To the function an output of size 0 is one that is not wanted.
+    It computes the pairs first..last of W (B, m, n), x (B, n), loss (B,), dW (B, m, n), dx (B, n). An output of size 0
+    is not wanted.
     """
     # numba's disk cache notices changes of the function's own file alone. And it numbers the variants of a function:
     # when two processes add one each at the same time, the key of one may lead to the code of the other from then on.

@@ -137,7 +137,6 @@ def kernel(dtype: np.dtype[Any]) -> Any:
     width, itemsize = lane_count(dtype), dtype.itemsize
 
     def rows(W: Any, x: Any, loss: Any, dW: Any, dx: Any, first: int, last: int) -> None:
-        """The pairs first..last of W (B, m, n), x (B, n), loss (B,), dW (B, m, n), dx (B, n)."""
         wanted = Wanted(loss.size > 0, dW.size > 0, dx.size > 0)
         m, n = W.shape[1:]
         batch = min(BATCH_ROWS, max(width, BATCH_BYTES // itemsize // n // width * width))

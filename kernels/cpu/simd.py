@@ -122,20 +122,14 @@ class VectorBuilder:
         vectors = list(vectors)
         if size == 1:
             return vectors
+        elements = np.arange(len(vectors) * self.width).reshape(-1, size, inner)
 
-        def terms(first: int, step: int, count: int) -> list[Any]:  # first, first + step, ...: (outer, count, inner)
-            return self.take(
-                vectors,
-                [
-                    ((e // (inner * count)) * size + first + e // inner % count * step) * inner + e % inner
-                    for e in range(len(vectors) * self.width // size * count)
-                ],
-            )
+        def terms(first: int, end: int) -> list[Any]:  # every other one
+            return self.take(vectors, elements[:, first:end:2].flatten().tolist())
 
-        half = size // 2
-        pairs = map(self.builder.fadd, terms(0, 2, half), terms(1, 2, half))
-        sums = self.sum_axis(list(pairs), half, inner)
-        return sums if size % 2 == 0 else list(map(self.builder.fadd, sums, terms(size - 1, 1, 1)))
+        pairs = map(self.builder.fadd, terms(0, size - 1), terms(1, size))
+        sums = self.sum_axis(pairs, size // 2, inner)
+        return sums if size % 2 == 0 else list(map(self.builder.fadd, sums, terms(size - 1, size)))
 
     def mask_first(self, count: Any) -> Any:
         """The mask of the first ``count`` lanes, a number of the program."""

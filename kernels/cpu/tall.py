@@ -64,7 +64,6 @@ def kernel(n: int, dtype: np.dtype[Any]) -> Any:
     width = lane_count(dtype)
 
     def tall(W: Any, x: Any, loss: Any, dW: Any, dx: Any, first: int, last: int) -> None:
-        """The pairs first..last of W (B, m, n), x (B, n), loss (B,), dW (B, m, n), dx (B, n)."""
         wanted = Wanted(loss.size > 0, dW.size > 0, dx.size > 0)
         m = W.shape[1]
         sums = np.empty((width, n), W.dtype)

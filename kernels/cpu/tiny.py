@@ -63,7 +63,6 @@ def kernel(m: int, n: int, dtype: np.dtype[Any]) -> Any:
     width = lane_count(dtype)
 
     def tiny(W: Any, x: Any, loss: Any, dW: Any, dx: Any, first: int, last: int) -> None:
-        """The pairs first..last of W (B, m, n), x (B, n), loss (B,), dW (B, m, n), dx (B, n)."""
         wanted = Wanted(loss.size > 0, dW.size > 0, dx.size > 0)
         whole = first + (last - first) // width * width
         for pair in range(first, whole, width):

@@ -87,7 +87,7 @@ def validate(W: Any, x: Any, stream: Any = None) -> Problem:
     shape, given = W.shape, x.shape
     batch = shape[:-2]
     fits = len(shape) >= 2 and given == batch + shape[-1:] and 0 not in shape[-2:]
-    column = not fits and _check_shapes(shape, given)
+    column = not fits and _are_columns(shape, given)
     dtype = W.dtype if W.dtype is x.dtype and W.dtype.num in _FLOATS and W.dtype.isnative else _result_dtype(W, x)
     return Problem(W, x[..., 0] if column else x, batch, shape[-2], shape[-1], dtype, column, gpu)
 
@@ -176,14 +176,10 @@ def _check_dtype(name: str, a: Any) -> Any:
     return a
 
 
-def _check_shapes(W: tuple[int, ...], x: tuple[int, ...]) -> bool:
-    """Return whether x is given as columns; ValueError where W and x do not fit together."""
-    if len(W) >= 2 and W[-1] and W[-2]:
-        n = W[-1]
-        if x == (*W[:-2], n):
-            return False
-        if x == (*W[:-2], n, 1) and n != 1:
-            return True
+def _are_columns(W: tuple[int, ...], x: tuple[int, ...]) -> bool:
+    """Return whether x, which has no vectors for W, is given as columns; ValueError where it is not."""
+    if len(W) >= 2 and 0 not in W[-2:] and W[-1] != 1 and x == (*W[:-2], W[-1], 1):
+        return True
     raise ValueError(f"{_why_shapes_do_not_fit(W)}; got W {W} and x {x}")
 
 
@@ -247,6 +243,4 @@ def _overlap(a: Any, b: Any) -> bool:
 
 
 def _describe(a: Any) -> str:
-    if isinstance(a, tuple | list):
-        return f"a {type(a).__name__} of {len(a)}"
-    return type_name(a)
+    return f"a {type(a).__name__} of {len(a)}" if isinstance(a, tuple | list) else type_name(a)

@@ -60,10 +60,7 @@ class _Pool:
 
 def _work(work: "SimpleQueue[Callable[[], object] | None]") -> None:
     """Run what is submitted. A thread of a pool has no reference to the pool: it ends when the pool is deleted."""
-    while True:
-        function = work.get()
-        if function is None:
-            return
+    for function in iter(work.get, None):
         function()
         del function  # and with it the arrays of the call
 

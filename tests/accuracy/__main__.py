@@ -30,9 +30,8 @@ def main() -> None:
 
     if not args.again:
         args.results.parent.mkdir(parents=True, exist_ok=True)
-        args.results.write_text(
-            json.dumps(measure(args.every, args.peers_every, args.float64)) + "\n", encoding="utf-8"
-        )
+        results = measure(args.every, args.peers_every, args.float64)
+        args.results.write_text(json.dumps(results) + "\n", encoding="utf-8")
     results = json.loads(args.results.read_text(encoding="utf-8"))
     write(results, args.output)
     print(f"{args.output}: written")

@@ -6,7 +6,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
-from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -30,11 +30,7 @@ class Contender:
         """Why it cannot run here, or None."""
         if self.backend:
             return "; ".join(self.backend.reasons()) or None
-        try:
-            version(self.library)
-        except PackageNotFoundError:
-            return f"{self.library} is not installed"
-        return None
+        return None if find_spec(self.library) else f"{self.library} is not installed"
 
     def flushes(self, dtype: np.dtype[Any]) -> bool:
         """Whether the contract lets it flush subnormal numbers to 0."""

@@ -1,6 +1,10 @@
-"""The sweep: every piece of q through every contender, on all cores, into one tally for each contender and dtype."""
+"""The sweep: every piece of q through every contender, on all cores, into one tally for each contender and dtype.
+
+Beside it, the largest error of each CPU backend's exp, on which the report's proof sketch builds.
+"""
 
 import platform
+import re
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -11,26 +15,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from host.test_simd import exp as vector_exp
+from numba import njit
 from tqdm import tqdm
 
 import sigmoid_l2 as sl2
 from accuracy import truth
 from accuracy.contenders import CONTENDERS, DTYPES, Contender
-from accuracy.exp_error import exp_errors
-from accuracy.tally import OUTPUTS, Tally
+from accuracy.tally import KEPT, Tally
 
+EXP_PIECE = 1 << 20  # arguments of exp
+# Below these, exp is subnormal; its error there is below what counts.
+EXP_ENDS = {"float32": -87.0, "float64": -708.0}
 PIECE = 1 << 15  # values of q that stay in cache together; with twice as many the sweep takes 1.5 times as long
 PATTERNS = 1 << 32  # of float32
 
 
-def float32_pieces(every: int = 1) -> list[range]:
-    """All bit patterns of float32, or every so many-th: positive numbers, inf, NaN, then negative ones."""
-    return [range(first, min(first + PIECE * every, PATTERNS), every) for first in range(0, PATTERNS, PIECE * every)]
-
-
-def float64_pieces(values: int) -> list[range]:
-    """Pieces of ``values`` values in all; ``values_of`` draws them."""
-    return [range(first, min(first + PIECE, values)) for first in range(0, values, PIECE)]
+def pieces(dtype: np.dtype[Any], every: int, values: int) -> list[range]:
+    """Of float32 one bit pattern of ``every``; of float64 so many ``values``, which ``values_of`` draws."""
+    end, step = (PATTERNS, every) if dtype == np.float32 else (values, 1)
+    return [range(first, min(first + PIECE * step, end), step) for first in range(0, end, PIECE * step)]
 
 
 def values_of(dtype: np.dtype[Any], piece: range) -> np.ndarray:
@@ -85,13 +89,48 @@ def sweep(
 def rows(contenders: Sequence[Contender], dtype: np.dtype[Any], tallies: Sequence[Tally]) -> Iterator[dict[str, Any]]:
     """The tallies as JSON has them."""
     for contender, tally in zip(contenders, tallies, strict=True):
-        outputs = {}
-        for k, name in enumerate(OUTPUTS):
-            lists = {"classes": tally.classes[k].tolist(), "profile": tally.profile[k].tolist()}
-            maxima = {"ulp": tally.ulp[k].tolist(), "eps": tally.eps[k].tolist()}
-            outputs[name] = maxima | {"broken": tally.broken[k].tolist()} | lists
-        ours = contender.backend is not None
-        yield {"contender": contender.name, "ours": ours, "dtype": dtype.name, "values": tally.values, **outputs}
+        of_contender = {"contender": contender.name, "ours": contender.backend is not None, "dtype": dtype.name}
+        yield of_contender | {"values": tally.values} | {name: getattr(tally, name).tolist() for name in KEPT}
+
+
+@njit(nogil=True, error_model="numpy")
+def _largest(y, results, double_double):
+    worst = 0.0
+    for i in range(len(y)):
+        if double_double:
+            (high, low), exponent = truth.exp(np.float64(y[i]))
+            scale = 2.0 ** -float(exponent)
+            worst = max(worst, abs((np.float64(results[i]) * scale - high) - low) / high)
+        else:
+            worst = max(worst, abs(np.float64(results[i]) / np.exp(np.float64(y[i])) - 1))
+    return worst
+
+
+def _arguments(dtype: np.dtype[Any], every: int, values: int) -> Any:
+    """Pieces of y <= 0: every bit pattern of float32, or every so many-th; of float64 so many, uniform and near 0."""
+    end = EXP_ENDS[dtype.name]
+    if dtype == np.float32:
+        first, last = (int(np.float32(y).view(np.uint32)) for y in (-0.0, end))
+        for start in range(first, last, EXP_PIECE * every):
+            y = values_of(dtype, range(start, min(start + EXP_PIECE * every, last), every))
+            yield y[: len(y) // 16 * 16]  # whole vectors
+    else:
+        rng = np.random.default_rng(0)
+        for _ in range(max(1, values // EXP_PIECE)):
+            yield np.concatenate([rng.uniform(end, 0, EXP_PIECE // 2), -rng.uniform(0, 1, EXP_PIECE // 2)])
+
+
+def exp_errors(every: int, values: int) -> dict[str, dict[str, float]]:
+    """The largest relative error of each CPU backend's exp in eps, by backend and dtype: E of the proof sketch."""
+    found: dict[str, dict[str, float]] = {"numba": {}, "numpy": {}}
+    for dtype in DTYPES:
+        functions = {"numba": vector_exp(dtype), "numpy": np.exp}
+        eps = float(np.finfo(dtype).eps)
+        for y in tqdm(list(_arguments(dtype, every, values)), desc=f"exp, {dtype}", unit="piece"):
+            for name, function in functions.items():
+                error = _largest(y, function(y), dtype == np.float64) / eps
+                found[name][dtype.name] = max(found[name].get(dtype.name, 0.0), error)
+    return found
 
 
 def measure(every: int, peers_every: int, float64_values: int) -> dict[str, Any]:
@@ -107,12 +146,12 @@ def measure(every: int, peers_every: int, float64_values: int) -> dict[str, Any]
         ours = [c for c in present if c.backend and not c.backend.reasons(dtype)]
         peers = [c for c in present if not c.backend]
         for contenders, step in ((ours, every), (peers, peers_every)):
-            pieces = float32_pieces(step) if dtype == np.float32 else float64_pieces(float64_values)
+            parts = pieces(dtype, step, float64_values)
             names = ", ".join(c.name.removeprefix("sigmoid-l2, ") for c in contenders)
-            with tqdm(total=sum(map(len, pieces)), desc=f"{dtype}: {names}", unit="q", unit_scale=True) as bar:
-                found += rows(contenders, dtype, sweep(contenders, dtype, pieces, bar))
-    exp = exp_errors(every, float64_values // 10)
+            with tqdm(total=sum(map(len, parts)), desc=f"{dtype}: {names}", unit="q", unit_scale=True) as bar:
+                found += rows(contenders, dtype, sweep(contenders, dtype, parts, bar))
     return {
+        "exp": exp_errors(every, float64_values // 10),
         "date": date.today().isoformat(),
         "every": every,
         "peers_every": peers_every,
@@ -120,7 +159,6 @@ def measure(every: int, peers_every: int, float64_values: int) -> dict[str, Any]
         "seconds": round(time.perf_counter() - start),
         "cpu_seconds": round(time.process_time() - cpu_start),
         "versions": {lib: version(lib) for lib in ("numba", *sorted({c.library for c in present}))},
-        "exp": exp,
         "missing": {c.name: reason for c in CONTENDERS if (reason := c.missing())},
         "rows": found,
     }
@@ -130,8 +168,7 @@ def machine() -> str:
     """The processor and how many of its cores are used."""
     cpu, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
     if info.exists():
-        fields = dict(line.split(":", 1) for line in info.read_text().splitlines() if ":" in line)
-        told = {key.strip(): value.strip() for key, value in fields.items()}
+        told = dict(re.findall(r"^(.*?)\s*: (.*)$", info.read_text(), re.MULTILINE))
         if "model name" in told:
             cpu = f"{told['model name']} (family {told.get('cpu family')}, model {told.get('model')})"
     return f"{cpu}, {sl2.get_num_threads()} cores"

@@ -23,13 +23,13 @@ THEIRS = (
 def draw(results: dict[str, Any], path: Path) -> None:
     """A panel for each output and dtype: the largest error in ulp over q, as far as it is above 0.1."""
     figure, panels = plt.subplots(len(TITLES), len(SPAN), figsize=(12, 10), layout="constrained", sharex="col")
-    for row_of_panels, (output, title) in zip(panels, TITLES.items(), strict=True):
+    for output, (row_of_panels, title) in enumerate(zip(panels, TITLES, strict=True)):
         for axes, (dtype, span) in zip(row_of_panels, SPAN.items(), strict=True):
             rows = [row for row in results["rows"] if row["dtype"] == dtype]
             ours, theirs = ([row for row in rows if row["ours"] == flag] for flag in (True, False))
             for row, style in (*zip(theirs[::-1], THEIRS, strict=False), *zip(ours, OURS, strict=False)):
                 axes.plot(*profile(row, output), label=row["contender"], **{"linewidth": 1.1} | style)
-            top = 100 if output == "loss" else None
+            top = 100 if title == "loss" else None
             axes.set(yscale="log", ylim=(0.1, top), xlim=(-span, span), title=f"{title}, {dtype}")
             axes.grid(color="0.88", linewidth=0.6)
         row_of_panels[0].set_ylabel("largest error in ulp")

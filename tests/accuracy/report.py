@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from accuracy.tally import BINS, FIRST, OUTPUTS, SPAN, allowed_eps
+from accuracy.tally import BINS, FIRST, SPAN, allowed_eps
 
 Row = dict[str, Any]
-TITLES = {"loss": "loss", "g": "g = dW", "dx": "dx"}
+TITLES = ("loss", "g = dW", "dx")
 # Classes of the histograms: their upper ends in ulp, which are classes of the tally as well.
 ENDS = (0.5, 1, 2, 4, 8, 16, 1024, np.inf)
 HEADS = ("below ½", "½ to 1", "1 to 2", "2 to 4", "4 to 8", "8 to 16", "16 to 1024", "more")
@@ -106,10 +106,10 @@ def page(results: Row, picture: str) -> str:
         float32_values="all 2^32 bit patterns" if every == 1 else f"every {every:,}th of the 2^32 bit patterns",
         peers_values="" if peers_every == every else f", every {peers_every:,}th of them through the others",
         float64_values=next(row["values"] for row in rows if row["dtype"] == "float64"),
-        maxima="\n\n".join(_maxima(rows, dtype) for dtype in SPAN),
+        maxima="\n\n".join(_maxima([row for row in rows if row["dtype"] == dtype], dtype) for dtype in SPAN),
         missing="".join(missing),
         exhausted=" In float32 every value was tried." if every == 1 else "",
-        histograms="\n\n".join(_histograms(rows, dtype) for dtype in SPAN),
+        histograms="\n\n".join(_histograms([row for row in rows if row["dtype"] == dtype], dtype) for dtype in SPAN),
         bounds=_bounds(results),
     )
 
@@ -117,10 +117,10 @@ def page(results: Row, picture: str) -> str:
 def contract_breakers(results: Row) -> list[str]:
     """The backends of ours that break the contract, also where it was made tighter after they were measured."""
     return [
-        f"{row['contender']}, {row['dtype']}, {TITLES[k]}"
+        f"{row['contender']}, {row['dtype']}, {title}"
         for row in results["rows"]
-        for k, limit in zip(OUTPUTS, allowed_eps(np.dtype(row["dtype"])), strict=True)
-        if row["ours"] and (row[k]["broken"][0] or row[k]["eps"][0] > limit)
+        for k, (title, limit) in enumerate(zip(TITLES, allowed_eps(np.dtype(row["dtype"])), strict=True))
+        if row["ours"] and (row["broken"][k][0] or row["eps"][k][0] > limit)
     ]
 
 
@@ -135,25 +135,25 @@ def _number(value: float) -> str:
 
 def _maxima(rows: list[Row], dtype: str) -> str:
     lines = []
-    for row in (r for r in rows if r["dtype"] == dtype):
-        ulp = [f"{_number(row[k]['ulp'][0])} ({row[k]['ulp'][1]:.4g})" for k in OUTPUTS]
-        broken = 100 * max(row[k]["broken"][0] for k in OUTPUTS) / row["values"]
-        eps = [_number(row[k]["eps"][0]) for k in OUTPUTS]
+    for row in rows:
+        ulp = [f"{_number(error)} ({q:.4g})" for error, q in row["ulp"]]
+        eps = [_number(error) for error, _ in row["eps"]]
+        broken = 100 * max(count for count, _ in row["broken"]) / row["values"]
         lines.append([row["contender"], *ulp, *eps, f"{broken:.3g} %" if broken else "none"])
     allowed = [f"{limit:.3g}" for limit in allowed_eps(np.dtype(dtype))]
     lines.append(["allowed by the contract", "", "", "", *allowed, ""])
-    heads = [f"{TITLES[k]}, {unit}" for unit in ("ulp", "eps") for k in OUTPUTS]
+    heads = [f"{title}, {unit}" for unit in ("ulp", "eps") for title in TITLES]
     return table([dtype, *heads, "out of contract"], lines)
 
 
 def _histograms(rows: list[Row], dtype: str) -> str:
     lines = []
     edges = [int(np.log2(end)) - FIRST + 1 for end in ENDS[:-1]]
-    for row in (r for r in rows if r["dtype"] == dtype):
-        for k in OUTPUTS:
-            shares = [part.sum() for part in np.split(np.array(row[k]["classes"]), edges)]
+    for row in rows:
+        for title, classes in zip(TITLES, row["classes"], strict=True):
+            shares = [part.sum() for part in np.split(np.array(classes), edges)]
             texts = [f"{100 * share / sum(shares):.3g}" if share else "" for share in shares]
-            lines.append([f"{row['contender']}, {TITLES[k]}", *texts])
+            lines.append([f"{row['contender']}, {title}", *texts])
     return table([dtype, *HEADS], lines)
 
 
@@ -162,14 +162,14 @@ def _bounds(results: Row) -> str:
     for row in results["rows"]:
         error = results["exp"].get(row["contender"].split(", ")[-1], {}).get(row["dtype"])
         if row["ours"] and error:
-            pairs = zip((2 * error + 3, 2 * error + 4.25, 2 * error + 4.75), OUTPUTS, strict=True)
-            texts = [text for bound, k in pairs for text in (f"{bound:.2f}", _number(row[k]["eps"][0]))]
+            pairs = zip((3, 4.25, 4.75), row["eps"], strict=True)
+            texts = [text for more, (eps, _) in pairs for text in (f"{2 * error + more:.2f}", _number(eps))]
             lines.append([f"{row['contender']}, {row['dtype']}", f"{error:.2f}", *texts])
-    heads = [f"{TITLES[k]}, {what}" for k in OUTPUTS for what in ("bound", "measured")]
+    heads = [f"{title}, {what}" for title in TITLES for what in ("bound", "measured")]
     return table(["backend", "E", *heads], lines)
 
 
-def profile(row: Row, output: str) -> tuple[np.ndarray, np.ndarray]:
+def profile(row: Row, output: int) -> tuple[np.ndarray, np.ndarray]:
     """The middle of each bin of q and the largest error in it, NaN where there is none."""
-    span, errors = SPAN[row["dtype"]], np.array(row[output]["profile"])
+    span, errors = SPAN[row["dtype"]], np.array(row["profile"][output])
     return (np.arange(BINS) + 0.5) * (2 * span / BINS) - span, np.where(errors > 0, errors, np.nan)

@@ -18,6 +18,7 @@ from numba import njit
 from accuracy import truth
 
 OUTPUTS = ("loss", "g", "dx")
+KEPT = ("classes", "profile", "ulp", "eps", "broken")  # the arrays of a Tally
 BINS = 1024  # of q, for the picture
 SPAN = {"float32": 105.0, "float64": 750.0}  # the bins cover -SPAN to SPAN; values beyond are in the outermost bins
 # Errors are counted by powers of 2: class 0 is below 2^FIRST ulp, class k from 2^(FIRST + k - 1) to twice that.
@@ -54,7 +55,7 @@ class Tally:
         info = np.finfo(self.dtype)
         floor, lost = (4, 2) if self.flushes else (1, 1)  # smallest normal numbers
         numbers = float(info.eps), floor * float(info.tiny), lost * float(info.tiny), SPAN[info.dtype.name]
-        state = self.classes, self.profile, self.ulp, self.eps, self.broken
+        state = [getattr(self, name) for name in KEPT]
         for k, allowed in enumerate(allowed_eps(self.dtype)):
             _count(k, q, results[k], *true, allowed, numbers, *state)
         self.values += len(q)

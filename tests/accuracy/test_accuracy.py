@@ -7,16 +7,12 @@ import pytest
 
 from accuracy import report, truth
 from accuracy.contenders import CONTENDERS, DTYPES, textbook
-from accuracy.exp_error import exp_errors
-from accuracy.measure import PIECE, float32_pieces, float64_pieces, rows, sweep, values_of
+from accuracy.measure import PIECE, exp_errors, pieces, rows, sweep, values_of
 from accuracy.tally import FIRST, OUTPUTS, Tally, allowed_eps
 
 FLOAT32, FLOAT64 = DTYPES
-EVERY, FLOAT64_VALUES = 1009, 10**6
-
-
-def pieces(dtype):
-    return float32_pieces(EVERY) if dtype == np.float32 else float64_pieces(FLOAT64_VALUES)
+EVERY = 1009
+PIECES = {dtype: pieces(dtype, EVERY, values=10**6) for dtype in DTYPES}
 
 
 @pytest.fixture(scope="module", params=DTYPES, ids=str)
@@ -25,12 +21,12 @@ def tally(request, entry):
     if entry.reasons(request.param):
         pytest.skip(f"{entry.name}: {'; '.join(entry.reasons(request.param))}")
     (contender,) = [c for c in CONTENDERS if c.backend is entry]
-    (found,) = sweep([contender], request.param, pieces(request.param))
+    (found,) = sweep([contender], request.param, PIECES[request.param])
     return found
 
 
 def test_backends_keep_the_contract(tally):
-    assert tally.values == sum(map(len, pieces(tally.dtype)))
+    assert tally.values == sum(map(len, PIECES[tally.dtype]))
     assert tally.broken[:, 0].tolist() == [0, 0, 0], f"loss, g, dx break the contract, say at q = {tally.broken[:, 1]}"
     assert (tally.eps[:, 0] <= allowed_eps(tally.dtype)).all()
     assert (tally.ulp[:, 0] > 0.5).all(), "all results correctly rounded: nothing was measured"
@@ -38,7 +34,7 @@ def test_backends_keep_the_contract(tally):
 
 def test_all_patterns_of_float32_are_swept_once():
     """By their ends: the pieces are one after another, and each is read as its patterns."""
-    every_piece = float32_pieces()
+    every_piece = pieces(FLOAT32, every=1, values=0)
     assert [piece.start for piece in every_piece] == list(range(0, 2**32, PIECE))
     assert every_piece[-1].stop == 2**32
     for piece in (every_piece[0], every_piece[-1]):

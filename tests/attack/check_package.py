@@ -1,8 +1,18 @@
-"""Build the wheel and the sdist, see that they hold what they must, and use both in empty environments.
+"""Build the wheel and the sdist, see that they hold what they must, and use both in empty environments: `make package`.
 
-Run by `make package`; not a pytest file, because it builds and installs from the package index.
+`make reproducible`, which is check_package.py twice, builds them twice, in ways that must not matter, and compares the
+bytes of the wheels and the contents of the sdists. The second build is of sources in another folder, with other times,
+in another time zone and locale, with another order of Python's sets. What does matter is SOURCE_DATE_EPOCH, here the
+time of the last commit, and the modes of files, here those of umask 022: setuptools puts them into the wheel. Into the
+sdist it puts the times of the build, so that its bytes always differ.
+
+Not a pytest file, because it builds and installs from the package index.
 """
 
+import hashlib
+import io
+import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -11,15 +21,16 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-MODULES = {path.relative_to(ROOT / "src").as_posix() for path in (ROOT / "src").rglob("*.py")}
-KERNELS = {
-    path.relative_to(ROOT / "kernels").as_posix()
-    for path in (ROOT / "kernels").rglob("*")
-    if path.suffix in (".py", ".cuh")
+SOURCES = [path for folder in ("src/sigmoid_l2", "kernels") for path in (ROOT / folder).rglob("*.*")]
+CODE = {p.relative_to(ROOT).as_posix() for p in SOURCES if p.suffix in (".py", ".cuh", ".typed")}
+IN_WHEEL = {name.removeprefix("src/").replace("kernels/", "sigmoid_l2/kernels/", 1) for name in CODE}
+IN_SDIST = CODE | {"pyproject.toml", "README.md", "LICENSE"}
+
+NOT_SOURCES = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__")
+WAYS = {
+    "one": (1_700_000_000, {"PYTHONHASHSEED": "1", "TZ": "UTC", "LC_ALL": "C.UTF-8"}),
+    "two/and/deeper": (1_500_000_000, {"PYTHONHASHSEED": "2", "TZ": "Asia/Kathmandu", "LC_ALL": "C"}),
 }
-IN_WHEEL = MODULES | {"sigmoid_l2/py.typed"} | {f"sigmoid_l2/kernels/{name}" for name in KERNELS}
-IN_SDIST = {f"src/{name}" for name in MODULES | {"sigmoid_l2/py.typed"}} | {f"kernels/{name}" for name in KERNELS}
-IN_SDIST |= {"pyproject.toml", "README.md", "LICENSE"}
 
 # From a folder that is not the checkout: what runs is what was installed.
 USE = """
@@ -54,21 +65,56 @@ def check_contents(wheel: Path, sdist: Path) -> None:
     print(f"{wheel.name}: {len(code)} files; {sdist.name}: {len(in_sdist)} entries")
 
 
-def main() -> None:
+def check_uses(folder: Path) -> None:
     """Build, look, install, use."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        run(sys.executable, "-m", "build", "--outdir", folder, ROOT, cwd=folder)
-        (wheel,), (sdist,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
-        check_contents(wheel, sdist)
-        for package in (wheel, sdist):
-            environment = folder / f"env-{package.suffix[1:]}"
-            run(sys.executable, "-m", "venv", environment, cwd=folder)
-            python = environment / "bin" / "python"
-            run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", package, cwd=folder)
-            run(python, "-W", "error", "-c", USE, cwd=folder)
-            run(environment / "bin" / "sigmoid-l2", "info", cwd=folder)
+    run(sys.executable, "-m", "build", "--outdir", folder, ROOT, cwd=folder)
+    (wheel,), (sdist,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
+    check_contents(wheel, sdist)
+    for package in (wheel, sdist):
+        environment = folder / f"env-{package.suffix[1:]}"
+        run(sys.executable, "-m", "venv", environment, cwd=folder)
+        python = environment / "bin" / "python"
+        run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", package, cwd=folder)
+        run(python, "-W", "error", "-c", USE, cwd=folder)
+        run(environment / "bin" / "sigmoid-l2", "info", cwd=folder)
+
+
+def build(original: Path, folder: Path, time: int, variables: dict[str, str]) -> dict[str, bytes]:
+    """The files that a build of a copy of ``original`` in ``folder`` makes."""
+    sources, built = folder / "sources", folder / "built"
+    shutil.copytree(original, sources)
+    for path in sources.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+        os.utime(path, (time, time))
+    epoch = ["git", "log", "-1", "--format=%ct"]
+    epoch = subprocess.run(epoch, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    subprocess.run(
+        [sys.executable, "-m", "build", "--outdir", built, sources],
+        env={**os.environ, **variables, "SOURCE_DATE_EPOCH": epoch},
+        umask=0o022,
+        stdout=subprocess.DEVNULL,
+        check=True,
+    )
+    return {path.name: path.read_bytes() for path in built.iterdir()}
+
+
+def members(sdist: bytes) -> dict[str, bytes | None]:
+    """What an sdist holds, without times."""
+    with tarfile.open(fileobj=io.BytesIO(sdist)) as archive:
+        return {m.name: f.read() if (f := archive.extractfile(m)) else None for m in archive}
+
+
+def check_two_builds(folder: Path) -> None:
+    """Exit with the name of what differs."""
+    shutil.copytree(ROOT, folder / "original", ignore=NOT_SOURCES)
+    first, second = (build(folder / "original", folder / name, *way) for name, way in WAYS.items())
+    for file, content in first.items():
+        same = content == second[file] if file.endswith(".whl") else members(content) == members(second[file])
+        if not same:
+            sys.exit(f"two builds of {file} differ")
+        print(hashlib.sha256(content).hexdigest() if file.endswith(".whl") else "the same contents", file)
 
 
 if __name__ == "__main__":
-    main()
+    with tempfile.TemporaryDirectory() as name:
+        (check_two_builds if sys.argv[1:] == ["twice"] else check_uses)(Path(name))

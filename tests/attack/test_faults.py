@@ -3,6 +3,7 @@
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 from processes import run_python
@@ -16,15 +17,11 @@ def test_a_helper_that_starts_late_does_nothing(monkeypatch):
     """submit() queues its work before it fails to start a thread: another thread may run it after the call."""
     queued = []
 
-    class Pool:
-        def __init__(self, helpers):
-            pass
+    def submit(function):
+        queued.append(function)
+        raise RuntimeError("can't start new thread")
 
-        def submit(self, function):
-            queued.append(function)
-            raise RuntimeError("can't start new thread")
-
-    monkeypatch.setattr(threads, "_pool", Pool)
+    monkeypatch.setattr(threads, "_pool", lambda helpers: SimpleNamespace(submit=submit))
     monkeypatch.setattr(threads, "get_num_threads", lambda: 4)
     ranges = []
     threads.for_ranges(100, 10 * threads.THREAD_WORK, lambda first, last: ranges.append((first, last)))

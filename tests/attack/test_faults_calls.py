@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +18,7 @@ from arrays import bits, pairs
 from processes import run_python
 
 import sigmoid_l2 as sl2
-from attack.test_faults_files import often
+from attack.test_faults_files import IN_USE, has_in_use, often
 from sigmoid_l2 import dispatch, threads
 
 NAMES = [b.name for b in dispatch.BACKENDS if b.device == "cpu" and not b.reasons()]
@@ -75,8 +74,6 @@ def test_idle_threads_keep_no_arrays():
 # --- memory -------------------------------------------------------------------------------------------------------
 
 MEMORY = """
-import re, resource, sys
-from pathlib import Path
 import numpy as np, sigmoid_l2 as sl2
 
 name, layout, steps = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -87,13 +84,13 @@ expected = sl2.value_and_grad(W, x, backend=name)  # compiled, and the threads a
 W = W if layout == "contiguous" else np.asfortranarray(W)
 small = [a.tobytes() for a in sl2.value_and_grad(W[:1, :2, :2], x[:1, :2], backend=name)]
 out = [np.empty(a.shape) for a in expected]
-in_use = int(re.search(r"VmSize:\\s*(\\d+)", Path("/proc/self/status").read_text()).group(1)) * 1024
+before = in_use()
 outcomes = []
 for given in (out, None):
     for more in np.linspace(-4 << 20, 10 * W.nbytes, steps, dtype=int):
         for a in out:
             a.fill(np.nan)
-        resource.setrlimit(resource.RLIMIT_AS, (in_use + more, resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_AS, (before + more, resource.RLIM_INFINITY))
         try:
             results = sl2.value_and_grad(W, x, out=given, backend=name)
             outcome = "results"
@@ -109,34 +106,25 @@ for given in (out, None):
         assert [a.tobytes() for a in sl2.value_and_grad(W[:1, :2, :2], x[:1, :2], backend=name)] == small
 print(", ".join(sorted(set(outcomes))))
 """
-has_limits = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory limits and /proc of Linux")
+LARGE_SHAPES = ("100000x3x3", "3x1000x1000", "3x400000x2", "2x1x1000000")
+LARGE = [pytest.param(shape, 100, marks=pytest.mark.faults) for shape in LARGE_SHAPES]
 
 
-@has_limits
+@has_in_use
 @each_backend
 @pytest.mark.parametrize("layout", ["contiguous", "Fortran"])
-@pytest.mark.parametrize(
-    ("shape", "times"),
-    [("100000x3x3", 8)]
-    + [
-        pytest.param(shape, 100, marks=pytest.mark.faults)
-        for shape in ("100000x3x3", "3x1000x1000", "3x400000x2", "2x1x1000000")
-    ],
-)
+@pytest.mark.parametrize(("shape", "times"), [("100000x3x3", 8), *LARGE])
 def test_memory_limit(name, layout, shape, times):
     """All or nothing at every limit, with ``out`` and without, and the next call works."""
-    assert run_python(MEMORY, name, layout, times, shape) == "MemoryError, results\n"
+    assert run_python(IN_USE + MEMORY, name, layout, times, shape) == "MemoryError, results\n"
 
 
 COMPILE = """
-import re, resource, sys
-from pathlib import Path
-import numpy as np, sigmoid_l2 as sl2
+import sigmoid_l2 as sl2
 from sigmoid_l2.kernels.cpu import launch  # and numba, which needs more than the compiler does
 
 for size, more in enumerate(map(int, sys.argv[1:]), 3):
-    in_use = int(re.search(r"VmSize:\\s*(\\d+)", Path("/proc/self/status").read_text()).group(1)) * 1024
-    resource.setrlimit(resource.RLIMIT_AS, (in_use + (more << 20), resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_AS, (in_use() + (more << 20), resource.RLIM_INFINITY))
     try:
         sl2.warmup((size, 3), backend="numba")
         print("compiled")
@@ -147,14 +135,14 @@ sl2.warmup((2, 2), backend="numba")
 """
 
 
-@has_limits
+@has_in_use
 @pytest.mark.skipif("numba" not in NAMES, reason="about numba's compiler")
 @pytest.mark.parametrize(
     "limits", [[1, 400], pytest.param([*range(0, 400, 20), 400], marks=pytest.mark.faults)], ids=len
 )
 def test_memory_limit_of_the_compiler(limits, tmp_path):
     """LLVM ends the process where it gets no memory, so nothing is compiled where little is left."""
-    outcomes = run_python(COMPILE, *limits, NUMBA_CACHE_DIR=tmp_path).split()
+    outcomes = run_python(IN_USE + COMPILE, *limits, NUMBA_CACHE_DIR=tmp_path).split()
     assert len(outcomes) == len(limits)
     assert (outcomes[0], outcomes[-1]) == ("MemoryError", "compiled")
 

@@ -33,13 +33,19 @@ from sigmoid_l2.cli import main as cli
 print("begun", flush=True)
 sys.exit(cli.main(["grad", *sys.argv[1:]]))
 """
-LIMITED = """
-import re, resource, sys
+# Linux: the addresses in use, in bytes, which a limit of memory counts as well.
+IN_USE = """
+import resource, sys
 from pathlib import Path
+def in_use():
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+"""
+has_in_use = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc/self/statm, as Linux has")
+LIMITED = """
 from sigmoid_l2.cli import main as cli
 which, limit = getattr(resource, sys.argv[1]), int(sys.argv[2])
-if which == resource.RLIMIT_AS:  # besides what is in use now
-    limit += int(re.search(r"VmSize:\\s*(\\d+)", Path("/proc/self/status").read_text()).group(1)) * 1024
+if which == resource.RLIMIT_AS:
+    limit += in_use()
 resource.setrlimit(which, (limit, limit))
 sys.exit(cli.main(["grad", *sys.argv[3:]]))
 """
@@ -84,56 +90,39 @@ def writing(folder):
     return True
 
 
-def stop(pairs, folder, number, k, chance):
-    """Send signal ``number`` to the command, at any moment or (every other time) while it writes.
-
-    Its exit status, what it printed as an error, what became of OUT, and whether a temporary file was left.
-    """
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
+@often(2, 50)
+def test_stopped(pairs, tmp_path, number, times):
+    """At any moment or (every other time) while it writes. A killed command may leave a hidden .tmp file."""
     given, expected, seconds = pairs
-    out = folder / "out.npz"
-    before = "old" if k % 4 >= 2 else "absent"
-    if before == "old":
-        out.write_bytes(OLD)
-    command = [sys.executable, "-c", GRAD, given, "-o", out]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
-        assert child.stdout.readline() == "begun\n"
-        if k % 2:
-            while child.poll() is None and not writing(folder):
-                time.sleep(0.001)
-            time.sleep(chance.uniform(0, 0.03))
+    out = tmp_path / "out" / "out.npz"
+    chance, seen = random.Random(times), Counter()
+    for k in range(times):
+        out.parent.mkdir()
+        before = "old" if k % 4 >= 2 else "absent"
+        if before == "old":
+            out.write_bytes(OLD)
+        command = [sys.executable, "-c", GRAD, given, "-o", out]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+            assert child.stdout.readline() == "begun\n"
+            if k % 2:
+                while child.poll() is None and not writing(out.parent):
+                    time.sleep(0.001)
+            time.sleep(chance.uniform(0, 0.03 if k % 2 else seconds))
+            child.send_signal(number)
+            _, error = child.communicate(timeout=60)
+        after, left = content(out, expected), len(list(out.parent.iterdir())) > out.exists()
+        shutil.rmtree(out.parent)
+        assert after in (before, "whole")
+        if number == signal.SIGKILL:
+            assert child.returncode in (-signal.SIGKILL, 0)
         else:
-            time.sleep(chance.uniform(0, seconds))
-        child.send_signal(number)
-        _, error = child.communicate(timeout=60)
-    after = content(out, expected)
-    left = [file for file in folder.iterdir() if file != out]
-    shutil.rmtree(folder)
-    folder.mkdir()
-    assert after in (before, "whole")
-    return child.returncode, error, after, bool(left)
-
-
-@often(2, 50)
-def test_killed(pairs, tmp_path, times):
-    """A killed command may leave a hidden .tmp file, which nobody takes for a result."""
-    chance, seen = random.Random(times), Counter()
-    for k in range(times):
-        status, _, after, left = stop(pairs, tmp_path, signal.SIGKILL, k, chance)
-        assert status in (-signal.SIGKILL, 0)
-        seen[f"OUT {after}", "while writing" if left else ""] += 1
-    print(f"{times} x kill -9:", dict(seen))
-    assert times < 50 or seen["OUT absent", "while writing"] + seen["OUT old", "while writing"] >= 10
-
-
-@often(2, 50)
-def test_ctrl_c(pairs, tmp_path, times):
-    chance, seen = random.Random(times), Counter()
-    for k in range(times):
-        status, error, after, left = stop(pairs, tmp_path, signal.SIGINT, k, chance)
-        assert not left
-        assert after == "whole" or (status, error) == (130, "sigmoid-l2: interrupted\n")
-        seen[f"exit status {status}", f"OUT {after}"] += 1
-    print(f"{times} x Ctrl-C:", dict(seen))
+            assert not left
+            assert after == "whole" or (child.returncode, error) == (130, "sigmoid-l2: interrupted\n")
+        seen[f"exit status {child.returncode}", f"OUT {after}", "while writing" * left] += 1
+    print(f"{times} x {number.name}:", dict(seen))
+    if number == signal.SIGKILL and times >= 50:
+        assert sum(count for (_, after, left), count in seen.items() if left and after != "OUT whole") >= 10
 
 
 def grad_with_limit(pairs, folder, which, limit, backend="auto"):
@@ -141,7 +130,7 @@ def grad_with_limit(pairs, folder, which, limit, backend="auto"):
     given, expected, _ = pairs
     out = folder / "out.npz"
     out.write_bytes(OLD)
-    command = [sys.executable, "-c", LIMITED, which, str(limit), given, "-o", out, "--backend", backend]
+    command = [sys.executable, "-c", IN_USE + LIMITED, which, str(limit), given, "-o", out, "--backend", backend]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     after = content(out, expected)
     assert [file.name for file in folder.iterdir()] == ["out.npz"]
@@ -184,14 +173,13 @@ def test_full_disk(pairs, tmp_path, times):
     assert (done.returncode, done.stderr, done.stdout[-8:]) == (0, "", "out.npz\n")
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the memory in use is read from Linux's /proc")
+@has_in_use
 @often(3, 20)
 def test_memory_limit(pairs, tmp_path, times):
     """Memory beyond the program's own, from none to more than enough: the error is one line, wherever it arises."""
-    given, names, _ = pairs
-    with np.load(given) as archive:
+    with np.load(pairs[0]) as archive:
         results = sl2.value_and_grad(archive["W"], archive["x"], backend="numpy")
-    pairs = given, dict(zip(names, results, strict=True)), None
+    pairs = pairs[0], results._asdict(), None
     outcomes = [
         grad_with_limit(pairs, tmp_path, "RLIMIT_AS", limit, "numpy")
         for limit in np.linspace(0, 128 << 20, times, dtype=int)

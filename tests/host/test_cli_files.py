@@ -17,7 +17,7 @@ from attack.fuzz.make_seeds import saved
 from host.test_cli import W, X, error_of, names
 from sigmoid_l2.cli import files
 from sigmoid_l2.cli import main as cli
-from sigmoid_l2.cli.files import InputError, read_pair, write_npz
+from sigmoid_l2.cli.files import InputError, read_arrays, write_npz
 
 pytestmark = pytest.mark.usefixtures("directory")
 
@@ -128,7 +128,7 @@ def test_bad_files(capsys, command, paths, words):
     assert len(error) < 600
     assert error[:-1].isprintable()
     with pytest.raises(InputError):
-        read_pair(paths)
+        read_arrays(paths)
 
 
 BAD_ARRAYS = {
@@ -190,7 +190,7 @@ def test_bad_out(capsys, out, word):
 
 def test_out_is_checked_before_the_work(capsys, monkeypatch):
     np.savez("in.npz", W=W, x=X)
-    monkeypatch.setattr(cli, "read_pair", lambda _: pytest.fail("began to work"))
+    monkeypatch.setattr(cli, "read_arrays", lambda _: pytest.fail("began to work"))
     error_of(capsys, "grad", "in.npz", "-o", "no/out.npz")
 
 

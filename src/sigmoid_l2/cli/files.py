@@ -39,8 +39,8 @@ class InputError(Exception):
     """A file does not hold what it must. The message is one line: which file, and what is wrong with it."""
 
 
-def read_pair(paths: Sequence[str | Path]) -> tuple[Array, Array]:
-    """Read W and x, of whatever shapes and numeric dtypes the files hold.
+def read_arrays(paths: Sequence[str | Path], optional: Sequence[str] = ()) -> dict[str, Array]:
+    """Read W and x, of whatever shapes and numeric dtypes the files hold; of an .npz or .json also ``optional`` arrays.
 
     ``paths`` is one .npz file with the arrays W and x, one .json file with the keys W and x (nested lists of
     numbers), or two .npy files, W first. The content decides which it is, not the name. The arrays of .npy files are
@@ -49,12 +49,6 @@ def read_pair(paths: Sequence[str | Path]) -> tuple[Array, Array]:
     Raises InputError for every way in which a file can be bad. Pickled objects are never loaded, and no array of
     an .npz file takes more memory than 1 GiB or, if that is more, 100 times the file's size.
     """
-    arrays = read_arrays(paths)
-    return arrays["W"], arrays["x"]
-
-
-def read_arrays(paths: Sequence[str | Path], optional: Sequence[str] = ()) -> dict[str, Array]:
-    """Read W and x as ``read_pair`` does, and of the arrays named in ``optional`` those that an .npz or .json holds."""
     files = [Path(path) for path in paths]
     formats = [_format(file) for file in files]
     match formats:
@@ -81,11 +75,8 @@ def check_output(path: str | Path) -> None:
         if not path.parent.is_dir():
             raise FileNotFoundError(errno.ENOENT, f"there is no directory {path.parent}")
         # Permission bits do not show read-only file systems and quotas. Only creating a file does.
-        temporary = _temporary_beside(path)
-        try:
+        with _temporary_beside(path) as temporary:
             temporary.open("xb").close()
-        finally:  # Ctrl-C included
-            temporary.unlink(missing_ok=True)
 
 
 def write_npz(path: str | Path, arrays: Mapping[str, Any]) -> None:
@@ -95,22 +86,23 @@ def write_npz(path: str | Path, arrays: Mapping[str, Any]) -> None:
     stays as it was. Raises OSError, with ``path`` as its file name.
     """
     path = Path(path)
-    temporary = _temporary_beside(path)
+    with _errors_name(path), _temporary_beside(path) as temporary:
+        # Not tempfile: its files have mode 0600, and the user's umask should decide.
+        with temporary.open("xb") as file:
+            np.savez(file, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(os.path.realpath(path))
+
+
+@contextmanager
+def _temporary_beside(path: Path) -> Iterator[Path]:
+    """A new name beside the file that ``path`` links to, because a file is replaced within one file system only."""
+    temporary = Path(os.path.realpath(path)).parent / f".sigmoid-l2-{secrets.token_hex(8)}.tmp"
     try:
-        with _errors_name(path):
-            # Not tempfile: its files have mode 0600, and the user's umask should decide.
-            with temporary.open("xb") as file:
-                np.savez(file, **arrays)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(os.path.realpath(path))
+        yield temporary
     finally:  # also after Ctrl-C; after a success there is nothing to remove
         temporary.unlink(missing_ok=True)
-
-
-def _temporary_beside(path: Path) -> Path:
-    """A new name beside the file that ``path`` links to, because a file is replaced within one file system only."""
-    return Path(os.path.realpath(path)).parent / f".sigmoid-l2-{secrets.token_hex(8)}.tmp"
 
 
 @contextmanager

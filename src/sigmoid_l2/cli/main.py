@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from sigmoid_l2.api import value_and_grad
-from sigmoid_l2.cli.files import InputError, check_output, read_arrays, read_pair, write_npz
+from sigmoid_l2.cli.files import InputError, check_output, read_arrays, write_npz
 from sigmoid_l2.dispatch import NAMES, PREFERENCES, BackendUnavailableError, show_config
 from sigmoid_l2.explain import example
 from sigmoid_l2.explain.check_grad import check_grad
@@ -92,21 +92,19 @@ def _errors_name(files: Sequence[str]) -> Iterator[None]:
 
 
 def _trace(args: argparse.Namespace) -> str:
-    arrays: dict[str, Any]
+    arrays = {name: getattr(example, name) for name in ("W", "x", "dW", "dx")}
     if args.files:
-        arrays = dict(read_arrays(args.files, optional=("dW", "dx")))
-    else:
-        arrays = {"W": example.W, "x": example.x, "dW": example.dW, "dx": example.dx}
+        arrays = read_arrays(args.files, optional=("dW", "dx"))
     with _errors_name(args.files):
         text = f"{trace(arrays['W'], arrays['x'])}\n"
-        if "dW" in arrays or "dx" in arrays:
+        if len(arrays) > 2:
             text += f"\nthe hand-written gradient, checked:\n{check_grad(**arrays)}\n"
     return text
 
 
 def _grad(args: argparse.Namespace) -> str:
     check_output(args.out)
-    W, x = read_pair(args.files)
+    W, x = read_arrays(args.files).values()
     if any(args.out.exists() and args.out.samefile(file) for file in args.files):
         raise InputError(f"{args.out}: is an input too and would be lost; give another name after -o")
     with _errors_name(args.files):
@@ -163,13 +161,10 @@ def _count(pairs: int) -> str:
 
 def _at_least(least: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
-        try:
-            number = int(text)
-        except ValueError:
-            number = least - 1
-        if number < least:
-            raise argparse.ArgumentTypeError(f"a whole number of at least {least} is needed, not {text!r}")
-        return number
+        with contextlib.suppress(ValueError):
+            if (number := int(text)) >= least:
+                return number
+        raise argparse.ArgumentTypeError(f"a whole number of at least {least} is needed, not {text!r}")
 
     return parse
 
@@ -188,7 +183,7 @@ def _parser() -> argparse.ArgumentParser:
             name,
             help=help,
             description=help[0].upper() + help[1:] + ".",
-            epilog=f"example:\n  {example}",
+            epilog=f"example:\n  sigmoid-l2 {name} {example}".rstrip(),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         command.set_defaults(run=run)
@@ -201,11 +196,9 @@ def _parser() -> argparse.ArgumentParser:
 
     inputs = "one .npz or .json file with W and x, or two .npy files, W first: W (..., m, n), x (..., n)"
 
-    add("info", _info, "show the versions in use and which backends can run here", "sigmoid-l2 info")
+    add("info", _info, "show the versions in use and which backends can run here", "")
 
-    command = add(
-        "trace", _trace, "show every intermediate of the computation, with its shape", "sigmoid-l2 trace mine.json"
-    )
+    command = add("trace", _trace, "show every intermediate of the computation, with its shape", "mine.json")
     command.add_argument(
         "files",
         metavar="FILE",
@@ -214,24 +207,14 @@ def _parser() -> argparse.ArgumentParser:
         "Without a file: a 3x3 example, with a gradient that was written by hand",
     )
 
-    command = add(
-        "grad", _grad, "compute loss, dW and dx of every pair in a file", "sigmoid-l2 grad batch.npz -o gradients.npz"
-    )
+    command = add("grad", _grad, "compute loss, dW and dx of every pair in a file", "batch.npz -o gradients.npz")
     command.add_argument("files", metavar="IN", nargs="+", help=inputs)
     add_out(command, "loss (...), dW and dx of the shapes of W and x")
-    command.add_argument(
-        "--backend",
-        metavar="NAME",
-        default="auto",
-        help=f"where to compute: {', '.join((*PREFERENCES, *NAMES))} (default: auto)",
-    )
+    backends = f"where to compute: {', '.join((*PREFERENCES, *NAMES))} (default: auto)"
+    command.add_argument("--backend", metavar="NAME", default="auto", help=backends)
 
-    command = add(
-        "sample",
-        _sample,
-        "write random pairs, standard normal, to try the other commands on",
-        "sigmoid-l2 sample --batch 1000000 --shape 3 3 -o batch.npz",
-    )
+    purpose = "write random pairs, standard normal, to try the other commands on"
+    command = add("sample", _sample, purpose, "--batch 1000000 --shape 3 3 -o batch.npz")
     command.add_argument("--batch", metavar="B", type=_at_least(0), required=True, help="the number of pairs")
     command.add_argument(
         "--shape", metavar=("M", "N"), nargs=2, type=_at_least(1), required=True, help="rows and columns of each W"

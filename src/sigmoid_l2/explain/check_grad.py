@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sigmoid_l2.explain.mistakes import Pairs, name_mistakes, same_values, true_gradient
+from sigmoid_l2.explain.mistakes import Pairs, name_mistakes, true_gradient
 from sigmoid_l2.problem import host_array, validate
 
 Array = npt.NDArray[Any]
@@ -46,11 +46,9 @@ class ArrayCheck:
             return
         yield f"{self.name}: WRONG"
         if self.wrong:
-            yield _wrap(
-                "  ",
-                f"{self.wrong} of {self.true.size} values; the worst at {self.index}: given {self.given_value:.6g}, "
-                f"true {self.true_value:.6g}, relative error {self.max_relative_error:.2g}",
-            )
+            values = f"given {self.given_value:.6g}, true {self.true_value:.6g}"
+            worst = f"the worst at {self.index}: {values}, relative error {self.max_relative_error:.2g}"
+            yield _wrap("  ", f"{self.wrong} of {self.true.size} values; {worst}")
         for mistake in self.mistakes:
             yield _wrap("  - ", mistake)
         if not self.mistakes:
@@ -146,7 +144,7 @@ def _check(name: str, a: Any, shape: tuple[int, ...], pairs: Pairs, rtol: float 
     allowed = allowed + atol + 4 * eps * largest
     ok, wrong, error, index = False, None, None, None
     if given.shape == shape:
-        same = same_values(given, values)
+        same = np.isclose(given, values, rtol=0, atol=0, equal_nan=True)
         difference = np.where(same, 0, np.abs(given - values))
         beyond = np.where(same, 0, np.nan_to_num(difference / allowed, nan=np.inf, posinf=np.inf))
         wrong = int((beyond > 1).sum())

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from sigmoid_l2.kernels.reference import sigmoid_and_complement
 
 Array = npt.NDArray[Any]
+DType = np.dtype[Any]
 
 # The largest accepted probability that a random wrong gradient fits the explanation, or one tried before it.
 # Measured on 3x3 gradients rounded to 3 digits: 4 of 5 combinations of mistakes are found. A mistake that is not there
@@ -38,11 +39,6 @@ _CANCELS = "1 - s is computed by subtraction, which cancels where q is large; us
 _ZERO = "every value is 0: not computed, or rounded away"
 
 
-def same_values(a: Array, b: Array) -> npt.NDArray[np.bool_]:
-    """Where two arrays are equal, NaN counted as equal to NaN."""
-    return np.asarray((a == b) | (np.isnan(a) & np.isnan(b)))
-
-
 class Pairs(NamedTuple):
     """The right intermediates of a batch, in float64."""
 
@@ -58,9 +54,6 @@ class Pairs(NamedTuple):
         terms = W * x[:, None, :]
         q = terms.sum(axis=2)
         return cls(W, x, q, *sigmoid_and_complement(q), np.abs(terms).sum(axis=2))
-
-    def first(self, count: int | None) -> "Pairs":
-        return Pairs(*(a[:count] for a in self))
 
 
 class _Chain(NamedTuple):
@@ -176,9 +169,7 @@ def _eps(dtype: np.dtype[Any]) -> float:
     return float(np.finfo(dtype).eps) + float(np.finfo(np.float64).eps)  # of the user, and of the true values
 
 
-def name_mistakes(
-    name: str, given: Array, true: Array, pairs: Pairs, rtol: float, dtype: np.dtype[Any]
-) -> tuple[str, ...]:
+def name_mistakes(name: str, given: Array, true: Array, pairs: Pairs, rtol: float, dtype: DType) -> tuple[str, ...]:
     """The mistakes that made the wrong gradient ``given`` of ``name`` ("dW" or "dx"), a sentence each.
 
     ``given`` is float64, of any shape; ``dtype`` is the one it was computed in. Empty where no known mistake fits.
@@ -198,9 +189,7 @@ def name_mistakes(
     return (f"{shape}a gradient has exactly the shape of its input, here of {name[1]}", *(found or ()))
 
 
-def _explain(
-    name: str, given: Array, true: Array, pairs: Pairs, rtol: float, dtype: np.dtype[Any]
-) -> tuple[str, ...] | None:
+def _explain(name: str, given: Array, true: Array, pairs: Pairs, rtol: float, dtype: DType) -> tuple[str, ...] | None:
     """The fewest mistakes that give the values of ``given``, whatever its shape; None where no recipe does."""
     B = len(pairs.q)
     if B == 0 or given.size == 0 or given.size % B:
@@ -219,13 +208,13 @@ def _explain(
         for (by_form, form), chain, (by_precision, cancels, k) in itertools.product(_FORMS[name], _CHAINS, precisions)
     ]
     given = given.reshape(B, -1)
+    few = Pairs(*(a[:64] for a in pairs))  # tried first: they rule out most recipes
     for count, group in itertools.groupby(sorted(recipes, key=lambda r: len(r.mistakes)), lambda r: len(r.mistakes)):
         tried = sum(len(r.mistakes) <= count for r in recipes) / len(precisions)
         fits = [
             fit
             for recipe in group
-            # A few pairs first: they rule out most recipes.
-            if _fit(recipe, given[:64], pairs.first(64), rtol, dtype, math.inf)
+            if _fit(recipe, given[:64], few, rtol, dtype, math.inf)
             and (fit := _fit(recipe, given, pairs, rtol, dtype, _CHANCE / tried))
         ]
         if fits:
@@ -252,7 +241,7 @@ def _fit(recipe: _Recipe, given: Array, pairs: Pairs, rtol: float, dtype: np.dty
         return None
     tolerance = (near + recipe.rounded(pairs)).reshape(given.shape)
     values, near = values.reshape(given.shape), near.reshape(given.shape)
-    deviation = np.where(same_values(given, values), 0, np.abs(given - values))
+    deviation = np.where(np.isclose(given, values, 0, 0, equal_nan=True), 0, np.abs(given - values))
     if not np.all((deviation <= tolerance) | (deviation == 0)):
         return None
     fit = _Fit(recipe.mistakes, float(deviation.sum()), values, near + 0.5 * 10**-recipe.digits * bool(recipe.digits))

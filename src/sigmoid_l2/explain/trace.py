@@ -126,15 +126,8 @@ def trace(W: Any, x: Any) -> Trace:
         dloss_ds = 2 * s
         ds_dq = s * complement
         g = dloss_ds * ds_dq
-        vectors = {
-            "x": x,
-            "q": q,
-            "s": s,
-            "dloss_ds": dloss_ds,
-            "ds_dq": ds_dq,
-            "dloss_dq": g,
-            "dx": (g[..., None] * W).sum(axis=-2),
-        }
+        dx = (g[..., None] * W).sum(axis=-2)
+        vectors = dict(x=x, q=q, s=s, dloss_ds=dloss_ds, ds_dq=ds_dq, dloss_dq=g, dx=dx)
         if problem.column:
             vectors = {name: a[..., None] for name, a in vectors.items()}
         return Trace(W=W, loss=np.asarray((s * s).sum(axis=-1)), dW=g[..., None] * x[..., None, :], **vectors)

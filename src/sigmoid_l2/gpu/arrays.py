@@ -89,14 +89,6 @@ def _jax_from_cupy(array: Any) -> Any:
         return jax.numpy.from_dlpack(array)
 
 
-class WithoutStream:
-    """The CUDA array interface of ``a`` less its stream, for which CuPy would make the host wait."""
-
-    def __init__(self, a: Any) -> None:
-        self.owner = a
-        self.__cuda_array_interface__ = {**a.__cuda_array_interface__, "stream": None}
-
-
 class DeviceArray:
     """A C-contiguous array on numba's current device, with as many attributes of CuPy's as the host side uses.
 

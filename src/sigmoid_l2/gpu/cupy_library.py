@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from sigmoid_l2.gpu.arrays import WithoutStream, current_stream, from_cupy
+from sigmoid_l2.gpu.arrays import current_stream, from_cupy
 from sigmoid_l2.gpu.library import DType, GpuLibrary, Shape
 
 
@@ -33,7 +33,9 @@ class CupyLibrary(GpuLibrary):
         if isinstance(a, self.cupy.ndarray):
             return a, current_stream(a)
         if not hasattr(type(a), "__dlpack__"):
-            return self.cupy.asarray(WithoutStream(a)), a.__cuda_array_interface__.get("stream")
+            interface = a.__cuda_array_interface__  # for its stream CuPy would make the host wait
+            without = SimpleNamespace(owner=a, __cuda_array_interface__={**interface, "stream": None})
+            return self.cupy.asarray(without), interface.get("stream")
         self.device = self.device or self.cuda.Device(a.__dlpack_device__()[1])
         with self.current():  # the array's library makes CuPy's current stream wait for its own
             return self.cupy.from_dlpack(a), None

@@ -23,10 +23,6 @@ MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # quicker than a dis
 PARSER = cli._parser()  # making one takes longer than all the rest
 
 
-def test_one_input(data: bytes) -> None:
-    run(data)
-
-
 def run(data: bytes) -> bool:
     """Whether ``data`` as a whole file is good."""
     with tempfile.TemporaryDirectory(dir=MEMORY) as folder:

@@ -1,4 +1,4 @@
-"""Write seeds/files anew: files that are good (good-*) and files that must be refused (bad-*).
+"""The seeds of files: those that are GOOD, and those that are BAD and must be refused.
 
 The seeds of calls are inputs that the fuzzer found, one for each way through the code; see run.py.
 """
@@ -8,13 +8,11 @@ import json
 import pickle
 import zipfile
 import zlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 W, X = np.array([[[1.0, -2, 3], [0.5, 0, -1]]]), np.array([[0.5, -1, 2]])
-FOLDER = Path(__file__).parent / "seeds" / "files"
 
 
 def saved(a: Any, version: tuple[int, int] | None = None) -> bytes:
@@ -128,9 +126,3 @@ BAD = {
     "text.csv": b"1,2,3\n",
     "empty": b"",
 }
-
-if __name__ == "__main__":
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    for kind, seeds in (("good", GOOD), ("bad", BAD)):
-        for name, content in seeds.items():
-            (FOLDER / f"{kind}-{name}").write_bytes(content)
