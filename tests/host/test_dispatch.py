@@ -13,7 +13,6 @@ import pytest
 
 import sigmoid_l2 as sl2
 from sigmoid_l2 import dispatch
-from sigmoid_l2.gpu.library import stream_handle
 from sigmoid_l2.problem import validate
 
 W, X = np.linspace(-1, 1, 60).reshape(5, 3, 4), np.linspace(-2, 1, 20).reshape(5, 4)
@@ -176,45 +175,3 @@ def test_each_reason_is_told_and_nothing_is_substituted(name, modules, words, ca
     finally:
         monkeypatch.undo()
         forget()
-
-
-@pytest.mark.parametrize(
-    ("name", "hint"), [("nunba", "'numba'"), ("numba_cuda", "'numba-cuda'"), ("NumPy", "'numpy'"), ("xyz", None)]
-)
-def test_unknown_backend(name, hint, monkeypatch):
-    words = rf"must be one of 'auto', 'cpu', 'gpu', .*'cupy'.*, not '{name}'" + (rf".*{hint}\?\)$" if hint else "$")
-    with pytest.raises(ValueError, match="^backend " + words):
-        sl2.value_and_grad(W, X, backend=name)
-    monkeypatch.setenv("SIGMOID_L2_BACKEND", name)
-    with pytest.raises(ValueError, match="^the environment variable SIGMOID_L2_BACKEND " + words):
-        sl2.value_and_grad(W, X)
-    sl2.value_and_grad(W, X, backend="numpy")
-
-
-def test_default_backend_of_the_environment(monkeypatch):
-    fastest = dispatch.choose(validate(W, X), "auto").name
-    for name, expected in (("numpy", "numpy"), ("cpu", fastest), ("auto", fastest), ("", fastest)):
-        monkeypatch.setenv("SIGMOID_L2_BACKEND", name)
-        assert dispatch.choose(validate(W, X), "auto").name == expected
-    for explicit in (None, 3, ["numpy"]):
-        with pytest.raises(ValueError, match="backend must be one of"):
-            sl2.value(W, X, backend=explicit)
-
-
-HANDLES = [
-    (0, 0),
-    (5, 5),
-    (SimpleNamespace(ptr=0), 0),  # CuPy's
-    (SimpleNamespace(ptr=6), 6),
-    (SimpleNamespace(handle=SimpleNamespace(value=7)), 7),  # numba's
-    (SimpleNamespace(handle=SimpleNamespace(value=None)), 0),
-    (SimpleNamespace(handle=8), 8),
-]
-
-
-def test_stream_handles():
-    for stream, handle in HANDLES:
-        assert stream_handle(stream) == handle
-    for wrong in (-1, True, 1.5, "stream", None, object()):
-        with pytest.raises(TypeError, match="stream must be a CuPy or numba stream or an integer handle, not "):
-            stream_handle(wrong)
