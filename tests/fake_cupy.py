@@ -48,9 +48,6 @@ class ndarray(np.ndarray):  # noqa: N801 - CuPy's name
     def __cuda_array_interface__(self):
         return {**self.__array_interface__, "stream": current()[1] or 1}
 
-    def __dlpack_device__(self):
-        return 2, self.number
-
     def __dlpack__(self, *, stream):
         order(stream, current()[1] or 1)
         return self
@@ -80,8 +77,6 @@ def asarray(a):
     """A copy of a host array; of a CUDA array, the same memory, for whose stream CuPy waits."""
     if not hasattr(a, "__cuda_array_interface__"):
         return np.array(a).view(ndarray)
-    if isinstance(a, ndarray):
-        return a
     if a.__cuda_array_interface__.get("stream") is not None:
         log.append(("synchronize",))
     return on_host(a).view(ndarray)
@@ -109,7 +104,6 @@ def copyto(to, values):
 
 
 cuda = SimpleNamespace(
-    is_available=lambda: True,
     get_current_stream=lambda device=None: Stream(handle=current()[1]),
     alloc_pinned_memory=bytearray,
     Stream=Stream,
@@ -164,17 +158,11 @@ class DeviceNDArray(Owned):
 
 
 class Tensor(Owned):
-    """PyTorch's: both protocols, neither of which takes an array that requires a gradient."""
+    """PyTorch's, which has both protocols; neither gives an array that requires a gradient."""
 
     __module__ = "torch"
     requires_grad = False
     current_stream = 5
-
-    @property
-    def __cuda_array_interface__(self):
-        if self.requires_grad:
-            raise RuntimeError("Can't get __cuda_array_interface__ on Variable that requires grad.")
-        return {**super().__cuda_array_interface__, "stream": None}
 
     def __dlpack_device__(self):
         return 2, self.held.number

@@ -91,9 +91,6 @@ class Device:
     def __eq__(self, other):
         return self.id == other.id
 
-    def __hash__(self):
-        return hash(self.id)
-
     def __repr__(self):
         return f"<CUDA Device {self.id}>"
 

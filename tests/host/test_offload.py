@@ -200,12 +200,6 @@ def test_copies_in_and_out_run_beside_the_kernel():
     assert kinds_before("copy in", 2 * offload.SLOTS).count("copy out") >= 3, "of the first piece"
 
 
-def test_kernels_run_on_the_given_stream(gpu):
-    W, x = pairs((10,))
-    assert_right(compute(gpu, W, x, stream=123), W, x)
-    assert {handle for _, handle in gpu.kernel.calls} == {123}
-
-
 class Failing:
     """Something that fails at its call of that number."""
 
