@@ -196,12 +196,6 @@ def _numba_cuda():
         assert not sync
         return DeviceNDArray(asarray(Owned(a)), a.__cuda_array_interface__.get("stream"))
 
-    def event():
-        event = Event()
-        return SimpleNamespace(
-            record=event.record, wait=lambda stream: stream.wait_event(event), synchronize=event.synchronize
-        )
-
     class Devices:
         @contextlib.contextmanager
         def __getitem__(self, number):
@@ -219,7 +213,7 @@ def _numba_cuda():
         stream=Stream,
         external_stream=lambda handle: Stream(handle=handle),
         default_stream=lambda: Stream(handle=0),
-        event=event,
+        event=Event,
     )
 
 

@@ -115,6 +115,9 @@ class Event:
         log.append(("record", self.name, stream.handle))
         self.recorded = queue(stream, Operation("record"))
 
+    def wait(self, stream):
+        stream.wait_event(self)
+
     def synchronize(self):
         finish(self.recorded)
 

@@ -21,12 +21,8 @@ W, X = np.linspace(-1, 1, 60).reshape(5, 3, 4), np.linspace(-2, 1, 20).reshape(5
 def test_backends_and_their_reasons():
     infos = sl2.backends()
     assert isinstance(infos, tuple)
-    assert {(info.name, info.device) for info in infos} == {
-        ("numpy", "cpu"),
-        ("numba", "cpu"),
-        ("cupy", "cuda"),
-        ("numba-cuda", "cuda"),
-    }
+    devices = {"numpy": "cpu", "numba": "cpu", "cupy": "cuda", "numba-cuda": "cuda"}
+    assert {info.name: info.device for info in infos} == devices
     assert all(info.available == (info.reasons == ()) for info in infos)
     assert {info.name: info.available for info in infos}["numpy"]
 

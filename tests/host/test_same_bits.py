@@ -9,8 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from arrays import bits, pairs, strided
-from hypothesis import given
-from hypothesis import strategies as st
 from processes import run_python
 
 import sigmoid_l2 as sl2
@@ -25,25 +23,15 @@ def test_batch_size_and_place(backend, dtype, m, n):
     B = max(100, 3 * (1 << 16) // (m * n))
     W, x = pairs((B,), m, n, dtype)
     whole = sl2.value_and_grad(W, x, backend=backend)
-    places = [(0, 1), (1, 2), (B - 1, B), (0, 7), (1, 9), (B // 2, B), (B // 3, B // 3 + 33), (5, B - 3)]
+    places = [(B - 1, B), (B // 2, B), (B // 3, B // 3 + 33), (5, B - 3)]
+    places += [(first, first + size) for first in (0, 1, 2, 3, 7, 13) for size in range(1, 18)]
     for first, last in places:
         part = sl2.value_and_grad(W[first:last], x[first:last], backend=backend)
         assert bits(part) == bits(whole, slice(first, last)), f"pairs {first} to {last} of {B}"
+    part = sl2.value_and_grad(W[50:3:-3], x[50:3:-3], backend=backend)
+    assert bits(part) == bits(whole, slice(50, 3, -3))
     one = sl2.value_and_grad(W[7], x[7], backend=backend)
     assert bits(one) == bits(whole, 7)
-
-
-@given(data=st.data())
-def test_any_slice_of_any_batch(backend, dtype, data):
-    m, n = data.draw(st.sampled_from([(1, 1), (3, 2), (2, 16), (5, 33), (16, 3)]))
-    B = data.draw(st.integers(1, 200))
-    first = data.draw(st.integers(0, B - 1))
-    last = data.draw(st.integers(first + 1, B))
-    step = data.draw(st.sampled_from([1, 2, 3, -1, -2]))
-    W, x = pairs((B,), m, n, dtype)
-    part = np.arange(B)[first:last][::step]
-    got = sl2.value_and_grad(W[first:last][::step], x[first:last][::step], backend=backend)
-    assert bits(got) == bits(sl2.value_and_grad(W, x, backend=backend), part)
 
 
 @pytest.mark.parametrize("batch", [(11,), (5, 2, 3), (2, 1, 7), ()])

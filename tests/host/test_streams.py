@@ -255,16 +255,8 @@ def test_outputs_that_cannot_be_written(cupy):
 
 def test_the_bounds_of_an_array(cupy):
     whole = fake_cupy.asarray(np.zeros((4, 5, 6)))
-    views = [
-        whole,
-        whole[1:3],
-        whole[::-1],
-        whole[::2, ::-2, 1:],
-        whole.T[2:4, :, ::-3],
-        whole[:0],
-        whole[0, 0, 0, ...],
-    ]
-    for view in views:
+    views = whole, whole[1:3], whole[::-1], whole[::2, ::-2, 1:], whole.T[2:4, :, ::-3]
+    for view in (*views, whole[:0], whole[0, 0, 0, ...]):
         expected = np.lib.array_utils.byte_bounds(view.view(np.ndarray)) if view.size else (view.ctypes.data,) * 2
         assert bounds(view) == expected
 
