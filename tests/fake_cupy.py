@@ -158,7 +158,7 @@ class DeviceNDArray(Owned):
 
 
 class Tensor(Owned):
-    """PyTorch's, which has both protocols; neither gives an array that requires a gradient."""
+    """PyTorch's: what requires a gradient is not exported."""
 
     __module__ = "torch"
     requires_grad = False
@@ -221,18 +221,10 @@ def install(monkeypatch):
     """Put this module in CuPy's place, numba-cuda, PyTorch and JAX beside it; it gets ``kernels`` by backend name."""
     numba_cuda = _numba_cuda()
     kernels = {b.name: RecordingKernel() for b in dispatch.BACKENDS if b.device == "cuda"}
-
-    class Simulated(dispatch.Backend):
-        @property
-        def kernel(self):
-            return kernels[self.name]
-
-    table = tuple(
-        Simulated(**{f.name: getattr(b, f.name) for f in dataclasses.fields(b)} | {"probe": lambda: None})
-        if b.device == "cuda"
-        else b
-        for b in dispatch.BACKENDS
-    )
+    table = [dataclasses.replace(b, probe=lambda: None) if b.name in kernels else b for b in dispatch.BACKENDS]
+    for b in table:
+        if b.name in kernels:
+            vars(b)["kernel"] = kernels[b.name]  # which it would import
     module = sys.modules[__name__]
     torch = SimpleNamespace(
         Tensor=Tensor,
@@ -240,14 +232,11 @@ def install(monkeypatch):
         from_dlpack=lambda a: Tensor(a.__dlpack__(stream=Tensor.current_stream)),
     )
     jax_numpy = SimpleNamespace(from_dlpack=lambda a: Array(a.__dlpack__(stream=Array.work_stream)))
-    monkeypatch.setattr(dispatch, "BACKENDS", table)
-    monkeypatch.setitem(sys.modules, "cupy", module)
-    monkeypatch.setitem(sys.modules, "numba", SimpleNamespace(cuda=numba_cuda))
-    monkeypatch.setitem(sys.modules, "torch", torch)
-    monkeypatch.setitem(
-        sys.modules, "jax", SimpleNamespace(Array=Array, numpy=jax_numpy, enable_x64=contextlib.nullcontext)
-    )
-    monkeypatch.setitem(sys.modules, "jax.numpy", jax_numpy)
+    jax = SimpleNamespace(Array=Array, numpy=jax_numpy, enable_x64=contextlib.nullcontext)
+    modules = {"cupy": module, "numba": SimpleNamespace(cuda=numba_cuda), "torch": torch, "jax": jax}
+    for name, stand_in in {**modules, "jax.numpy": jax_numpy}.items():
+        monkeypatch.setitem(sys.modules, name, stand_in)
+    monkeypatch.setattr(dispatch, "BACKENDS", tuple(table))
     monkeypatch.setattr("sigmoid_l2.gpu.why_not", lambda probe: None)
     monkeypatch.setattr("sigmoid_l2.gpu.numba_library._cuda", lambda: numba_cuda)
     monkeypatch.setattr("sigmoid_l2.gpu.cupy_library.CupyLibrary._kept", {})

@@ -201,19 +201,13 @@ def test_errors_of_the_library(capsys, monkeypatch, error, line):
     assert error_of(capsys, "grad", "in.npz", "-o", "out.npz") == f"sigmoid-l2: error: {line}\n"
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        ["--batch", "-1", "--shape", "3", "3"],
-        ["--batch", "1.5", "--shape", "3", "3"],
-        ["--batch", "1", "--shape", "0", "3"],
-        ["--batch", "1", "--shape", "3"],
-        ["--batch", "1", "--shape", "3", "3", "--dtype", "int8"],
-        ["--batch", "1", "--shape", "3", "3", "--seed", "x"],
-    ],
-)
-def test_sample_usage_errors(capsys, options):
-    assert cli.main(["sample", *options, "-o", "out.npz"]) == 2
+WRONG_SAMPLES = ("-1 --shape 3 3", "1.5 --shape 3 3", "1 --shape 0 3", "1 --shape 3")
+WRONG_SAMPLES += ("1 --shape 3 3 --dtype int8", "1 --shape 3 3 --seed x")
+
+
+@pytest.mark.parametrize("sample", WRONG_SAMPLES)
+def test_sample_usage_errors(capsys, sample):
+    assert cli.main(["sample", "-o", "out.npz", "--batch", *sample.split()]) == 2
     assert "sigmoid-l2 sample: error: argument" in capsys.readouterr().err
     assert names() == []
 
