@@ -1,8 +1,7 @@
 """As much of CuPy as the host side of the library touches, in host memory: it stands in where there is no GPU.
 
-``ndarray`` is a NumPy array of another type, so the library must keep it apart from NumPy's. Everything runs at once;
-``log`` has what a GPU would have been told: ("record", event, handle), ("wait", handle, event), ("kernel", handle),
-("synchronize",) and ("allocate", bytes). ``install`` puts the module, kernels and other libraries' arrays in place.
+``ndarray`` is a NumPy array of another type, so the library must keep it apart from NumPy's. The streams are those of
+fake_gpu. ``install`` puts the module, kernels and other libraries' arrays in place.
 """
 
 import contextlib
@@ -11,83 +10,10 @@ import sys
 from types import SimpleNamespace
 
 import numpy as np
+from fake_gpu import Device, Event, Operation, Stream, current, log, queue, reset
 
 from sigmoid_l2 import dispatch
 from sigmoid_l2.kernels import reference
-
-_devices, _streams = [0], [0]
-log = []
-
-
-class Device:
-    """A device by its number; as a context manager it is the current one."""
-
-    def __init__(self, number=None):
-        self.id = _devices[-1] if number is None else number
-
-    def __eq__(self, other):
-        return self.id == other.id
-
-    def __hash__(self):
-        return hash(self.id)
-
-    def __repr__(self):
-        return f"<CUDA Device {self.id}>"
-
-    def __enter__(self):
-        _devices.append(self.id)
-        return self
-
-    def __exit__(self, *_):
-        _devices.pop()
-
-
-class Event:
-    """An event, which has happened as soon as it is recorded."""
-
-    names = iter(range(10**9))
-
-    def __init__(self, disable_timing=False):
-        self.name = next(self.names)
-
-    def record(self, stream):
-        log.append(("record", self.name, stream.ptr))
-
-    def synchronize(self):
-        log.append(("synchronize",))
-
-
-class Stream:
-    """A stream by its handle; as a context manager it is the current one."""
-
-    handles = iter(range(77, 10**9))
-    capturing = ()  # handles
-
-    def __init__(self, non_blocking=False, handle=None):
-        self.ptr = self.handle = next(self.handles) if handle is None else handle
-
-    @classmethod
-    def from_external(cls, other):
-        return cls(handle=other.__cuda_stream__()[1])
-
-    def __cuda_stream__(self):
-        return 0, self.ptr
-
-    def __enter__(self):
-        _streams.append(self.ptr)
-        return self
-
-    def __exit__(self, *_):
-        _streams.pop()
-
-    def is_capturing(self):
-        return self.ptr in self.capturing
-
-    def wait_event(self, event):
-        log.append(("wait", self.ptr, event.name))
-
-    def synchronize(self):
-        log.append(("synchronize",))
 
 
 def order(consumer, producer):
@@ -98,18 +24,13 @@ def order(consumer, producer):
         Stream(handle=consumer).wait_event(event)
 
 
-def current():
-    """The (device, stream) that a kernel launched now would run on."""
-    return _devices[-1], _streams[-1]
-
-
 class ndarray(np.ndarray):  # noqa: N801 - CuPy's name
     """A NumPy array that says it is on a device."""
 
     number = 0
 
     def __array_finalize__(self, base):
-        self.number = getattr(base, "number", _devices[-1])
+        self.number = getattr(base, "number", current()[0])
 
     @property
     def device(self):
@@ -117,26 +38,27 @@ class ndarray(np.ndarray):  # noqa: N801 - CuPy's name
 
     @property
     def data(self):
-        def copy_from_host_async(address, size, stream):
-            self.view(np.ndarray).reshape(-1).view(np.uint8)[:] = at(address, size)
-
-        def copy_to_host_async(address, size, stream):
-            at(address, size)[:] = self.view(np.ndarray).reshape(-1).view(np.uint8)
-
         return SimpleNamespace(
-            ptr=self.ctypes.data, copy_from_host_async=copy_from_host_async, copy_to_host_async=copy_to_host_async
+            ptr=self.ctypes.data,
+            copy_from_host_async=lambda address, size, stream: copy("copy in", self, at(address, size), stream),
+            copy_to_host_async=lambda address, size, stream: copy("copy out", at(address, size), self, stream),
         )
 
     @property
     def __cuda_array_interface__(self):
-        return {**self.__array_interface__, "stream": _streams[-1] or 1}
-
-    def __dlpack_device__(self):
-        return 2, self.number
+        return {**self.__array_interface__, "stream": current()[1] or 1}
 
     def __dlpack__(self, *, stream):
-        order(stream, _streams[-1] or 1)
+        order(stream, current()[1] or 1)
         return self
+
+
+def copy(kind, to, values, stream):
+    """Queue a copy between pinned memory and the device."""
+    assert all(a.flags.c_contiguous for a in (to, values))
+    assert to.nbytes == values.nbytes
+    to, values = (a.reshape(-1).view(np.uint8) for a in (to, values))
+    queue(stream, Operation(kind, lambda: np.copyto(to, values)))
 
 
 def at(address, size):
@@ -155,8 +77,6 @@ def asarray(a):
     """A copy of a host array; of a CUDA array, the same memory, for whose stream CuPy waits."""
     if not hasattr(a, "__cuda_array_interface__"):
         return np.array(a).view(ndarray)
-    if isinstance(a, ndarray):
-        return a
     if a.__cuda_array_interface__.get("stream") is not None:
         log.append(("synchronize",))
     return on_host(a).view(ndarray)
@@ -164,7 +84,7 @@ def asarray(a):
 
 def from_dlpack(a):
     with Device(a.__dlpack_device__()[1]):
-        return a.__dlpack__(stream=_streams[-1] or 1, max_version=(1, 0))
+        return a.__dlpack__(stream=current()[1] or 1, max_version=(1, 0))
 
 
 def empty(shape, dtype):
@@ -184,8 +104,7 @@ def copyto(to, values):
 
 
 cuda = SimpleNamespace(
-    is_available=lambda: True,
-    get_current_stream=lambda device=None: Stream(handle=_streams[-1]),
+    get_current_stream=lambda device=None: Stream(handle=current()[1]),
     alloc_pinned_memory=bytearray,
     Stream=Stream,
     Event=Event,
@@ -196,8 +115,8 @@ cuda = SimpleNamespace(
 class RecordingKernel:
     """The reference in the place of a GPU kernel: ``calls`` has device and stream, ``pointers`` the addresses."""
 
-    def __init__(self):
-        self.calls, self.pointers = [], []
+    def __init__(self, computes=reference.fused):
+        self.calls, self.pointers, self.computes = [], [], computes
 
     def fused(self, W, x, loss, dW, dx, *, stream=None):
         arrays = [None if a is None else on_host(a) for a in (W, x, loss, dW, dx)]
@@ -205,7 +124,7 @@ class RecordingKernel:
         log.append(("kernel", stream))
         self.calls.append((current()[0], stream))
         self.pointers.append([None if a is None else a.ctypes.data for a in arrays])
-        reference.fused(*arrays, stream=stream)
+        queue(Stream(handle=stream), Operation("kernel", lambda: self.computes(*arrays)))
 
 
 class Owned:
@@ -232,24 +151,18 @@ class DeviceNDArray(Owned):
         return DeviceNDArray(self.held[index], self.stream)
 
     def copy_to_device(self, values, stream):
-        on_host(self)[...] = values
+        copy("copy in", on_host(self), values, stream)
 
     def copy_to_host(self, to, stream):
-        to[...] = on_host(self)
+        copy("copy out", to, on_host(self), stream)
 
 
 class Tensor(Owned):
-    """PyTorch's: both protocols, neither of which takes an array that requires a gradient."""
+    """PyTorch's: what requires a gradient is not exported."""
 
     __module__ = "torch"
     requires_grad = False
     current_stream = 5
-
-    @property
-    def __cuda_array_interface__(self):
-        if self.requires_grad:
-            raise RuntimeError("Can't get __cuda_array_interface__ on Variable that requires grad.")
-        return {**super().__cuda_array_interface__, "stream": None}
 
     def __dlpack_device__(self):
         return 2, self.held.number
@@ -283,12 +196,6 @@ def _numba_cuda():
         assert not sync
         return DeviceNDArray(asarray(Owned(a)), a.__cuda_array_interface__.get("stream"))
 
-    def event():
-        event = Event()
-        return SimpleNamespace(
-            record=event.record, wait=lambda stream: stream.wait_event(event), synchronize=event.synchronize
-        )
-
     class Devices:
         @contextlib.contextmanager
         def __getitem__(self, number):
@@ -306,7 +213,7 @@ def _numba_cuda():
         stream=Stream,
         external_stream=lambda handle: Stream(handle=handle),
         default_stream=lambda: Stream(handle=0),
-        event=event,
+        event=Event,
     )
 
 
@@ -314,18 +221,10 @@ def install(monkeypatch):
     """Put this module in CuPy's place, numba-cuda, PyTorch and JAX beside it; it gets ``kernels`` by backend name."""
     numba_cuda = _numba_cuda()
     kernels = {b.name: RecordingKernel() for b in dispatch.BACKENDS if b.device == "cuda"}
-
-    class Simulated(dispatch.Backend):
-        @property
-        def kernel(self):
-            return kernels[self.name]
-
-    table = tuple(
-        Simulated(**{f.name: getattr(b, f.name) for f in dataclasses.fields(b)} | {"probe": lambda: None})
-        if b.device == "cuda"
-        else b
-        for b in dispatch.BACKENDS
-    )
+    table = [dataclasses.replace(b, probe=lambda: None) if b.name in kernels else b for b in dispatch.BACKENDS]
+    for b in table:
+        if b.name in kernels:
+            vars(b)["kernel"] = kernels[b.name]  # which it would import
     module = sys.modules[__name__]
     torch = SimpleNamespace(
         Tensor=Tensor,
@@ -333,17 +232,14 @@ def install(monkeypatch):
         from_dlpack=lambda a: Tensor(a.__dlpack__(stream=Tensor.current_stream)),
     )
     jax_numpy = SimpleNamespace(from_dlpack=lambda a: Array(a.__dlpack__(stream=Array.work_stream)))
-    monkeypatch.setattr(dispatch, "BACKENDS", table)
-    monkeypatch.setitem(sys.modules, "cupy", module)
-    monkeypatch.setitem(sys.modules, "numba", SimpleNamespace(cuda=numba_cuda))
-    monkeypatch.setitem(sys.modules, "torch", torch)
-    monkeypatch.setitem(
-        sys.modules, "jax", SimpleNamespace(Array=Array, numpy=jax_numpy, enable_x64=contextlib.nullcontext)
-    )
-    monkeypatch.setitem(sys.modules, "jax.numpy", jax_numpy)
+    jax = SimpleNamespace(Array=Array, numpy=jax_numpy, enable_x64=contextlib.nullcontext)
+    modules = {"cupy": module, "numba": SimpleNamespace(cuda=numba_cuda), "torch": torch, "jax": jax}
+    for name, stand_in in {**modules, "jax.numpy": jax_numpy}.items():
+        monkeypatch.setitem(sys.modules, name, stand_in)
+    monkeypatch.setattr(dispatch, "BACKENDS", tuple(table))
     monkeypatch.setattr("sigmoid_l2.gpu.why_not", lambda probe: None)
     monkeypatch.setattr("sigmoid_l2.gpu.numba_library._cuda", lambda: numba_cuda)
     monkeypatch.setattr("sigmoid_l2.gpu.cupy_library.CupyLibrary._kept", {})
     monkeypatch.setattr(module, "kernels", kernels, raising=False)
-    log.clear()
+    reset()
     return module

@@ -83,11 +83,7 @@ INPUTS = {  # what is given for W and x, the exception, words of its message
     ),
     "W: complex": (lambda a: (a.W + 0j, a.x), TypeError, ["W has dtype complex128" + DTYPES]),
     "x: complex, W: float32": (lambda a: (a.W.astype("f4"), a.x + 0j), TypeError, ["x has dtype complex128" + DTYPES]),
-    "W: long double": (
-        lambda a: (a.W.astype(longer_than_double()), a.x),
-        TypeError,
-        ["W has dtype ", DTYPES],
-    ),
+    "W: long double": (lambda a: (a.W.astype(longer_than_double()), a.x), TypeError, ["W has dtype ", DTYPES]),
     "W: bfloat16": (lambda a: (a.W.astype(ml_dtype("bfloat16")), a.x), TypeError, ["W has dtype bfloat16" + DTYPES]),
     "x: an 8-bit float": (
         lambda a: (a.W, a.x.astype(ml_dtype("float8_e4m3b11fnuz"))),
@@ -243,21 +239,20 @@ def test_refused_backend(name, words, call):
     assert_refused(a, ValueError, ["backend " + KNOWN, *words], call, W=a.W, x=a.x, out=a.out(call), backend=name)
 
 
-@pytest.mark.parametrize("name", ["NumPy", "numpy,numba", "0", " "])
-def test_refused_backend_of_the_environment(name, monkeypatch):
-    monkeypatch.setenv("SIGMOID_L2_BACKEND", name)
-    a = Arrays()
-    words = ["the environment variable SIGMOID_L2_BACKEND " + KNOWN + repr(name)]
-    assert_refused(a, ValueError, words, W=a.W, x=a.x, out=a.out())
-    sl2.value_and_grad(a.W, a.x, out=a.out(), backend="numpy")  # a name in the call goes first
+ENVIRONMENT = {  # by variable: what it must be, wrong values
+    "SIGMOID_L2_BACKEND": (KNOWN, ("NumPy", "numpy,numba", "0", " ")),
+    "SIGMOID_L2_NUM_THREADS": ("must be a whole number of at least 1, not ", ("0", "-1", "1.5", "many", "2 3")),
+}
 
 
-@pytest.mark.parametrize("threads", ["0", "-1", "1.5", "many", "2 3"])
 @pytest.mark.parametrize("pairs", [1, 5, 5000], ids="{} pairs".format)
-def test_refused_number_of_threads_of_the_environment(threads, pairs, monkeypatch):
-    monkeypatch.setenv("SIGMOID_L2_NUM_THREADS", threads)
-    dispatch._first_available.cache_clear()  # the first call of a process reports it, whatever its size
+@pytest.mark.parametrize("variable", ENVIRONMENT)
+def test_refused_environment(variable, pairs, monkeypatch):
+    """The first call of a process reports it, whatever its size."""
     a = Arrays()
-    given = {"W": np.resize(a.W, (pairs, 3, 4)), "x": np.resize(a.x, (pairs, 4)), "backend": "numba"}
-    words = [f"the environment variable SIGMOID_L2_NUM_THREADS must be a whole number of at least 1, not {threads!r}"]
-    assert_refused(a, ValueError, words, **given)
+    given = {"W": np.resize(a.W, (pairs, 3, 4)), "x": np.resize(a.x, (pairs, 4))}
+    must, values = ENVIRONMENT[variable]
+    for value in values:
+        monkeypatch.setenv(variable, value)
+        dispatch._first_available.cache_clear()
+        assert_refused(a, ValueError, [f"the environment variable {variable} {must}{value!r}"], **given)

@@ -26,10 +26,7 @@ OUTPUTS = {  # what is given for out, words of the ValueError
     "dW: integers": (lambda a: a.out(dW=a.dW.view("i8")), ["dW must have dtype float64, not int64"]),
     "loss: complex": (lambda a: a.out(loss=a.loss + 0j), ["loss must have dtype float64, not complex128"]),
     "loss: objects": (lambda a: a.out(loss=a.loss.astype(object)), ["loss must have dtype float64, not object"]),
-    "loss: long double": (
-        lambda a: a.out(loss=a.loss.astype(np.longdouble)),
-        ["loss must have dtype float64, not "],
-    ),
+    "loss: long double": (lambda a: a.out(loss=a.loss.astype(np.longdouble)), ["loss must have dtype float64, not "]),
     "loss: text": (
         lambda a: a.out(loss=a.loss.astype(np.dtypes.StringDType())),
         ["loss must have dtype float64, not StringDType"],

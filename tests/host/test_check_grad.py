@@ -99,8 +99,6 @@ def test_bad_arguments():
     W, x = pairs((), 3, 3)
     with pytest.raises(ValueError, match="nothing to check"):
         sl2.check_grad(W, x)
-    with pytest.raises(ValueError, match="x must have shape"):
-        sl2.check_grad(W, x[:2], dx=x)
     for rtol in (-1, np.nan, np.inf):
         with pytest.raises(ValueError, match="rtol"):
             sl2.check_grad(W, x, dx=x, rtol=rtol)

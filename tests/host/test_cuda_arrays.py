@@ -71,24 +71,8 @@ def test_out_is_written_in_place(cupy, backend):
     got = sl2.value_and_grad(W_device, x_device, out=out, backend=backend)
     assert all(a is b for a, b in zip(got, out, strict=True))
     assert_same(cupy, out, W, x)
-
-
-def test_out_of_a_wrong_kind_or_overlapping(cupy):
-    W, x, W_device, x_device = on_both(cupy)
-    with pytest.raises(ValueError, match=r"dW must be a CUDA array, like the inputs, not numpy\.ndarray"):
-        sl2.value_and_grad(W_device, x_device, out=(cupy.asarray(np.zeros(5, "f4")), np.zeros_like(W), x_device))
     with pytest.raises(ValueError, match="dW shares memory with W"):
-        sl2.grad(W_device, x_device, out=(W_device, cupy.asarray(np.zeros_like(x))))
-
-
-def test_host_and_device_do_not_mix(cupy):
-    W, x, W_device, x_device = on_both(cupy)
-    with pytest.raises(
-        TypeError, match=r"W is in host memory and x is a CUDA array of type .*; pass cupy\.asarray\(W\)"
-    ):
-        sl2.value_and_grad(W, x_device)
-    with pytest.raises(TypeError, match="x is in host memory and W is a CUDA array"):
-        sl2.value_and_grad(W_device, x)
+        sl2.grad(W_device, x_device, out=(W_device, out[2]), backend=backend)
 
 
 @pytest.mark.parametrize("name", ["cpu", "numpy", "numba"])
@@ -105,14 +89,8 @@ def test_a_stream_is_used_and_left(cupy, backend):
     for given in (stream, stream.ptr):
         got = sl2.value_and_grad(W_device[::2], x_device[::2], backend=backend, stream=given)
         assert cupy.cuda.get_current_stream().ptr == before
-        if HAS_GPU:
-            stream.synchronize()
-        else:
-            used = fake_cupy.kernels["numba-cuda" if backend == "numba-cuda" else "cupy"]
-            assert used.calls[-1] == (0, stream.ptr)
+        stream.synchronize()
         assert_same(cupy, got, W[::2], x[::2])
-    with pytest.raises(TypeError, match="stream must be a CuPy or numba stream or an integer handle"):
-        sl2.value(W_device, x_device, backend=backend, stream="fast")
 
 
 @pytest.mark.skipif(HAS_GPU, reason="the stand-in has two devices, this machine may not")

@@ -13,7 +13,6 @@ import pytest
 
 import sigmoid_l2 as sl2
 from sigmoid_l2 import dispatch
-from sigmoid_l2.gpu.library import stream_handle
 from sigmoid_l2.problem import validate
 
 W, X = np.linspace(-1, 1, 60).reshape(5, 3, 4), np.linspace(-2, 1, 20).reshape(5, 4)
@@ -22,12 +21,8 @@ W, X = np.linspace(-1, 1, 60).reshape(5, 3, 4), np.linspace(-2, 1, 20).reshape(5
 def test_backends_and_their_reasons():
     infos = sl2.backends()
     assert isinstance(infos, tuple)
-    assert {(info.name, info.device) for info in infos} == {
-        ("numpy", "cpu"),
-        ("numba", "cpu"),
-        ("cupy", "cuda"),
-        ("numba-cuda", "cuda"),
-    }
+    devices = {"numpy": "cpu", "numba": "cpu", "cupy": "cuda", "numba-cuda": "cuda"}
+    assert {info.name: info.device for info in infos} == devices
     assert all(info.available == (info.reasons == ()) for info in infos)
     assert {info.name: info.available for info in infos}["numpy"]
 
@@ -82,60 +77,57 @@ INSTALL, DRIVER = r"pip install 'sigmoid-l2\[cuda13\]'", "check that nvidia-smi 
 NUMBA_CUDA = r"pip install 'numba-cuda\[cu13\]>=0\.30\.4' \(or \[cu12\], to match the driver\)"
 TOOLKIT = NUMBA_CUDA + ", or set CUDA_HOME to a CUDA toolkit that has it$"
 FIT = r"install versions that fit together \(here numba_cuda 0\.30\.4 and "
-UNAVAILABLE = [
-    ("cupy", {"cupy": None}, "cupy is not installed: " + INSTALL, []),
-    ("cupy", {"cupy": OSError("libnvrtc")}, "cupy failed with OSError: libnvrtc; reinstall it: " + INSTALL, [OSError]),
-    ("cupy", {"cupy": library("cupy", cuda=NO_DEVICE)}, "CuPy finds no CUDA device: " + DRIVER, []),
-    ("cupy", {"cupy": library("cupy", cuda=OLD_DRIVER)}, r"driver \(cudaErrorInsu.*\): " + DRIVER, [RuntimeError]),
-    ("numba", {"numba": None}, "numba is not installed: pip install numba", []),
-    ("numba-cuda", {"numba": None}, "numba is not installed: pip install numba", []),
-    (
-        "numba-cuda",
-        {"numba": library("numba", config=SimpleNamespace(ENABLE_CUDASIM=1))},
-        "NUMBA_ENABLE_CUDASIM is set, .*: unset it$",
-        [],
-    ),
-    ("numba-cuda", {"numba_cuda": None}, "numba_cuda is not installed: " + INSTALL, []),
-    (
-        "numba-cuda",
-        {**COMPILES, "numba.cuda": NPDATETIME},
-        rf"numba\.cuda failed with .*NPDatetime'; {FIT}numba \S+\): {NUMBA_CUDA}$",
-        [AttributeError],
-    ),
-    (
-        "numba-cuda",
-        {**COMPILES, "numba.cuda": library("numba.cuda", __path__=[], implementation="Built-in")},
-        "numba's own numba.cuda is in the way: .*: install numba-cuda into the environment, or site.addsitedir",
-        [],
-    ),
-    (
-        "numba-cuda",
-        {**COMPILES, "numba.cuda": OSError("libcudart")},
-        rf"numba\.cuda failed with OSError: libcudart; reinstall it: {INSTALL}",
-        [OSError],
-    ),
-    (
-        "numba-cuda",
-        {**COMPILES, "numba.cuda.np.arrayobj": ROW_STACK},
-        rf"arrayobj failed with .*row_stack'; {FIT}numpy {re.escape(np.__version__)}\): pip install 'numpy<2\.5'$",
-        [AttributeError],
-    ),
-    (
-        "numba-cuda",
-        {**COMPILES, "numba.cuda.cuda_paths": library("numba.cuda.cuda_paths", get_cuda_paths=no_libnvvm)},
-        rf'numba-cuda cannot compile \(Failure finding "libnvvm\.so\.4"\): {TOOLKIT}',
-        [RuntimeError],
-    ),
-    (
-        "numba-cuda",
-        {**COMPILES, "numba.cuda.cuda_paths": found_in(libdevice=None)},
-        rf"numba-cuda cannot compile \(Failure finding libdevice\.10\.bc\): {TOOLKIT}",
-        [FileNotFoundError],
-    ),
-    ("numba-cuda", COMPILES, "numba-cuda finds no CUDA device: " + DRIVER, []),
-    ("numba-cuda", SUCCESSOR, "numba-cuda finds no CUDA device: " + DRIVER, []),
-    ("numba-cuda", {**COMPILES, "numba.cuda": OLD_DRIVER}, r"driver \(cudaErrorInsu.*\): " + DRIVER, [RuntimeError]),
-]
+UNAVAILABLE = {  # by backend: the modules that are found, words of the reason, the type of its cause
+    "cupy": [
+        ({"cupy": None}, "cupy is not installed: " + INSTALL, []),
+        ({"cupy": OSError("libnvrtc")}, "cupy failed with OSError: libnvrtc; reinstall it: " + INSTALL, [OSError]),
+        ({"cupy": library("cupy", cuda=NO_DEVICE)}, "CuPy finds no CUDA device: " + DRIVER, []),
+        ({"cupy": library("cupy", cuda=OLD_DRIVER)}, r"driver \(cudaErrorInsu.*\): " + DRIVER, [RuntimeError]),
+    ],
+    "numba": [({"numba": None}, "numba is not installed: pip install numba", [])],
+    "numba-cuda": [
+        ({"numba": None}, "numba is not installed: pip install numba", []),
+        (
+            {"numba": library("numba", config=SimpleNamespace(ENABLE_CUDASIM=1))},
+            "NUMBA_ENABLE_CUDASIM is set, .*: unset it$",
+            [],
+        ),
+        ({"numba_cuda": None}, "numba_cuda is not installed: " + INSTALL, []),
+        (
+            {**COMPILES, "numba.cuda": NPDATETIME},
+            rf"numba\.cuda failed with .*NPDatetime'; {FIT}numba \S+\): {NUMBA_CUDA}$",
+            [AttributeError],
+        ),
+        (
+            {**COMPILES, "numba.cuda": library("numba.cuda", __path__=[], implementation="Built-in")},
+            "numba's own numba.cuda is in the way: .*: install numba-cuda into the environment, or site.addsitedir",
+            [],
+        ),
+        (
+            {**COMPILES, "numba.cuda": OSError("libcudart")},
+            rf"numba\.cuda failed with OSError: libcudart; reinstall it: {INSTALL}",
+            [OSError],
+        ),
+        (
+            {**COMPILES, "numba.cuda.np.arrayobj": ROW_STACK},
+            rf"arrayobj failed with .*row_stack'; {FIT}numpy {re.escape(np.__version__)}\): pip install 'numpy<2\.5'$",
+            [AttributeError],
+        ),
+        (
+            {**COMPILES, "numba.cuda.cuda_paths": library("numba.cuda.cuda_paths", get_cuda_paths=no_libnvvm)},
+            rf'numba-cuda cannot compile \(Failure finding "libnvvm\.so\.4"\): {TOOLKIT}',
+            [RuntimeError],
+        ),
+        (
+            {**COMPILES, "numba.cuda.cuda_paths": found_in(libdevice=None)},
+            rf"numba-cuda cannot compile \(Failure finding libdevice\.10\.bc\): {TOOLKIT}",
+            [FileNotFoundError],
+        ),
+        (COMPILES, "numba-cuda finds no CUDA device: " + DRIVER, []),
+        (SUCCESSOR, "numba-cuda finds no CUDA device: " + DRIVER, []),
+        ({**COMPILES, "numba.cuda": OLD_DRIVER}, r"driver \(cudaErrorInsu.*\): " + DRIVER, [RuntimeError]),
+    ],
+}
 
 
 class Broken(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -151,7 +143,9 @@ class Broken(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         raise self.error
 
 
-@pytest.mark.parametrize(("name", "modules", "words", "cause"), UNAVAILABLE)
+@pytest.mark.parametrize(
+    ("name", "modules", "words", "cause"), [(name, *row) for name, rows in UNAVAILABLE.items() for row in rows]
+)
 def test_each_reason_is_told_and_nothing_is_substituted(name, modules, words, cause, monkeypatch):
     for module, content in modules.items():
         if isinstance(content, Exception):
@@ -176,45 +170,3 @@ def test_each_reason_is_told_and_nothing_is_substituted(name, modules, words, ca
     finally:
         monkeypatch.undo()
         forget()
-
-
-@pytest.mark.parametrize(
-    ("name", "hint"), [("nunba", "'numba'"), ("numba_cuda", "'numba-cuda'"), ("NumPy", "'numpy'"), ("xyz", None)]
-)
-def test_unknown_backend(name, hint, monkeypatch):
-    words = rf"must be one of 'auto', 'cpu', 'gpu', .*'cupy'.*, not '{name}'" + (rf".*{hint}\?\)$" if hint else "$")
-    with pytest.raises(ValueError, match="^backend " + words):
-        sl2.value_and_grad(W, X, backend=name)
-    monkeypatch.setenv("SIGMOID_L2_BACKEND", name)
-    with pytest.raises(ValueError, match="^the environment variable SIGMOID_L2_BACKEND " + words):
-        sl2.value_and_grad(W, X)
-    sl2.value_and_grad(W, X, backend="numpy")
-
-
-def test_default_backend_of_the_environment(monkeypatch):
-    fastest = dispatch.choose(validate(W, X), "auto").name
-    for name, expected in (("numpy", "numpy"), ("cpu", fastest), ("auto", fastest), ("", fastest)):
-        monkeypatch.setenv("SIGMOID_L2_BACKEND", name)
-        assert dispatch.choose(validate(W, X), "auto").name == expected
-    for explicit in (None, 3, ["numpy"]):
-        with pytest.raises(ValueError, match="backend must be one of"):
-            sl2.value(W, X, backend=explicit)
-
-
-HANDLES = [
-    (0, 0),
-    (5, 5),
-    (SimpleNamespace(ptr=0), 0),  # CuPy's
-    (SimpleNamespace(ptr=6), 6),
-    (SimpleNamespace(handle=SimpleNamespace(value=7)), 7),  # numba's
-    (SimpleNamespace(handle=SimpleNamespace(value=None)), 0),
-    (SimpleNamespace(handle=8), 8),
-]
-
-
-def test_stream_handles():
-    for stream, handle in HANDLES:
-        assert stream_handle(stream) == handle
-    for wrong in (-1, True, 1.5, "stream", None, object()):
-        with pytest.raises(TypeError, match="stream must be a CuPy or numba stream or an integer handle, not "):
-            stream_handle(wrong)

@@ -1,6 +1,5 @@
 """How many threads a call uses, and that ranges are shared out rightly: once each, at most so many at a time."""
 
-import math
 import os
 import threading
 import time
@@ -29,19 +28,14 @@ def any_work(monkeypatch):
 
 
 class Recorder:
-    """A ``run`` that keeps its ranges and threads and how many ran at once; the first ``together`` wait for each other.
+    """A ``run`` that keeps its ranges and threads and how many ran at once.
 
-    After that it calls ``then(first)``.
+    The first ``together`` ranges wait for each other; then each calls ``then(first)``.
     """
 
     def __init__(self, together=1, then=lambda first: None):
         self.ranges, self.threads, self.running, self.most = [], set(), 0, 0
-        self._barrier, self._together, self._then, self._lock = (
-            threading.Barrier(together),
-            together,
-            then,
-            threading.Lock(),
-        )
+        self._barrier, self._then, self._lock = threading.Barrier(together), then, threading.Lock()
 
     def __call__(self, first, last):
         with self._lock:
@@ -49,7 +43,7 @@ class Recorder:
             self.threads.add(threading.get_ident())
             self.running += 1
             self.most = max(self.most, self.running)
-            waits = len(self.ranges) <= self._together
+            waits = len(self.ranges) <= self._barrier.parties
         try:
             if waits:
                 self._barrier.wait(timeout=60)
@@ -61,63 +55,6 @@ class Recorder:
     def assert_covers(self, size):
         elements = [e for first, last in self.ranges for e in range(first, last)]
         assert sorted(elements) == list(range(size)), "each element once"
-
-
-def test_set_num_threads():
-    default = sl2.get_num_threads()
-    assert default >= 1
-    for number in (1, 3, 1000):
-        sl2.set_num_threads(number)
-        assert sl2.get_num_threads() == number
-    for wrong in (0, -1, 1.0, 2.5, "many", math.nan, math.inf):
-        with pytest.raises((ValueError, OverflowError), match=r"threads|integer"):
-            sl2.set_num_threads(wrong)
-        assert sl2.get_num_threads() == 1000, "an error changes nothing"
-    sl2.set_num_threads(None)
-    assert sl2.get_num_threads() == default
-
-
-def test_environment_variable(monkeypatch):
-    default = sl2.get_num_threads()
-    monkeypatch.setenv("SIGMOID_L2_NUM_THREADS", "7")
-    assert sl2.get_num_threads() == 7
-    sl2.set_num_threads(3)
-    assert sl2.get_num_threads() == 3, "what the program says goes before the environment"
-    sl2.set_num_threads(None)
-    assert sl2.get_num_threads() == 7
-    monkeypatch.setenv("SIGMOID_L2_NUM_THREADS", "")
-    assert sl2.get_num_threads() == default, "empty is as not set"
-    for wrong in ("0", "-2", "1.5", "all", "2 3"):
-        monkeypatch.setenv("SIGMOID_L2_NUM_THREADS", wrong)
-        with pytest.raises(ValueError, match=f"SIGMOID_L2_NUM_THREADS .*{wrong!r}"):
-            sl2.get_num_threads()
-
-
-@pytest.mark.parametrize(
-    ("content", "limit"),
-    [
-        ("150000 100000\n", 1.5),
-        ("800000 100000\n", 8.0),
-        ("max 100000\n", math.inf),
-        ("", math.inf),
-        ("nonsense\n", math.inf),
-        ("1 2 3\n", math.inf),
-        ("\u00b5 \u00b5", math.inf),
-        (None, math.inf),
-    ],
-)
-def test_limit_of_the_control_group(content, limit, tmp_path, monkeypatch):
-    file = tmp_path / "cpu.max"
-    if content is not None:
-        file.write_text(content, encoding="utf-8")
-    assert settings._control_group_limit(path=str(file)) == limit
-    monkeypatch.setattr(settings, "_control_group_limit", lambda: limit)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(4), raising=False)
-    settings._processors.cache_clear()
-    try:
-        assert sl2.get_num_threads() == min(4, math.ceil(min(limit, 4)))
-    finally:
-        settings._processors.cache_clear()
 
 
 CALLS = """

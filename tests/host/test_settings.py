@@ -1,0 +1,75 @@
+"""The settings of the process: what the program says, else the environment, else the default."""
+
+import math
+import os
+from functools import partial
+
+import pytest
+
+import sigmoid_l2 as sl2
+from sigmoid_l2 import dispatch, settings
+from sigmoid_l2.problem import validate
+
+SETTINGS = {  # by the argument that sets it: the functions, the environment variable
+    "threads": (sl2.set_num_threads, sl2.get_num_threads, "SIGMOID_L2_NUM_THREADS"),
+    "nbytes": (sl2.set_device_memory_limit, sl2.get_device_memory_limit, "SIGMOID_L2_DEVICE_MEMORY"),
+}
+
+
+@pytest.mark.parametrize("argument", SETTINGS)
+def test_where_a_setting_comes_from(argument, monkeypatch):
+    set_it, get_it, variable = SETTINGS[argument]
+    monkeypatch.delenv(variable, raising=False)
+    default = get_it()
+    assert default >= 1 if argument == "threads" else default == 256 << 20
+    monkeypatch.setenv(variable, "7")
+    assert get_it() == 7
+    try:
+        for number in (1, 3, 1000):
+            set_it(number)
+            assert get_it() == number, "what the program says goes before the environment"
+        for wrong in (0, -1, 1.0, 2.5, "many", math.nan, math.inf, True):
+            with pytest.raises(ValueError, match=f"^{argument} must be a whole number of at least 1, not {wrong!r}$"):
+                set_it(wrong)
+            assert get_it() == 1000, "an error changes nothing"
+    finally:
+        set_it(None)
+    assert get_it() == 7
+    monkeypatch.setenv(variable, "")
+    assert get_it() == default, "empty is as not set"
+    for wrong in ("0", "-2", "1.5", "all", "2 3", "1GB"):
+        monkeypatch.setenv(variable, wrong)
+        with pytest.raises(ValueError, match=f"^the environment variable {variable} must be .* not {wrong!r}$"):
+            get_it()
+
+
+@pytest.mark.parametrize(
+    ("content", "threads"),
+    [
+        ("150000 100000\n", 2),
+        ("800000 100000\n", 8),
+        *((unlimited, 16) for unlimited in ("max 100000\n", "", "nonsense\n", "1 2 3\n", "\u00b5 \u00b5", None)),
+    ],
+)
+def test_limit_of_the_control_group(content, threads, tmp_path, monkeypatch):
+    file = tmp_path / "cpu.max"
+    if content is not None:
+        file.write_text(content, encoding="utf-8")
+    monkeypatch.delenv(settings.NUM_THREADS.variable, raising=False)
+    monkeypatch.setattr(settings, "_control_group_limit", partial(settings._control_group_limit, str(file)))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(16), raising=False)
+    settings._processors.cache_clear()
+    try:
+        assert sl2.get_num_threads() == threads
+    finally:
+        settings._processors.cache_clear()
+
+
+def test_default_backend_of_the_environment(monkeypatch):
+    problem = validate([[1.0]], [1.0])
+    fastest = dispatch.choose(problem, "auto").name
+    for name, expected in (("numpy", "numpy"), ("cpu", fastest), ("auto", fastest), ("", fastest)):
+        monkeypatch.setenv("SIGMOID_L2_BACKEND", name)
+        assert dispatch.choose(problem, "auto").name == expected
+    monkeypatch.setenv("SIGMOID_L2_BACKEND", "nonsense")
+    assert sl2.value([[0.0]], [0.0], backend="numpy") == 0.25, "a name in the call goes first"
