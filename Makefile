@@ -1,21 +1,24 @@
-# make run    install into .venv; the hand-written example explained, then the speed of this machine
-# make quick  lint, and one case for each backend and kernel class; make quick K=cpu: what a change to that part needs
-#             (QUICK_... below has the parts); less than a minute on two cores
-# make test   install what the tests need into .venv; run them all, in less than 5 minutes on two cores
-# make lint   ruff and mypy
-# make bench  our backends, table and picture under build/; the peers, under bench/results/; fails if a target is missed
-#             (beside another commit: bench/compare.py --base REV)
-# make accuracy  every float32 q and 10^8 float64 q through every CPU backend, JAX, torch and the textbook formula;
-#                writes docs/accuracy.md (10 minutes)
-# make fuzz      search for inputs that break the library, a minute (FUZZ_LIMIT) for each of two targets (Linux x86-64)
-# make faults    kills, full disks, memory limits, signals and many threads, at length
-# make proof     the GPU kernels executed without a GPU at every border of their classes (5 minutes)
-# make large     more than 2^31 elements, in up to 17 GB of memory
-# make oldest    the tests with the oldest versions that pyproject.toml allows (Python 3.11)
-# make advisories, make reproducible: known vulnerabilities of what is installed; two builds of the wheel, same bytes
-# make mutation  plant mistakes in the sources one at a time: the tests must notice each
-# make gpu    everything that needs a GPU, in the environment of PYTHON (default: .venv), in 6 minutes; works offline;
-#             make gpu PYTHON=python3 GPU_OPTIONS="--only parity small --out DIR"
+# make run        install into .venv; explain the hand-written example, then measure the speed of this machine
+# make quick      lint, and one case for each backend and kernel class, in less than a minute on two cores;
+#                 make quick K=cpu: what a change to that part needs (QUICK_... below has the parts)
+# make test       install what the tests need into .venv; run them all, in less than 5 minutes on two cores
+# make lint       ruff and mypy
+# make package    build the wheel and the sdist; install each into an empty environment and try it
+# make bench      our backends (build/bench.json), then the peers (bench/results/, with pictures); fails if a target is
+#                 missed (beside another commit: bench/compare.py --base REV)
+# make accuracy   every float32 q and 10^8 float64 q through every CPU backend, JAX, torch and the textbook formula;
+#                 writes docs/accuracy.md (10 to 30 minutes)
+# make fuzz       search for inputs that break the library, a minute (FUZZ_LIMIT) for each of two targets (Linux x86-64)
+# make faults     kills, full disks, memory limits, signals and many threads, at length
+# make proof      the GPU kernels executed without a GPU at every border of their classes (5 minutes)
+# make large      more than 2^31 elements, in up to 17 GB of memory
+# make mutation   plant mistakes in the sources one at a time: the tests must notice each
+# make oldest     the tests with the oldest versions that pyproject.toml allows (Python 3.11)
+# make advisories    known vulnerabilities of what is installed
+# make reproducible  two builds of the wheel, which must have the same bytes
+# make gpu        everything that needs a GPU, in 6 minutes; installs into .venv. With the packages of another Python, and
+#                 offline: make gpu PYTHON=python3 GPU_OPTIONS="--only parity small --out DIR"
+# make clean      remove .venv, build and dist
 
 PYTHON = .venv/bin/python
 PIP = .venv/bin/python -m pip --disable-pip-version-check --quiet
@@ -55,7 +58,7 @@ PARTS = $(patsubst QUICK_%,%,$(filter QUICK_%,$(.VARIABLES)))
 quick: lint .venv/.test
 	.venv/bin/python -m pytest $(PARALLEL) $(or $(QUICK_$(K)),$(error K is one of $(PARTS)))
 
-# mypy finds a package whose folders lie together: so do these links.
+# mypy finds a package only where its folders lie together; these links bring them together.
 lint: .venv/.dev
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
