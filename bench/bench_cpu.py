@@ -13,7 +13,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from contest import FRESH, GIVEN, Contender, Key, contenders, rows
+from measure import FRESH, GIVEN, Contender, HostTurn, Key, contenders, in_turn, rows
 from peers import (
     JAX_MATMUL,
     JAX_SUM,
@@ -29,7 +29,6 @@ from peers import (
 from report import report
 from results import COPY, RESULTS, Row, cpu_machine, installed, now, results_path, write
 from targets import targets
-from timing import HostTurn, in_turn
 from workload import Case, Copy, Run, Workload, pairs
 
 import sigmoid_l2 as sl2
@@ -108,7 +107,7 @@ class Bench:
     def time(self, part: str, case: Case, runs: dict[Key, Run]) -> None:
         """Add a row for each of ``runs``."""
         turns = {key: HostTurn(run) for key, run in runs.items()}
-        self.rows += rows(part, case, in_turn(turns, self.rounds, self.within_s).items())
+        self.rows += rows(part, case, in_turn(turns, self.rounds, self.within_s))
 
 
 def main() -> None:
@@ -119,12 +118,11 @@ def main() -> None:
     args = parser.parse_args()
 
     bench = Bench(args.quick)
-    libraries = {peer.library: installed(peer.library) for peer in (OURS, *PEERS)}
     results: dict[str, Any] = {
         "date": now(),
         "quick": args.quick,
         "machine": cpu_machine(),
-        "versions": {library: version for library, version in libraries.items() if version},
+        "versions": installed(dict.fromkeys(peer.library for peer in (OURS, *PEERS))),
         "notes": {peer.name: peer.note for peer in PEERS if peer.note},
     }
     path = args.o or (Path("build/peers.json") if args.quick else results_path(RESULTS, results["machine"]["cpu"]))

@@ -17,17 +17,16 @@ from dataclasses import replace
 from itertools import product
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import bench_cpu
 import workload
-from contest import GIVEN, Contender, Key, contenders, rows
 from gpu_calls import PROMISES, SMALL, promises, small
 from gpu_steps import COMPILED
+from measure import GIVEN, Contender, DeviceTurn, HostTurn, Key, contenders, in_turn, rows
 from peers import PEERS, of_backend
 from report import report
 from results import COPY, RESULTS, Row, add, gpu_machine, one_line, results_path, row
-from timing import DeviceTurn, HostTurn, in_turn
 from workload import Case, Copy, Run, Workload, finished
 
 from sigmoid_l2 import dispatch
@@ -129,7 +128,7 @@ def with_copy(case: Case, wanted: list[Contender]) -> list[Row]:
     calls, failed = contenders("shapes", Workload(case), wanted, {})
     turns = {key: DeviceTurn(run, copy) for key, run in {Key(COPY["gpu"]): copy, **calls}.items()}
     times = in_turn(turns, ROUNDS)
-    measured = rows("shapes", case, times.items())
+    measured = rows("shapes", case, times)
     for own, key in zip(measured, times, strict=True):
         own["held_up"] = turns[key].held_up
         if key in calls:
@@ -142,7 +141,7 @@ Compiled = tuple[Case, dict[Key, Run], list[Row]]
 
 
 def compile_peers(cases: list[Case], backends: list[str]) -> list[Compiled]:
-    """All contenders of each case, compiled and compared with the reference."""
+    """All contenders of each case."""
     wanted = [of_backend(backend) for backend in backends] + [peer for peer in PEERS if "gpu" in peer.devices]
     compiled = []
     for case in cases:
@@ -158,22 +157,15 @@ def peers(compiled: list[Compiled], backends: list[str]) -> Iterator[list[Row]]:
         print(f"peers: {case}", file=sys.stderr)
         yield failed  # these rows are written even if a contender hangs below
         turns = {key: HostTurn(run) for key, run in runs.items()}
-        yield rows("peers", case, in_turn(turns, PEER_ROUNDS, PEER_WITHIN_S).items())
+        yield rows("peers", case, in_turn(turns, PEER_ROUNDS, PEER_WITHIN_S))
 
 
-class Part(NamedTuple):
-    """A part of the benchmark in three steps: everything is compiled before anything is timed."""
-
-    cases: Callable[[], list[Case]]
-    compile: Callable[[list[Case], list[str]], list[Any]]
-    measure: Callable[[list[Any], list[str]], Iterator[list[Row]]]
-
-
-PARTS = {
-    "shapes": Part(all_shapes, compile_kernels, shapes),
-    "promises": Part(lambda: PROMISES, compile_kernels, promises),
-    "small": Part(lambda: SMALL, compile_kernels, small),
-    "peers": Part(peer_shapes, compile_peers, peers),
+# The cases of each part, what compiles them, and what measures them: all is compiled before anything is timed.
+PARTS: dict[str, tuple[Callable[[], list[Case]], Callable[..., list[Any]], Callable[..., Iterator[list[Row]]]]] = {
+    "shapes": (all_shapes, compile_kernels, shapes),
+    "promises": (lambda: PROMISES, compile_kernels, promises),
+    "small": (lambda: SMALL, compile_kernels, small),
+    "peers": (peer_shapes, compile_peers, peers),
 }
 
 # --- the program ----------------------------------------------------------------------------------------------------
@@ -199,9 +191,7 @@ def main() -> None:
     parser.add_argument("part", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}")
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help=out_help)
     parser.add_argument("--backend", nargs="+", choices=BACKENDS, default=BACKENDS, help="default: both")
-    parser.add_argument(
-        "--share", type=share, default=slice(None), metavar="K/N", help="only every N-th case, from K on"
-    )
+    parser.add_argument("--share", type=share, default=slice(None), metavar="K/N", help="every N-th case, from K on")
     parser.add_argument("--in-turn", action="store_true", help="measure when a line comes to stdin, and do not report")
     args = parser.parse_args()
     if unknown := set(args.part) - set(PARTS):
@@ -210,13 +200,15 @@ def main() -> None:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # JAX would take most of the memory
     backends = require_gpu(args.backend)
     path = results_path(args.out, gpu_machine()["gpu"])
-    wanted = {name: PARTS[name] for name in args.part or [*PARTS][:3]}
-    compiled = {name: part.compile(part.cases()[args.share], backends) for name, part in wanted.items()}
+    compiled = []
+    for name in args.part or [*PARTS][:3]:
+        cases, compile_all, measure = PARTS[name]
+        compiled.append((name, measure, compile_all(cases()[args.share], backends)))
     if args.in_turn:
         wait_for_turn()
     failed = False
-    for name, part in wanted.items():
-        for measured in part.measure(compiled[name], backends):
+    for name, measure, ready in compiled:
+        for measured in measure(ready, backends):
             add(measured, path)  # results so far are kept if the program is killed
             failed |= name != "peers" and any("reason" in row for row in measured)
     sys.exit(failed if args.in_turn else not report(path))

@@ -18,18 +18,17 @@ import sys
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import numpy as np
 from checkout import ROOT, assemble, export, git
-from tables import duration, markdown
-from timing import DeviceTurn, HostTurn, Turn
+from measure import DeviceTurn, HostTurn, Turn
+from report import duration, markdown
 from workload import Case, Copy, Workload, pairs
 
 import sigmoid_l2 as sl2
@@ -48,8 +47,7 @@ SHAPES = ((3, 3), (8, 8), (784, 10), (64, 16), (64, 64), (10, 784), (256, 256))
 SMALL = (1, 1000)  # pairs of small calls
 
 
-@dataclass(frozen=True)
-class Job:
+class Job(NamedTuple):
     """What both processes time; ``threads`` 0 stands for the default number."""
 
     case: Case
@@ -58,9 +56,8 @@ class Job:
     threads: int
 
     def __str__(self) -> str:
-        case, threads = self.case, f", {self.threads} thread{'s' * (self.threads > 1)}" if self.threads else ""
-        sizes = f"{case.m}x{case.n} {case.dtype}, B = {case.B:,}"
-        return f"{sizes}, outputs {'given' if self.given else 'new'}{threads}"
+        threads = f", {self.threads} thread{'s' * (self.threads > 1)}" if self.threads else ""
+        return f"{self.case}, outputs {'given' if self.given else 'new'}{threads}"
 
 
 def jobs(args: argparse.Namespace, device: str) -> list[Job]:
@@ -72,9 +69,7 @@ def jobs(args: argparse.Namespace, device: str) -> list[Job]:
     if not (args.shape or args.batch):
         chosen += [(dtypes[0], 3, 3, B, given) for B in SMALL for given in (True, False)]
         chosen.append((dtypes[0], 3, 3, pairs(3, 3, dtypes[0], size), False))
-    return [
-        Job(Case(device, *case), args.backend, given, threads) for *case, given in chosen for threads in args.threads
-    ]
+    return [Job(Case(device, *case), args.backend, given, k) for *case, given in chosen for k in args.threads]
 
 
 # --- in a process with one of the two packages ----------------------------------------------------------------------
@@ -124,17 +119,6 @@ class Worker(ProcessPoolExecutor):
         return self.submit(function, *arguments).result()
 
 
-def rounds(job: Job, base: Worker, here: Worker) -> list[tuple[float, float]]:
-    """The seconds of base and here, a pair a round."""
-    preparing = [worker.submit(prepare, job) for worker in (base, here)]  # both compile at a time
-    takes = sum(future.result() for future in preparing)
-    seconds = []
-    for k in range(min(ROUNDS, max(3, int(ROUNDS_S / takes)))):
-        of_round = {worker: worker.do(timed) for worker in ((base, here) if k % 2 else (here, base))}
-        seconds.append((of_round[base], of_round[here]))
-    return seconds
-
-
 class Result:
     """What was measured of one job."""
 
@@ -144,10 +128,15 @@ class Result:
         self.of_pairs: list[float] = []  # the median ratio of each pair of processes
 
     def measure(self, base: Worker, here: Worker) -> None:
-        """Add the rounds of one pair of processes."""
+        """Add the rounds of one pair of processes, which take turns at being first."""
         print(self.job, file=sys.stderr)
         try:
-            new = rounds(self.job, base, here)
+            preparing = [worker.submit(prepare, self.job) for worker in (base, here)]  # both compile at a time
+            takes = sum(future.result() for future in preparing)
+            new = []
+            for k in range(min(ROUNDS, max(3, int(ROUNDS_S / takes)))):
+                of_round = {worker: worker.do(timed) for worker in ((base, here) if k % 2 else (here, base))}
+                new.append((of_round[base], of_round[here]))
         except Exception as error:  # one of them cannot compute it
             self.reason = f"NOT MEASURED: {type(error).__name__}: {error}"
             return

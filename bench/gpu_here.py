@@ -45,7 +45,7 @@ def classes(backend: str, part: str) -> None:
 
 def here(name: str) -> None:
     """Print the versions and the reasons, and compute one loss, 0.25."""
-    versions = ", ".join(f"{library} {found}" for library in LIBRARIES if (found := installed(library)))
+    versions = ", ".join(f"{library} {found}" for library, found in installed(LIBRARIES).items())
     print(f"{name}: Python {sys.version.split()[0]}, {versions}")
     (backend,) = (b for b in dispatch.BACKENDS if b.name == name)
     if reasons := backend.reasons():

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -179,7 +180,7 @@ def gpu_machine() -> Row:
         "cuda_runtime": runtime.runtimeGetVersion(),
         "python": sys.version.split()[0],
         "commit": commit(),
-        "versions": {name: found for name in LIBRARIES if (found := installed(name))},
+        "versions": installed(LIBRARIES),
     }
 
 
@@ -192,9 +193,10 @@ def driver() -> str:
         return f"unknown: {one_line(error)}"
 
 
-def installed(distribution: str) -> str | None:
-    """Its version, or None."""
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return None
+def installed(distributions: Iterable[str]) -> dict[str, str]:
+    """The versions of those that are installed."""
+    found = {}
+    for name in distributions:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found

@@ -2,7 +2,7 @@
 
 import argparse
 
-from timing import HostTurn, in_turn
+from measure import HostTurn, in_turn
 from workload import Case, Copy, Workload, finished
 
 import sigmoid_l2 as sl2

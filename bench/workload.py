@@ -37,7 +37,7 @@ class Case:
     B: int
 
     def __str__(self) -> str:
-        return f"{self.device}-{self.dtype}-{self.m}x{self.n}-{self.B:.0e}".replace("e+0", "e")
+        return f"{self.m}x{self.n} {self.dtype}, B = {self.B:,}"
 
     @property
     def traffic(self) -> int:
