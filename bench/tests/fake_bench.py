@@ -34,21 +34,27 @@ class Array(np.ndarray):
         return np.array(self)
 
 
-class Event:
-    done = False
-
-    def record(self):
-        self.time = time.perf_counter()
+class Device:
+    id = 0
 
     def synchronize(self):
         pass
 
 
-class Stream:
-    ptr = 0
+class Event:
+    done = False
 
+    def synchronize(self):
+        pass
+
+    def record(self):
+        self.time = time.perf_counter()
+
+
+class Stream:
     def __init__(self, non_blocking):
         assert non_blocking
+        self.ptr = 0
 
     def __enter__(self):
         return self
@@ -67,19 +73,22 @@ class Stream:
 
 
 class MemoryHook:
-    """Told of one allocation if ``Calls`` makes any."""
+    """Told of one allocation of CuPy's if ``Calls`` makes any."""
+
+    def malloc_preprocess(self, **told):
+        pass
 
     def __enter__(self):
         Calls.hook = self
 
     def __exit__(self, *_):
-        Calls.hook = None
+        Calls.hook = MemoryHook()
 
 
 class Calls:
-    """The library's call in its place; ``allocates`` bytes each time."""
+    """The library's call in its place; ``allocates`` bytes each time, by the library of the backend."""
 
-    last = hook = None
+    last, hook = None, MemoryHook()
     allocates = 0
     wrong = 0.0
 
@@ -96,8 +105,10 @@ class Calls:
         cls.last()
         if backend == "cupy":
             out[1][...] += cls.wrong
-        if cls.allocates and cls.hook:
+        if cls.allocates and backend == "cupy":
             cls.hook.malloc_preprocess(device_id=0, size=cls.allocates, mem_size=512)
+        if cls.allocates and backend == "numba-cuda":
+            MANAGER.memalloc(cls.allocates)
         return out
 
 
@@ -123,7 +134,7 @@ CUPY = SimpleNamespace(
     ElementwiseKernel=lambda *_, no_return: lambda *arrays, size, block_size: None,
     **{name: getattr(np, name) for name in ("exp", "matmul", "multiply", "sum")},
     cuda=SimpleNamespace(
-        Device=lambda: SimpleNamespace(id=0, synchronize=lambda: None),
+        Device=Device,
         Event=Event,
         MemoryHook=MemoryHook,
         Stream=Stream,
@@ -132,11 +143,12 @@ CUPY = SimpleNamespace(
         runtime=RUNTIME,
     ),
 )
+MANAGER = SimpleNamespace(memalloc=lambda size: None)
 NUMBA_CUDA = SimpleNamespace(
     jit=lambda function: {(1, 128, 0): function},
     as_cuda_array=lambda a, sync: a,
     external_stream=None,
-    current_context=lambda: SimpleNamespace(memory_manager=SimpleNamespace(memalloc=lambda size: None)),
+    current_context=lambda: SimpleNamespace(memory_manager=MANAGER),
 )
 
 
