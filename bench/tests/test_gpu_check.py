@@ -65,6 +65,7 @@ def check(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     monkeypatch.setattr(gpu_check, "PYTHON", [sys.executable, "-S", "-E", str(python)])
     monkeypatch.setattr(gpu_check, "BUILD", tmp_path / "build")
+    monkeypatch.setattr(gpu_check, "PACKAGES", tmp_path / "packages")
     monkeypatch.setattr(gpu_check.os, "cpu_count", lambda: 8)
     monkeypatch.setattr(gpu_check, "find_spec", lambda name: True)
 
@@ -242,7 +243,7 @@ def test_the_limit_is_kept_where_everything_hangs(check, tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_check, "LIMITS", limits)
     began = time.monotonic()
     status, lines, _ = check(how="0/1000: hang; gpu_here: ok; : hang")
-    assert time.monotonic() - began < sum(limits.values()) + 2
+    assert time.monotonic() - began < sum(limits.values()) + 5, "or a little longer where the machine is busy"
     assert status == 1
     assert {step: result for step, _, result in lines}["small"] == "FAILED: not done in time"
     children = re.findall(r"child (\d+)", "".join(log.read_text() for log in (tmp_path / "build").glob("*.log")))
@@ -298,9 +299,8 @@ def test_the_assembled_package_is_complete(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_check, "PACKAGES", tmp_path / "packages")
     checkout.assemble(tmp_path / "packages")
     program = "import sigmoid_l2 as s; print(s.__file__, s.value([[[0.0]]], [[0.0]], backend='numpy'))"
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=gpu_check.environment(), capture_output=True, text=True, timeout=100
-    )
+    command, environment = [sys.executable, "-c", program], gpu_check.environment()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
     assert done.stdout.split() == [str(tmp_path / "packages" / "sigmoid_l2" / "__init__.py"), "[0.25]"], done.stderr
     assert (tmp_path / "packages" / "sigmoid_l2" / "kernels" / "gpu" / "sigmoid_l2.cuh").exists()
 
