@@ -4,6 +4,7 @@ The steps run a Python that does what HOW tells, the first that fits of "WORDS O
 """
 
 import importlib
+import json
 import os
 import re
 import subprocess
@@ -309,17 +310,30 @@ def test_the_assembled_package_is_complete(tmp_path, monkeypatch):
 
 
 def test_on_the_stand_in_for_cupy(check, tmp_path, monkeypatch):
-    """Everything but the tests, which need a GPU."""
+    """Every line of the benchmark; all but the tests and the sanitizer, which need a GPU."""
     monkeypatch.setattr(gpu_check, "PYTHON", [sys.executable, str(BENCH / "tests" / "fake_bench.py")])
     monkeypatch.setattr(gpu_check.os, "cpu_count", lambda: 2)
     status, lines, text = check("--only", "benchmark", "graph", "small", "peers")
     assert status == 1, "the stand-in misses the targets"
     assert [name for _, name, result in lines if result != "ok"] == ["targets"]
-    (results,) = (tmp_path / "out").glob("*-nvidia-stand-in.json")
-    told = text[text.index("## For the README") :]
-    for words in ("NVIDIA Stand-in, driver", "cupy: 3x3 float32, B = 1 takes the host", "times as fast as"):
-        assert words in told
-    assert '"part": "peers"' in results.read_text(encoding="utf-8")
+    (path,) = (tmp_path / "out").glob("*-nvidia-stand-in.json")
+    results = json.loads(path.read_text(encoding="utf-8"))
+    assert {row["contender"] for row in results["rows"] if "reason" in row} == {"nobody"}
+    assert {row["part"] for row in results["rows"]} == {"shapes", "small", "promises", "peers"}
+    measured = {}
+    for target in results["targets"]:
+        measured.setdefault(target["unit"].removesuffix(", outputs given"), []).append(target["measured"])
+    assert len(measured["of the device copy"]) == 2 * 2 * 2  # backends, dtypes, classes: tiny and block
+    assert len(measured["x an empty kernel's launch, at most"]) == 2 * 2
+    assert measured["bytes allocated"] == measured["waits"] == [0] * 4
+    assert measured["graph is right"] == [1] * 4
+    assert len(measured["x as fast as the fastest peer"]) == 2
+    for words in (
+        "gpu NVIDIA Stand-in, ",
+        "| 3x3 float32, B = 138 | cupy | tiny |",
+        "by zero: nobody not measured: 3x3 float32, B = 138",
+    ):
+        assert words in text
 
 
 # A Python on a driver without a GPU, and without CuPy, which does not run on it.
