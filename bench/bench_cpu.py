@@ -13,19 +13,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import peers
 from measure import FRESH, GIVEN, Contender, HostTurn, Key, contenders, in_turn, rows
-from peers import (
-    JAX_MATMUL,
-    JAX_SUM,
-    NUMPY_EINSUM,
-    NUMPY_MATMUL,
-    NUMPY_PAIR,
-    OURS,
-    OURS_AUTO,
-    PEERS,
-    TORCH_COMPILE_HAND,
-    TORCH_COMPILE_VMAP,
-)
 from report import report
 from results import COPY, RESULTS, Row, cpu_machine, installed, now, results_path, write
 from targets import targets
@@ -51,23 +40,25 @@ class Bench:
         """Measure all parts; ours alone first, before other libraries start their threads."""
         for dtype in ("float32", "float64"):
             for B in (10**6, 10**7):
-                self.compare("shapes", Case("cpu", dtype, 3, 3, B), [(OURS, GIVEN)])
+                self.compare("shapes", Case("cpu", dtype, 3, 3, B), [(peers.OURS, GIVEN)])
         for m, n in sorted(SHAPES, key=prod):
-            self.compare("shapes", self.case(m, n), [(OURS, GIVEN)])
+            self.compare("shapes", self.case(m, n), [(peers.OURS, GIVEN)])
         for case in (self.case(3, 3, 10**7), self.case(64, 64)):
             self.scaling(case)
 
-        by_hand = [(NUMPY_MATMUL, FRESH), (NUMPY_EINSUM, FRESH)]
-        self.compare("pair", self.case(3, 3, 1), [(OURS_AUTO, FRESH), (NUMPY_PAIR, FRESH), *by_hand])
+        by_hand = [(peers.NUMPY_MATMUL, FRESH), (peers.NUMPY_EINSUM, FRESH)]
+        self.compare("pair", self.case(3, 3, 1), [(peers.OURS_AUTO, FRESH), (peers.NUMPY_PAIR, FRESH), *by_hand])
         for B in (1, 10, 100):
-            self.compare("small", self.case(3, 3, B), [(OURS_AUTO, FRESH), (OURS_AUTO, GIVEN), *by_hand])
+            self.compare("small", self.case(3, 3, B), [(peers.OURS_AUTO, FRESH), (peers.OURS_AUTO, GIVEN), *by_hand])
 
-        everybody = [(OURS, GIVEN), (OURS, FRESH)]
-        everybody += [(peer, peer.takes_out) for peer in PEERS if "cpu" in peer.devices]
+        everybody = [(peers.OURS, GIVEN), (peers.OURS, FRESH)]
+        everybody += [(peer, peer.takes_out) for peer in peers.PEERS if "cpu" in peer.devices]
         for B in self.batches:
             self.compare("batch", self.case(3, 3, B), everybody)
-        compilers = (JAX_MATMUL, JAX_SUM, TORCH_COMPILE_VMAP, TORCH_COMPILE_HAND)
-        self.compare("fresh", self.case(3, 3, 10**7), [(peer, FRESH) for peer in (OURS, NUMPY_EINSUM, *compilers)])
+        compilers = (peers.JAX_MATMUL, peers.JAX_SUM, peers.TORCH_COMPILE_VMAP, peers.TORCH_COMPILE_HAND)
+        self.compare(
+            "fresh", self.case(3, 3, 10**7), [(peer, FRESH) for peer in (peers.OURS, peers.NUMPY_EINSUM, *compilers)]
+        )
 
     def case(self, m: int, n: int, B: int | None = None) -> Case:
         """B float32 pairs, or so many that W has the bytes of the run."""
@@ -99,7 +90,7 @@ class Bench:
             return run
 
         for threads in sorted({k for k in (*range(1, 9), *(2**i for i in range(4, 16)), most) if k <= most}):
-            runs[Key(OURS.name, "given", threads)] = on(threads)
+            runs[Key(peers.OURS.name, "given", threads)] = on(threads)
             runs[Key(COPY["cpu"], "given", threads)] = copy.on(threads)
         self.time("threads", case, runs)
         sl2.set_num_threads(None)
@@ -122,8 +113,8 @@ def main() -> None:
         "date": now(),
         "quick": args.quick,
         "machine": cpu_machine(),
-        "versions": installed(dict.fromkeys(peer.library for peer in (OURS, *PEERS))),
-        "notes": {peer.name: peer.note for peer in PEERS if peer.note},
+        "versions": installed(dict.fromkeys(peer.library for peer in (peers.OURS, *peers.PEERS))),
+        "notes": {peer.name: peer.note for peer in peers.PEERS if peer.note},
     }
     path = args.o or (Path("build/peers.json") if args.quick else results_path(RESULTS, results["machine"]["cpu"]))
     bench.run()
