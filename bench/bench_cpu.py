@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import peers
-from measure import FRESH, GIVEN, Contender, HostTurn, Key, contenders, in_turn, rows
+from measure import FRESH, GIVEN, Contender, HostTurn, Key, contenders, rows
 from report import report
 from results import COPY, RESULTS, Row, cpu_machine, installed, now, results_path, write
 from targets import targets
@@ -34,7 +34,6 @@ class Bench:
         self.batches = (1, 100, 10**4, 10**6) if quick else tuple(10**k for k in range(8))
         self.bytes_of_W = 10**8 if quick else 4 * 10**8
         self.rows: list[Row] = []
-        self.slow: dict[str, str] = {}
 
     def run(self) -> None:
         """Measure all parts; ours alone first, before other libraries start their threads."""
@@ -65,10 +64,10 @@ class Bench:
         return Case("cpu", "float32", m, n, B or pairs(m, n, "float32", self.bytes_of_W))
 
     def compare(self, part: str, case: Case, wanted: Sequence[Contender]) -> None:
-        """Time all contenders and the copy in turn; one that fails, is wrong or is slow gets a row with the reason."""
+        """Time all contenders and the copy in turn; one that fails or is wrong gets a row with the reason."""
         print(f"{part}: {case}", file=sys.stderr)
         copy = Copy(case)
-        runs, gaps = contenders(part, Workload(case), wanted, self.slow)
+        runs, gaps = contenders(part, Workload(case), wanted)
         for threads in sorted({1, sl2.get_num_threads()}):
             runs[Key(COPY["cpu"], "given", threads)] = copy.on(threads)
         if part == "fresh":  # what new memory costs anybody
@@ -97,8 +96,7 @@ class Bench:
 
     def time(self, part: str, case: Case, runs: dict[Key, Run]) -> None:
         """Add a row for each of ``runs``."""
-        turns = {key: HostTurn(run) for key, run in runs.items()}
-        self.rows += rows(part, case, in_turn(turns, self.rounds, self.within_s))
+        self.rows += rows(part, case, {key: HostTurn(run) for key, run in runs.items()}, self.rounds, self.within_s)
 
 
 def main() -> None:

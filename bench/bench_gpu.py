@@ -23,7 +23,7 @@ import bench_cpu
 import workload
 from gpu_calls import PROMISES, SMALL, promises, small
 from gpu_steps import COMPILED
-from measure import GIVEN, Contender, DeviceTurn, HostTurn, Key, contenders, in_turn, rows
+from measure import GIVEN, Contender, DeviceTurn, HostTurn, Key, contenders, rows
 from peers import PEERS, of_backend
 from report import report
 from results import COPY, RESULTS, Row, add, gpu_machine, one_line, results_path, row
@@ -72,14 +72,7 @@ def require_gpu(names: Iterable[str] = BACKENDS) -> list[str]:
 
 def memory() -> int:
     """The bytes of the GPU's memory, free or not: a case must be the same in every run."""
-    import cupy
-
-    return int(cupy.cuda.runtime.memGetInfo()[1])
-
-
-def bytes_of_W() -> int:  # noqa: N802 - the name of the mathematics
-    """How large W is in the cases that are compared with the copy; less where the GPU is small."""
-    return int(min(max(LEAST_BYTES_OF_W, TIMES_L2 * gpu_machine()["l2_mb"] * 1e6), memory() / (ARRAYS + 2)))
+    return int(workload.library("gpu").cuda.runtime.memGetInfo()[1])
 
 
 def sized(m: int, n: int, dtype: str, size: int) -> Case:
@@ -89,8 +82,9 @@ def sized(m: int, n: int, dtype: str, size: int) -> Case:
 
 
 def all_shapes() -> list[Case]:
-    """Every shape and dtype."""
-    return [sized(m, n, dtype, bytes_of_W()) for m, n in SHAPES for dtype in DTYPES]
+    """Every shape and dtype; W is smaller where the GPU is small."""
+    size = int(min(max(LEAST_BYTES_OF_W, TIMES_L2 * gpu_machine()["l2_mb"] * 1e6), memory() / (ARRAYS + 2)))
+    return [sized(m, n, dtype, size) for m, n in SHAPES for dtype in DTYPES]
 
 
 def peer_shapes() -> list[Case]:
@@ -125,14 +119,13 @@ def with_copy(case: Case, wanted: list[Contender]) -> list[Row]:
     """The rows of one case."""
     workload.library("gpu").get_default_memory_pool().free_all_blocks()
     copy = Copy(case)
-    calls, failed = contenders("shapes", Workload(case), wanted, {})
+    calls, failed = contenders("shapes", Workload(case), wanted)
     turns = {key: DeviceTurn(run, copy) for key, run in {Key(COPY["gpu"]): copy, **calls}.items()}
-    times = in_turn(turns, ROUNDS)
-    measured = rows("shapes", case, times)
-    for own, key in zip(measured, times, strict=True):
-        own["held_up"] = turns[key].held_up
-        if key in calls:
-            own["fraction_of_copy"] = measured[0]["median"] / own["median"]
+    measured = rows("shapes", case, turns, ROUNDS)
+    for own, turn in zip(measured, turns.values(), strict=True):
+        own["held_up"] = turn.held_up
+    for own in measured[1:]:
+        own["fraction_of_copy"] = measured[0]["median"] / own["median"]
     return failed + measured
 
 
@@ -146,7 +139,7 @@ def compile_peers(cases: list[Case], backends: list[str]) -> list[Compiled]:
     compiled = []
     for case in cases:
         workload.library("gpu").get_default_memory_pool().free_all_blocks()
-        runs, failed = contenders("peers", Workload(case), [(p, p.takes_out) for p in wanted], {}, COMPILE_S)
+        runs, failed = contenders("peers", Workload(case), [(p, p.takes_out) for p in wanted], COMPILE_S)
         compiled.append((case, {**runs, Key(COPY["gpu"]): finished(Copy(case), "gpu")}, failed))
     return compiled
 
@@ -157,7 +150,7 @@ def peers(compiled: list[Compiled], backends: list[str]) -> Iterator[list[Row]]:
         print(f"peers: {case}", file=sys.stderr)
         yield failed  # these rows are written even if a contender hangs below
         turns = {key: HostTurn(run) for key, run in runs.items()}
-        yield rows("peers", case, in_turn(turns, PEER_ROUNDS, PEER_WITHIN_S))
+        yield rows("peers", case, turns, PEER_ROUNDS, PEER_WITHIN_S)
 
 
 # The cases of each part, what compiles them, and what measures them: all is compiled before anything is timed.

@@ -19,8 +19,6 @@ import sigmoid_l2 as sl2
 TURN_S = 1e-3
 # Seconds between two turns, because the threads of other libraries spin for some milliseconds before they sleep.
 SETTLE_S = 0.01
-# Seconds of one call from which a contender is neither timed nor called for a larger batch.
-SLOW_S = 5.0
 GIVEN, FRESH = True, False
 
 Contender = tuple[Peer, bool]  # and whether it writes to given outputs
@@ -167,36 +165,27 @@ def build(part: str, work: Workload, peer: Peer, given: bool) -> Run:
 
 
 def contenders(
-    part: str, work: Workload, wanted: Sequence[Contender], slow: dict[str, str], limit_s: float = 0
+    part: str, work: Workload, wanted: Sequence[Contender], limit_s: float = 0
 ) -> tuple[dict[Key, Run], list[Row]]:
-    """The calls of those that are right, and rows with the others' reasons; ``slow`` keeps who takes too long."""
+    """The calls of those that are right, and rows with the others' reasons."""
     case, runs, gaps = work.case, {}, []
     for peer, given in wanted:
-        own = peer.library == OURS.library
-        threads = sl2.get_num_threads() if own and case.device == "cpu" else None
-        key = Key(peer.name, "given" if given else "fresh", threads)
-        reason = slow.get(peer.name)
-        if not reason:
-            try:
-                with within(limit_s):
-                    run = build(part, work, peer, given)
-                    if not own and (one := seconds(run)) > SLOW_S:
-                        reason = slow[peer.name] = f"one call takes {one:.3g} s for B = {case.B:,}"
-            except Exception as error:  # of any library: not installed, no compiler, no memory, wrong results
-                if own and case.device == "cpu":  # the benchmark is about it
-                    raise
-                reason = one_line(error)
-        if reason:
-            print(f"  {peer.name}: {reason}", file=sys.stderr)
-            gaps.append(row(part, case, **key._asdict(), reason=reason))
-        else:
-            runs[key] = run
+        own = peer.library == OURS.library and case.device == "cpu"
+        key = Key(peer.name, "given" if given else "fresh", sl2.get_num_threads() if own else None)
+        try:
+            with within(limit_s):
+                runs[key] = build(part, work, peer, given)
+        except Exception as error:  # of any library: not installed, no compiler, no memory, wrong results
+            if own:  # the benchmark is about it
+                raise
+            print(f"  {peer.name}: {one_line(error)}", file=sys.stderr)
+            gaps.append(row(part, case, **key._asdict(), reason=one_line(error)))
     return runs, gaps
 
 
-def rows(part: str, case: Case, times: Mapping[Key, Times]) -> list[Row]:
-    """A row for each contender that was timed."""
+def rows(part: str, case: Case, turns: Mapping[Key, Turn], rounds: int, within_s: float = 60) -> list[Row]:
+    """Take the turns; a row for each contender."""
     return [
         row(part, case, **key._asdict()) | t._asdict() | {"gb_per_s": case.traffic / t.median / 1e9}
-        for key, t in times.items()
+        for key, t in in_turn(turns, rounds, within_s).items()
     ]

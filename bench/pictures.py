@@ -7,7 +7,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from peers import OURS, PEERS
+from peers import PEERS
 from results import COPY, Row, caption, fraction, is_ours, name
 
 # Okabe and Ito's colours, one for each library; the markers distinguish the contenders in grey.
@@ -46,25 +46,6 @@ def batch(rows: list[Row]) -> Any:
     return figure
 
 
-def threads(rows: list[Row]) -> Any:
-    """Throughput over threads beside the copy's, with bars from p20 to p80; a panel for each case."""
-    cases = list(dict.fromkeys((r["m"], r["n"], r["B"]) for r in rows))
-    figure, panels = plt.subplots(1, len(cases), figsize=(10, 4.2), layout="constrained", sharey=True, squeeze=False)
-    for axes, (m, n, B) in zip(panels[0], cases, strict=True):
-        own = [r for r in rows if (r["m"], r["n"], r["B"]) == (m, n, B)]
-        for who, style in ((OURS.name, {"color": "black", "marker": "o"}), (COPY["cpu"], COPY_STYLE | {"marker": "s"})):
-            line = [r for r in own if r["contender"] == who]
-            low, speeds, high = ([r["bytes"] / r[key] / 1e9 for r in line] for key in ("p80", "median", "p20"))
-            spread = [[abs(a - b) for a, b in zip(speeds, side, strict=True)] for side in (low, high)]
-            axes.errorbar([r["threads"] for r in line], speeds, spread, capsize=4, label=who, **style)
-        axes.set(xlabel="threads", xticks=sorted({r["threads"] for r in own}))
-        axes.set_title(f"{m}x{n} float32, {B:,} pairs, outputs given", loc="left", fontsize=11)
-        axes.grid(**THIN)
-    panels[0][0].set(ylabel="GB/s of the least traffic", ylim=(0, None))
-    panels[0][0].legend(loc="lower right", frameon=False)
-    return figure
-
-
 def fractions(rows: list[Row]) -> Any:
     """The fraction of the plain copy's speed: a group of bars for each case, a bar for each backend and dtype."""
     heights: dict[tuple[str, str], dict[tuple[int, int, int], float]] = {}  # by backend and dtype, and case
@@ -93,7 +74,7 @@ def fractions(rows: list[Row]) -> Any:
 
 def draw(results: Row, path: Path) -> None:
     """A picture for each part of which there is one, with machine and date under it."""
-    for part, picture in (("backends", fractions), ("shapes", fractions), ("batch", batch), ("threads", threads)):
+    for part, picture in (("backends", fractions), ("shapes", fractions), ("batch", batch)):
         if rows := [row for row in results["rows"] if row["part"] == part and "median" in row]:
             figure = picture(rows)
             figure.supxlabel(caption(results), fontsize=8, color="0.3")

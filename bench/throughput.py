@@ -21,14 +21,13 @@ def main() -> None:
     parser.add_argument("--shape", type=int, nargs=2, default=(3, 3), metavar=("M", "N"), help="of W (default 3 3)")
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
     parser.add_argument("--backend", default=None, help="default: the best one available here")
-    parser.add_argument("--repeats", type=int, default=21)
     args = parser.parse_args()
 
     backend = args.backend or best_backend()
     devices = {info.name: "gpu" if info.device == "cuda" else "cpu" for info in sl2.backends()}
     case = Case(devices[backend], args.dtype, *args.shape, args.batch)
     runs = {"call": Workload(case).call(backend), "copy": Copy(case)}
-    times = in_turn({name: HostTurn(finished(run, case.device)) for name, run in runs.items()}, args.repeats)
+    times = in_turn({name: HostTurn(finished(run, case.device)) for name, run in runs.items()}, rounds=21)
     median = {name: t.median for name, t in times.items()}
     rate = case.traffic / median["call"] / 1e9
     print(
