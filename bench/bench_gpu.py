@@ -61,12 +61,12 @@ def require_gpu(names: Iterable[str] = BACKENDS) -> list[str]:
     # CuPy's arrays, events and copies are used for both.
     reasons = {name: "; ".join(table[name].reasons()) for name in dict.fromkeys(("cupy", *names))}
     available = [name for name in names if not reasons[name]]
+    told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items() if reason)
     if reasons["cupy"] or not available:
-        print("no GPU benchmark here: " + "; ".join(f"{n}: {reason}" for n, reason in reasons.items() if reason))
+        print(f"no GPU benchmark here: {told}")
         sys.exit(2)
-    for name in names:
-        if reasons[name]:
-            print(f"backend {name} is left out: {reasons[name]}", file=sys.stderr)
+    if told:
+        print(f"left out: {told}", file=sys.stderr)
     return available
 
 

@@ -7,6 +7,7 @@ import ctypes
 import importlib
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -34,36 +35,27 @@ class Array(np.ndarray):
         return np.array(self)
 
 
-class Device:
-    id = 0
+def nothing(*_, **__):
+    pass
 
-    def synchronize(self):
-        pass
+
+class Device:
+    id, synchronize = 0, nothing
 
 
 class Event:
-    done = False
-
-    def synchronize(self):
-        pass
+    done, synchronize = False, nothing
 
     def record(self):
         self.time = time.perf_counter()
 
 
-class Stream:
+class Stream(nullcontext):
+    ptr, synchronize = 0, nothing
+
     def __init__(self, non_blocking):
+        super().__init__(self)
         assert non_blocking
-        self.ptr = 0
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    def synchronize(self):
-        pass
 
     def begin_capture(self, mode):
         assert mode == "global"
@@ -75,8 +67,7 @@ class Stream:
 class MemoryHook:
     """Told of one allocation of CuPy's if ``Calls`` makes any."""
 
-    def malloc_preprocess(self, **told):
-        pass
+    malloc_preprocess = nothing
 
     def __enter__(self):
         Calls.hook = self
@@ -130,8 +121,8 @@ RUNTIME = SimpleNamespace(
 CUPY = SimpleNamespace(
     asarray=lambda a: np.array(a).view(Array),
     empty=lambda shape, dtype: np.empty(shape, dtype).view(Array),
-    get_default_memory_pool=lambda: SimpleNamespace(free_all_blocks=lambda: None),
-    ElementwiseKernel=lambda *_, no_return: lambda *arrays, size, block_size: None,
+    get_default_memory_pool=lambda: SimpleNamespace(free_all_blocks=nothing),
+    ElementwiseKernel=lambda *_, no_return: nothing,
     **{name: getattr(np, name) for name in ("exp", "matmul", "multiply", "sum")},
     cuda=SimpleNamespace(
         Device=Device,
@@ -143,7 +134,7 @@ CUPY = SimpleNamespace(
         runtime=RUNTIME,
     ),
 )
-MANAGER = SimpleNamespace(memalloc=lambda size: None)
+MANAGER = SimpleNamespace(memalloc=nothing)
 NUMBA_CUDA = SimpleNamespace(
     jit=lambda function: {(1, 128, 0): function},
     as_cuda_array=lambda a, sync: a,
