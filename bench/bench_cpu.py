@@ -18,7 +18,7 @@ from measure import FRESH, GIVEN, Contender, HostTurn, Key, contenders, rows
 from report import report
 from results import COPY, RESULTS, Row, cpu_machine, installed, now, results_path, write
 from targets import targets
-from workload import Case, Copy, Run, Workload, pairs
+from workload import Case, Copy, Run, Workload
 
 import sigmoid_l2 as sl2
 
@@ -61,7 +61,8 @@ class Bench:
 
     def case(self, m: int, n: int, B: int | None = None) -> Case:
         """B float32 pairs, or so many that W has the bytes of the run."""
-        return Case("cpu", "float32", m, n, B or pairs(m, n, "float32", self.bytes_of_W))
+        sizes = "cpu", "float32", m, n
+        return Case(*sizes, B) if B else Case.sized(*sizes, self.bytes_of_W)
 
     def compare(self, part: str, case: Case, wanted: Sequence[Contender]) -> None:
         """Time all contenders and the copy in turn; one that fails or is wrong gets a row with the reason."""

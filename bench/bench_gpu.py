@@ -75,22 +75,16 @@ def memory() -> int:
     return int(workload.library("gpu").cuda.runtime.memGetInfo()[1])
 
 
-def sized(m: int, n: int, dtype: str, size: int) -> Case:
-    """So many pairs that W has about ``size`` bytes; a multiple of 32 where there are many."""
-    B = workload.pairs(m, n, dtype, size)
-    return Case("gpu", dtype, m, n, B // 32 * 32 if B > 1000 else B)
-
-
 def all_shapes() -> list[Case]:
     """Every shape and dtype; W is smaller where the GPU is small."""
     size = int(min(max(LEAST_BYTES_OF_W, TIMES_L2 * gpu_machine()["l2_mb"] * 1e6), memory() / (ARRAYS + 2)))
-    return [sized(m, n, dtype, size) for m, n in SHAPES for dtype in DTYPES]
+    return [Case.sized("gpu", dtype, m, n, size) for m, n in SHAPES for dtype in DTYPES]
 
 
 def peer_shapes() -> list[Case]:
     """The shapes of which the peers are measured."""
     size = int(min(PEER_BYTES_OF_W, memory() * PART_OF_MEMORY))
-    return [sized(m, n, "float32", size) for m, n in PEER_SHAPES]
+    return [Case.sized("gpu", "float32", m, n, size) for m, n in PEER_SHAPES]
 
 
 # --- the parts ------------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ import numpy as np
 from checkout import ROOT, assemble, export, git
 from measure import DeviceTurn, HostTurn, Turn
 from report import duration, markdown
-from workload import Case, Copy, Workload, pairs
+from workload import Case, Copy, Workload
 
 import sigmoid_l2 as sl2
 
@@ -62,13 +62,14 @@ class Job(NamedTuple):
 def jobs(args: argparse.Namespace, device: str) -> list[Job]:
     """What the options ask for; without them every class, small calls, and new outputs."""
     dtypes, size = args.dtype or ("float32", "float64"), BYTES_OF_W[device]
-    chosen = []  # dtype, m, n, B, whether outputs are given
+    cases: list[tuple[Case, bool]] = []  # and whether outputs are given
     for (m, n), dtype in product(args.shape or SHAPES, dtypes):
-        chosen += [(dtype, m, n, B, True) for B in args.batch or [pairs(m, n, dtype, size)]]
+        batches = [Case(device, dtype, m, n, B) for B in args.batch or ()]
+        cases += [(case, True) for case in batches or [Case.sized(device, dtype, m, n, size)]]
     if not (args.shape or args.batch):
-        chosen += [(dtypes[0], 3, 3, B, given) for B in SMALL for given in (True, False)]
-        chosen.append((dtypes[0], 3, 3, pairs(3, 3, dtypes[0], size), False))
-    return [Job(Case(device, *case), args.backend, given, k) for *case, given in chosen for k in args.threads]
+        cases += [(Case(device, dtypes[0], 3, 3, B), given) for B in SMALL for given in (True, False)]
+        cases.append((Case.sized(device, dtypes[0], 3, 3, size), False))
+    return [Job(case, args.backend, given, threads) for case, given in cases for threads in args.threads]
 
 
 # --- in a process with one of the two packages ----------------------------------------------------------------------
@@ -118,8 +119,11 @@ class Worker(ProcessPoolExecutor):
         return self.submit(function, *arguments).result()
 
 
-def rounds(job: Job, base: Worker, here: Worker) -> list[tuple[float, float]]:
-    """The seconds of base and here, a pair a round; they take turns at being first."""
+Rounds = list[tuple[float, float]]  # the seconds of base and here
+
+
+def rounds(job: Job, base: Worker, here: Worker) -> Rounds:
+    """Those of one pair of processes, which take turns at being first."""
     print(job, file=sys.stderr)
     preparing = [worker.submit(prepare, job) for worker in (base, here)]  # both compile at a time
     takes = sum(future.result() for future in preparing)
@@ -130,44 +134,33 @@ def rounds(job: Job, base: Worker, here: Worker) -> list[tuple[float, float]]:
     return seconds
 
 
-class Result:
-    """What was measured of one job: a list of rounds for each pair of processes, or why one cannot compute it."""
-
-    def __init__(self, job: Job) -> None:
-        self.job, self.pairs, self.reason = job, [], ""
-
-    def measure(self, base: Worker, here: Worker) -> None:
-        """Add a pair of processes."""
-        try:
-            self.pairs.append(rounds(self.job, base, here))
-        except Exception as error:
-            self.reason = f"NOT MEASURED: {type(error).__name__}: {error}"
-
-    def line(self, least: float) -> list[str]:
-        """Its line of the table; the last cell is empty where it is fast enough."""
-        if self.reason:
-            return [str(self.job), "-", "-", "-", "-", "-", self.reason]
-        seconds = [both for pair in self.pairs for both in pair]
-        medians = [duration(median(side)) for side in zip(*seconds, strict=True)]
-        low, high = np.percentile([b / h for b, h in seconds], (20, 80))
-        ratio = median(median(b / h for b, h in pair) for pair in self.pairs)
-        told = [f"{ratio:.3f}", f"{low:.3f} to {high:.3f}", str(len(seconds))]
-        return [str(self.job), *medians, *told, "" if ratio >= least else "SLOWER"]
+def line(job: Job, pairs: list[Rounds], least: float) -> list[str]:
+    """A line of the table; the last cell is empty where here is fast enough."""
+    seconds = [both for pair in pairs for both in pair]
+    medians = [duration(median(side)) for side in zip(*seconds, strict=True)]
+    low, high = np.percentile([b / h for b, h in seconds], (20, 80))
+    ratio = median(median(b / h for b, h in pair) for pair in pairs)
+    told = [f"{ratio:.3f}", f"{low:.3f} to {high:.3f}", str(len(seconds))]
+    return [str(job), *medians, *told, "" if ratio >= least else "SLOWER"]
 
 
-def compare(folder: Path, args: argparse.Namespace) -> list[Result]:
-    """All results; each pair of processes measures all jobs."""
-    results: list[Result] = []
+def compare(folder: Path, args: argparse.Namespace) -> list[list[str]]:
+    """The lines of the table; each pair of processes measures all jobs."""
+    measured: dict[Job, list[Rounds]] = {}
+    failed: dict[Job, list[str]] = {}
     for _ in range(PAIRS):
         with Worker("base", folder, args.backend) as base, Worker("here", folder, args.backend) as here:
             if here.reasons:
                 print(f"backend {args.backend} cannot run here: {here.reasons}")
                 sys.exit(2)
-            results = results or [Result(job) for job in jobs(args, here.device)]
-            for result in results:
-                if not result.reason:
-                    result.measure(base, here)
-    return results
+            wanted = jobs(args, here.device)
+            for job in wanted:
+                try:
+                    if job not in failed:
+                        measured.setdefault(job, []).append(rounds(job, base, here))
+                except Exception as error:  # one of them cannot compute it
+                    failed[job] = [str(job), *"-----", f"NOT MEASURED: {type(error).__name__}: {error}"]
+    return [failed.get(job) or line(job, measured[job], args.least) for job in wanted]
 
 
 def shape(text: str) -> tuple[int, int]:
@@ -199,7 +192,7 @@ def main() -> None:
             assemble(folder / name / "packages", root)
         if (load := os.getloadavg()[0]) > BUSY * (os.cpu_count() or 1):
             print(f"the machine is busy, the ratios will scatter: load {load:.1f}", file=sys.stderr)
-        lines = [result.line(args.least) for result in compare(folder, args)]
+        lines = compare(folder, args)
     head = ("case", "base", "here", "here's speed / base's", "p20 to p80", "rounds", "")
     print(f"base: {git('rev-parse', args.base).decode().strip()}, backend {args.backend}\n")
     print(markdown(head, lines))

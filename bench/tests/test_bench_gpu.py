@@ -5,6 +5,7 @@ import io
 import json
 import sys
 import time
+from itertools import product
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -154,24 +155,21 @@ def test_without_a_gpu_it_says_so_in_one_line(monkeypatch, capsys):
     assert capsys.readouterr().out == "no GPU benchmark here: cupy: no cupy; numba-cuda: no numba-cuda\n"
 
 
+def ways(sizes):
+    """What distinguishes the plans of these sizes. Slices of one kind of rows are enough."""
+    for m, n in sizes:
+        for p in (make_plan(m, n, itemsize) for itemsize in (4, 8)):
+            if isinstance(p, Staged):
+                yield "staged", p.lanes > 1, p.lanes > 32, p.slices > 1
+            elif isinstance(p, Rows):
+                yield from (("rows", p.row_threads, p.teams > 1), ("slices", p.slices > 1))
+            else:
+                yield "long"
+
+
 def test_the_sanitizer_meets_every_way():
-    plans = [make_plan(m, n, itemsize) for m, n, _ in gpu_here.CLASSES for itemsize in (4, 8)]
-    staged = [p for p in plans if isinstance(p, Staged)]
-    rows = [p for p in plans if isinstance(p, Rows)]
-    assert {(p.lanes > 1, p.lanes > 32, p.slices > 1) for p in staged} == {
-        (False, False, False),
-        (True, False, False),
-        (True, True, False),
-        (True, True, True),
-    }
-    assert {(p.row_threads, p.teams > 1, p.slices > 1) for p in rows} >= {
-        (32, False, False),
-        (32, True, False),
-        (256, False, False),
-        (512, False, False),
-        (256, False, True),
-    }
-    assert len(staged) + len(rows) < len(plans), "and the long ones"
+    grid = (1, 2, 3, 5, 8, 10, 16, 20, 32, 41, 64, 100, 256, 700, 784, 2000, 5000, 8192, 20000)
+    assert set(ways(size[:2] for size in gpu_here.CLASSES)) == set(ways(product(grid, grid)))
 
 
 @pytest.mark.parametrize("size", [10**6, 5 * 10**8])
@@ -180,5 +178,5 @@ def test_the_shapes_have_every_class_and_the_size(size):
         classes = {size_class(make_plan(m, n, itemsize)) for m, n in bench_gpu.SHAPES}
         assert classes == {"tiny", "group", "block", "split", "long"}
         for m, n in bench_gpu.SHAPES:
-            B = bench_gpu.sized(m, n, dtype, size).B
+            B = bench_gpu.Case.sized("gpu", dtype, m, n, size).B
             assert B == 1 or size * 0.5 < B * m * n * itemsize <= size
