@@ -72,7 +72,7 @@ class Bench:
         for threads in sorted({1, sl2.get_num_threads()}):
             runs[Key(COPY["cpu"], "given", threads)] = copy.on(threads)
         if part == "fresh":  # what new memory costs anybody
-            runs[Key(COPY["cpu"], "fresh", 1)] = copy.fresh
+            runs[Key(COPY["cpu"], "fresh", 1)] = copy.source.copy
         self.time(part, case, runs)
         self.rows += gaps
 

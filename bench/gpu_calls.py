@@ -77,18 +77,10 @@ def small(cases: list[Case], backends: list[str]) -> Iterator[list[Row]]:
 
 
 def graph_launch(work: Workload, backend: str) -> Run:
-    """The launch of a CUDA graph of a call, which writes the results again."""
-    stream, graph = captured(work, backend)
-    work.poison()
-    wait("gpu")
-    graph.launch(stream)
-    stream.synchronize()
-    work.check(work.out)
-    return lambda: graph.launch(stream)
+    """The launch of a CUDA graph of a call, captured in the mode that forbids allocating and synchronising.
 
-
-def captured(work: Workload, backend: str) -> tuple[Any, Any]:
-    """A stream and a CUDA graph of one call, captured in the mode that forbids allocating and synchronising."""
+    It has written the results again.
+    """
     import cupy
 
     stream = cupy.cuda.Stream(non_blocking=True)
@@ -100,7 +92,12 @@ def captured(work: Workload, backend: str) -> tuple[Any, Any]:
             sl2.value_and_grad(work.W, work.x, out=work.out, backend=backend, stream=stream)
         finally:
             graph = stream.end_capture()
-    return stream, graph
+    work.poison()
+    wait("gpu")
+    graph.launch(stream)
+    stream.synchronize()
+    work.check(work.out)
+    return lambda: graph.launch(stream)
 
 
 def promises(cases: list[Case], backends: list[str]) -> Iterator[list[Row]]:

@@ -5,9 +5,8 @@ python bench/gpu_check.py [--only STEP...] [--out DIR]
 Steps: here (which backends run, and on what), parity (tests of both kernels), benchmark (beside the device copy),
 graph (a call in a CUDA graph, and that it allocates nothing), small (calls), sanitizer (compute-sanitizer), peers.
 
-Uses the packages of the Python that runs it and no network. Before anything is timed, all that is timed is compiled,
-in processes side by side on all cores; then each measures in its turn. A step that fails, hangs or is killed leaves
-the results of the others.
+Uses the packages of the Python that runs it and no network. A step that fails, hangs or is killed leaves the results
+of the others.
 
 All is written to build/gpu: a log for each command, summary.md, the results as JSON and their picture. DIR gets what
 one would carry away: summary.md, the JSON and the picture of this run, each after every command, and at the end the

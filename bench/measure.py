@@ -154,27 +154,22 @@ def within(limit_s: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def build(part: str, work: Workload, peer: Peer, given: bool) -> Run:
-    """The call of one contender, finished when it returns and compared with the reference; in "pair" of one pair."""
-    W, x, out = work.W, work.x, work.out if given else None
-    if part != "pair":
-        return work.checked(finished(peer.build(W, x, out), work.case.device))
-    run: Run = peer.build(W[0], x[0], out)
-    work.check([np.asarray(a)[None] for a in run()])
-    return run
-
-
 def contenders(
     part: str, work: Workload, wanted: Sequence[Contender], limit_s: float = 0
 ) -> tuple[dict[Key, Run], list[Row]]:
-    """The calls of those that are right, and rows with the others' reasons."""
+    """The calls of those that are right, which return when they are finished, and rows with the others' reasons."""
     case, runs, gaps = work.case, {}, []
     for peer, given in wanted:
         own = peer.library == OURS.library and case.device == "cpu"
         key = Key(peer.name, "given" if given else "fresh", sl2.get_num_threads() if own else None)
         try:
             with within(limit_s):
-                runs[key] = build(part, work, peer, given)
+                if part == "pair":  # without a batch axis
+                    run = peer.build(work.W[0], work.x[0], None)
+                    work.check([np.asarray(a)[None] for a in run()])
+                else:
+                    run = work.checked(finished(peer.build(work.W, work.x, work.out if given else None), case.device))
+                runs[key] = run
         except Exception as error:  # of any library: not installed, no compiler, no memory, wrong results
             if own:  # the benchmark is about it
                 raise

@@ -8,12 +8,6 @@ from workload import Case, Copy, Workload, finished
 import sigmoid_l2 as sl2
 
 
-def best_backend() -> str:
-    """A GPU backend where one is available, else the fastest on the CPU; both in the library's order of preference."""
-    available = [info for info in sl2.backends() if info.available]
-    return min(available, key=lambda info: info.device != "cuda").name
-
-
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -23,8 +17,9 @@ def main() -> None:
     parser.add_argument("--backend", default=None, help="default: the best one available here")
     args = parser.parse_args()
 
-    backend = args.backend or best_backend()
-    devices = {info.name: "gpu" if info.device == "cuda" else "cpu" for info in sl2.backends()}
+    devices = {b.name: "gpu" if b.device == "cuda" else "cpu" for b in sl2.backends() if b.available}
+    # The first in the library's order of preference, of those on a GPU where there are any.
+    backend = args.backend or min(devices, key=lambda name: devices[name] != "gpu")
     case = Case(devices[backend], args.dtype, *args.shape, args.batch)
     runs = {"call": Workload(case).call(backend), "copy": Copy(case)}
     times = in_turn({name: HostTurn(finished(run, case.device)) for name, run in runs.items()}, rounds=21)

