@@ -29,7 +29,7 @@ from report import report
 from results import COPY, RESULTS, Row, add, gpu_machine, one_line, results_path, row
 from workload import Case, Copy, Run, Workload, finished
 
-from sigmoid_l2 import dispatch
+import sigmoid_l2 as sl2
 
 BACKENDS = ("cupy", "numba-cuda")
 DTYPES = ("float32", "float64")
@@ -57,12 +57,10 @@ COMPILE_S = 20.0
 
 def require_gpu(names: Iterable[str] = BACKENDS) -> list[str]:
     """Those of ``names`` that run here; ends the program with 2 and one line where none does, or CuPy does not."""
-    table = {b.name: b for b in dispatch.BACKENDS}
-    # CuPy's arrays, events and copies are used for both.
-    reasons = {name: "; ".join(table[name].reasons()) for name in dict.fromkeys(("cupy", *names))}
-    available = [name for name in names if not reasons[name]]
+    reasons = {b.name: "; ".join(b.reasons) for b in sl2.backends() if b.name in BACKENDS}
     told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items() if reason)
-    if reasons["cupy"] or not available:
+    available = [name for name in names if not reasons[name]]
+    if reasons["cupy"] or not available:  # CuPy's arrays, events and copies are used for both
         print(f"no GPU benchmark here: {told}")
         sys.exit(2)
     if told:

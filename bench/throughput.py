@@ -17,9 +17,10 @@ def main() -> None:
     parser.add_argument("--backend", default=None, help="default: the best one available here")
     args = parser.parse_args()
 
-    devices = {b.name: "gpu" if b.device == "cuda" else "cpu" for b in sl2.backends() if b.available}
+    devices = {b.name: "gpu" if b.device == "cuda" else "cpu" for b in sl2.backends()}
     # The first in the library's order of preference, of those on a GPU where there are any.
-    backend = args.backend or min(devices, key=lambda name: devices[name] != "gpu")
+    available = [b.name for b in sl2.backends() if b.available]
+    backend = args.backend or min(available, key=lambda name: devices[name] != "gpu")
     case = Case(devices[backend], args.dtype, *args.shape, args.batch)
     runs = {"call": Workload(case).call(backend), "copy": Copy(case)}
     times = in_turn({name: HostTurn(finished(run, case.device)) for name, run in runs.items()}, rounds=21)

@@ -148,7 +148,7 @@ def test_the_empty_kernel_compiles():
 
 
 def test_without_a_gpu_it_says_so_in_one_line(monkeypatch, capsys):
-    monkeypatch.setattr(dispatch.Backend, "reasons", lambda self: (f"no {self.name}",))
+    monkeypatch.setattr(dispatch.Backend, "reasons", lambda self, dtype=None: (f"no {self.name}",))
     with pytest.raises(SystemExit) as end:
         bench_gpu.require_gpu()
     assert end.value.code == 2

@@ -70,17 +70,18 @@ def test_what_is_planted_to_be_slow_is_seen(run, planted, slow, status):
     assert ("SLOWER" in printed.out) == (slow == "here")
 
 
-def test_what_cannot_be_computed_is_not_met(run, planted):
+@pytest.mark.parametrize(
+    ("options", "status", "told"),
+    [
+        (("--batch", "0"), 1, "NOT MEASURED: "),
+        (("--backend", "cuda"), 2, "cannot run here: there is no backend cuda"),
+    ],
+)
+def test_what_cannot_be_computed_is_told(run, planted, options, status, told):
     planted("nobody")
-    status, ratios, printed = run("--base", "x", "--batch", "0")
-    assert (status, ratios) == (1, [])
-    assert "NOT MEASURED: " in printed.out
-
-
-def test_a_backend_that_cannot_run_is_told_in_one_line(run, planted):
-    planted("nobody")
-    status, _, printed = run("--base", "x", "--backend", "cuda")
-    assert (status, printed.out) == (2, "backend cuda cannot run here: there is no backend cuda\n")
+    got, ratios, printed = run("--base", "x", *options)
+    assert (got, ratios) == (status, [])
+    assert told in printed.out
 
 
 def test_a_revision_that_is_not_there(run):
