@@ -4,8 +4,8 @@ pytest bench/bench_backends.py --benchmark-json=build/bench.json && python bench
 """
 
 import pytest
+from measure import seconds, spread
 from results import row
-from timing import seconds, spread
 from workload import Case, Copy, Workload, finished
 
 import sigmoid_l2 as sl2

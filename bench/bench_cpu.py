@@ -13,24 +13,12 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from contest import FRESH, GIVEN, Contender, Key, contenders, rows
-from peers import (
-    JAX_MATMUL,
-    JAX_SUM,
-    NUMPY_EINSUM,
-    NUMPY_MATMUL,
-    NUMPY_PAIR,
-    OURS,
-    OURS_AUTO,
-    PEERS,
-    TORCH_COMPILE_HAND,
-    TORCH_COMPILE_VMAP,
-)
+import peers
+from measure import FRESH, GIVEN, Contender, HostTurn, Key, contenders, rows
 from report import report
 from results import COPY, RESULTS, Row, cpu_machine, installed, now, results_path, write
 from targets import targets
-from timing import HostTurn, in_turn
-from workload import Case, Copy, Run, Workload, pairs
+from workload import Case, Copy, Run, Workload
 
 import sigmoid_l2 as sl2
 
@@ -46,43 +34,45 @@ class Bench:
         self.batches = (1, 100, 10**4, 10**6) if quick else tuple(10**k for k in range(8))
         self.bytes_of_W = 10**8 if quick else 4 * 10**8
         self.rows: list[Row] = []
-        self.slow: dict[str, str] = {}
 
     def run(self) -> None:
         """Measure all parts; ours alone first, before other libraries start their threads."""
         for dtype in ("float32", "float64"):
             for B in (10**6, 10**7):
-                self.compare("shapes", Case("cpu", dtype, 3, 3, B), [(OURS, GIVEN)])
+                self.compare("shapes", Case("cpu", dtype, 3, 3, B), [(peers.OURS, GIVEN)])
         for m, n in sorted(SHAPES, key=prod):
-            self.compare("shapes", self.case(m, n), [(OURS, GIVEN)])
+            self.compare("shapes", self.case(m, n), [(peers.OURS, GIVEN)])
         for case in (self.case(3, 3, 10**7), self.case(64, 64)):
             self.scaling(case)
 
-        by_hand = [(NUMPY_MATMUL, FRESH), (NUMPY_EINSUM, FRESH)]
-        self.compare("pair", self.case(3, 3, 1), [(OURS_AUTO, FRESH), (NUMPY_PAIR, FRESH), *by_hand])
+        by_hand = [(peers.NUMPY_MATMUL, FRESH), (peers.NUMPY_EINSUM, FRESH)]
+        self.compare("pair", self.case(3, 3, 1), [(peers.OURS_AUTO, FRESH), (peers.NUMPY_PAIR, FRESH), *by_hand])
         for B in (1, 10, 100):
-            self.compare("small", self.case(3, 3, B), [(OURS_AUTO, FRESH), (OURS_AUTO, GIVEN), *by_hand])
+            self.compare("small", self.case(3, 3, B), [(peers.OURS_AUTO, FRESH), (peers.OURS_AUTO, GIVEN), *by_hand])
 
-        everybody = [(OURS, GIVEN), (OURS, FRESH)]
-        everybody += [(peer, peer.takes_out) for peer in PEERS if "cpu" in peer.devices]
+        everybody = [(peers.OURS, GIVEN), (peers.OURS, FRESH)]
+        everybody += [(peer, peer.takes_out) for peer in peers.PEERS if "cpu" in peer.devices]
         for B in self.batches:
             self.compare("batch", self.case(3, 3, B), everybody)
-        compilers = (JAX_MATMUL, JAX_SUM, TORCH_COMPILE_VMAP, TORCH_COMPILE_HAND)
-        self.compare("fresh", self.case(3, 3, 10**7), [(peer, FRESH) for peer in (OURS, NUMPY_EINSUM, *compilers)])
+        compilers = (peers.JAX_MATMUL, peers.JAX_SUM, peers.TORCH_COMPILE_VMAP, peers.TORCH_COMPILE_HAND)
+        self.compare(
+            "fresh", self.case(3, 3, 10**7), [(peer, FRESH) for peer in (peers.OURS, peers.NUMPY_EINSUM, *compilers)]
+        )
 
     def case(self, m: int, n: int, B: int | None = None) -> Case:
         """B float32 pairs, or so many that W has the bytes of the run."""
-        return Case("cpu", "float32", m, n, B or pairs(m, n, "float32", self.bytes_of_W))
+        sizes = "cpu", "float32", m, n
+        return Case(*sizes, B) if B else Case.sized(*sizes, self.bytes_of_W)
 
     def compare(self, part: str, case: Case, wanted: Sequence[Contender]) -> None:
-        """Time all contenders and the copy in turn; one that fails, is wrong or is slow gets a row with the reason."""
+        """Time all contenders and the copy in turn; one that fails or is wrong gets a row with the reason."""
         print(f"{part}: {case}", file=sys.stderr)
         copy = Copy(case)
-        runs, gaps = contenders(part, Workload(case), wanted, self.slow)
+        runs, gaps = contenders(part, Workload(case), wanted)
         for threads in sorted({1, sl2.get_num_threads()}):
             runs[Key(COPY["cpu"], "given", threads)] = copy.on(threads)
         if part == "fresh":  # what new memory costs anybody
-            runs[Key(COPY["cpu"], "fresh", 1)] = copy.fresh
+            runs[Key(COPY["cpu"], "fresh", 1)] = copy.source.copy
         self.time(part, case, runs)
         self.rows += gaps
 
@@ -100,15 +90,14 @@ class Bench:
             return run
 
         for threads in sorted({k for k in (*range(1, 9), *(2**i for i in range(4, 16)), most) if k <= most}):
-            runs[Key(OURS.name, "given", threads)] = on(threads)
+            runs[Key(peers.OURS.name, "given", threads)] = on(threads)
             runs[Key(COPY["cpu"], "given", threads)] = copy.on(threads)
         self.time("threads", case, runs)
         sl2.set_num_threads(None)
 
     def time(self, part: str, case: Case, runs: dict[Key, Run]) -> None:
         """Add a row for each of ``runs``."""
-        turns = {key: HostTurn(run) for key, run in runs.items()}
-        self.rows += rows(part, case, in_turn(turns, self.rounds, self.within_s).items())
+        self.rows += rows(part, case, {key: HostTurn(run) for key, run in runs.items()}, self.rounds, self.within_s)
 
 
 def main() -> None:
@@ -119,13 +108,12 @@ def main() -> None:
     args = parser.parse_args()
 
     bench = Bench(args.quick)
-    libraries = {peer.library: installed(peer.library) for peer in (OURS, *PEERS)}
     results: dict[str, Any] = {
         "date": now(),
         "quick": args.quick,
         "machine": cpu_machine(),
-        "versions": {library: version for library, version in libraries.items() if version},
-        "notes": {peer.name: peer.note for peer in PEERS if peer.note},
+        "versions": installed(dict.fromkeys(peer.library for peer in (peers.OURS, *peers.PEERS))),
+        "notes": {peer.name: peer.note for peer in peers.PEERS if peer.note},
     }
     path = args.o or (Path("build/peers.json") if args.quick else results_path(RESULTS, results["machine"]["cpu"]))
     bench.run()

@@ -17,20 +17,19 @@ from dataclasses import replace
 from itertools import product
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import bench_cpu
 import workload
-from contest import GIVEN, Contender, Key, contenders, rows
 from gpu_calls import PROMISES, SMALL, promises, small
 from gpu_steps import COMPILED
+from measure import GIVEN, Contender, DeviceTurn, HostTurn, Key, contenders, rows
 from peers import PEERS, of_backend
 from report import report
 from results import COPY, RESULTS, Row, add, gpu_machine, one_line, results_path, row
-from timing import DeviceTurn, HostTurn, in_turn
 from workload import Case, Copy, Run, Workload, finished
 
-from sigmoid_l2 import dispatch
+import sigmoid_l2 as sl2
 
 BACKENDS = ("cupy", "numba-cuda")
 DTYPES = ("float32", "float64")
@@ -58,46 +57,32 @@ COMPILE_S = 20.0
 
 def require_gpu(names: Iterable[str] = BACKENDS) -> list[str]:
     """Those of ``names`` that run here; ends the program with 2 and one line where none does, or CuPy does not."""
-    table = {b.name: b for b in dispatch.BACKENDS}
-    # CuPy's arrays, events and copies are used for both.
-    reasons = {name: "; ".join(table[name].reasons()) for name in dict.fromkeys(("cupy", *names))}
+    reasons = {b.name: "; ".join(b.reasons) for b in sl2.backends() if b.name in BACKENDS}
+    told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items() if reason)
     available = [name for name in names if not reasons[name]]
-    if reasons["cupy"] or not available:
-        print("no GPU benchmark here: " + "; ".join(f"{n}: {reason}" for n, reason in reasons.items() if reason))
+    if reasons["cupy"] or not available:  # CuPy's arrays, events and copies are used for both
+        print(f"no GPU benchmark here: {told}")
         sys.exit(2)
-    for name in names:
-        if reasons[name]:
-            print(f"backend {name} is left out: {reasons[name]}", file=sys.stderr)
+    if told:
+        print(f"left out: {told}", file=sys.stderr)
     return available
 
 
 def memory() -> int:
     """The bytes of the GPU's memory, free or not: a case must be the same in every run."""
-    import cupy
-
-    return int(cupy.cuda.runtime.memGetInfo()[1])
-
-
-def bytes_of_W() -> int:  # noqa: N802 - the name of the mathematics
-    """How large W is in the cases that are compared with the copy; less where the GPU is small."""
-    return int(min(max(LEAST_BYTES_OF_W, TIMES_L2 * gpu_machine()["l2_mb"] * 1e6), memory() / (ARRAYS + 2)))
-
-
-def sized(m: int, n: int, dtype: str, size: int) -> Case:
-    """So many pairs that W has about ``size`` bytes; a multiple of 32 where there are many."""
-    B = workload.pairs(m, n, dtype, size)
-    return Case("gpu", dtype, m, n, B // 32 * 32 if B > 1000 else B)
+    return int(workload.library("gpu").cuda.runtime.memGetInfo()[1])
 
 
 def all_shapes() -> list[Case]:
-    """Every shape and dtype."""
-    return [sized(m, n, dtype, bytes_of_W()) for m, n in SHAPES for dtype in DTYPES]
+    """Every shape and dtype; W is smaller where the GPU is small."""
+    size = int(min(max(LEAST_BYTES_OF_W, TIMES_L2 * gpu_machine()["l2_mb"] * 1e6), memory() / (ARRAYS + 2)))
+    return [Case.sized("gpu", dtype, m, n, size) for m, n in SHAPES for dtype in DTYPES]
 
 
 def peer_shapes() -> list[Case]:
     """The shapes of which the peers are measured."""
     size = int(min(PEER_BYTES_OF_W, memory() * PART_OF_MEMORY))
-    return [sized(m, n, "float32", size) for m, n in PEER_SHAPES]
+    return [Case.sized("gpu", "float32", m, n, size) for m, n in PEER_SHAPES]
 
 
 # --- the parts ------------------------------------------------------------------------------------------------------
@@ -126,14 +111,13 @@ def with_copy(case: Case, wanted: list[Contender]) -> list[Row]:
     """The rows of one case."""
     workload.library("gpu").get_default_memory_pool().free_all_blocks()
     copy = Copy(case)
-    calls, failed = contenders("shapes", Workload(case), wanted, {})
+    calls, failed = contenders("shapes", Workload(case), wanted)
     turns = {key: DeviceTurn(run, copy) for key, run in {Key(COPY["gpu"]): copy, **calls}.items()}
-    times = in_turn(turns, ROUNDS)
-    measured = rows("shapes", case, times.items())
-    for own, key in zip(measured, times, strict=True):
-        own["held_up"] = turns[key].held_up
-        if key in calls:
-            own["fraction_of_copy"] = measured[0]["median"] / own["median"]
+    measured = rows("shapes", case, turns, ROUNDS)
+    for own, turn in zip(measured, turns.values(), strict=True):
+        own["held_up"] = turn.held_up
+    for own in measured[1:]:
+        own["fraction_of_copy"] = measured[0]["median"] / own["median"]
     return failed + measured
 
 
@@ -142,12 +126,12 @@ Compiled = tuple[Case, dict[Key, Run], list[Row]]
 
 
 def compile_peers(cases: list[Case], backends: list[str]) -> list[Compiled]:
-    """All contenders of each case, compiled and compared with the reference."""
+    """All contenders of each case."""
     wanted = [of_backend(backend) for backend in backends] + [peer for peer in PEERS if "gpu" in peer.devices]
     compiled = []
     for case in cases:
         workload.library("gpu").get_default_memory_pool().free_all_blocks()
-        runs, failed = contenders("peers", Workload(case), [(p, p.takes_out) for p in wanted], {}, COMPILE_S)
+        runs, failed = contenders("peers", Workload(case), [(p, p.takes_out) for p in wanted], COMPILE_S)
         compiled.append((case, {**runs, Key(COPY["gpu"]): finished(Copy(case), "gpu")}, failed))
     return compiled
 
@@ -158,22 +142,15 @@ def peers(compiled: list[Compiled], backends: list[str]) -> Iterator[list[Row]]:
         print(f"peers: {case}", file=sys.stderr)
         yield failed  # these rows are written even if a contender hangs below
         turns = {key: HostTurn(run) for key, run in runs.items()}
-        yield rows("peers", case, in_turn(turns, PEER_ROUNDS, PEER_WITHIN_S).items())
+        yield rows("peers", case, turns, PEER_ROUNDS, PEER_WITHIN_S)
 
 
-class Part(NamedTuple):
-    """A part of the benchmark in three steps: everything is compiled before anything is timed."""
-
-    cases: Callable[[], list[Case]]
-    compile: Callable[[list[Case], list[str]], list[Any]]
-    measure: Callable[[list[Any], list[str]], Iterator[list[Row]]]
-
-
-PARTS = {
-    "shapes": Part(all_shapes, compile_kernels, shapes),
-    "promises": Part(lambda: PROMISES, compile_kernels, promises),
-    "small": Part(lambda: SMALL, compile_kernels, small),
-    "peers": Part(peer_shapes, compile_peers, peers),
+# The cases of each part, what compiles them, and what measures them: all is compiled before anything is timed.
+PARTS: dict[str, tuple[Callable[[], list[Case]], Callable[..., list[Any]], Callable[..., Iterator[list[Row]]]]] = {
+    "shapes": (all_shapes, compile_kernels, shapes),
+    "promises": (lambda: PROMISES, compile_kernels, promises),
+    "small": (lambda: SMALL, compile_kernels, small),
+    "peers": (peer_shapes, compile_peers, peers),
 }
 
 # --- the program ----------------------------------------------------------------------------------------------------
@@ -199,9 +176,7 @@ def main() -> None:
     parser.add_argument("part", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}")
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help=out_help)
     parser.add_argument("--backend", nargs="+", choices=BACKENDS, default=BACKENDS, help="default: both")
-    parser.add_argument(
-        "--share", type=share, default=slice(None), metavar="K/N", help="only every N-th case, from K on"
-    )
+    parser.add_argument("--share", type=share, default=slice(None), metavar="K/N", help="every N-th case, from K on")
     parser.add_argument("--in-turn", action="store_true", help="measure when a line comes to stdin, and do not report")
     args = parser.parse_args()
     if unknown := set(args.part) - set(PARTS):
@@ -210,13 +185,15 @@ def main() -> None:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # JAX would take most of the memory
     backends = require_gpu(args.backend)
     path = results_path(args.out, gpu_machine()["gpu"])
-    wanted = {name: PARTS[name] for name in args.part or [*PARTS][:3]}
-    compiled = {name: part.compile(part.cases()[args.share], backends) for name, part in wanted.items()}
+    compiled = []
+    for name in args.part or [*PARTS][:3]:
+        cases, compile_all, measure = PARTS[name]
+        compiled.append((name, measure, compile_all(cases()[args.share], backends)))
     if args.in_turn:
         wait_for_turn()
     failed = False
-    for name, part in wanted.items():
-        for measured in part.measure(compiled[name], backends):
+    for name, measure, ready in compiled:
+        for measured in measure(ready, backends):
             add(measured, path)  # results so far are kept if the program is killed
             failed |= name != "peers" and any("reason" in row for row in measured)
     sys.exit(failed if args.in_turn else not report(path))

@@ -5,9 +5,9 @@ python bench/compare.py --base main --shape 3x3 784x10 --dtype float32 float64 -
 python bench/compare.py --base main --backend cupy --shape 64x64        on a machine that has a GPU
 
 Two processes, one with each package, time the same case in turn, so that a drift of the machine hits both alike. A
-round is one turn of each; the ratio of a round is here's speed over the base's, and the median of the ratios is judged.
-CPU times are wall times, GPU times the device's own. Without options the cases are every kernel class of the CPU, small
-calls, and outputs given and new: three minutes, and more where a case seems slower. On a busy machine the ratios
+round is one turn of each, and its ratio is here's speed over the base's. Judged is the median over several pairs of
+processes, each with its median ratio. CPU times are wall times, GPU times the device's own. Without options the cases
+are every kernel class of the CPU, small calls, and outputs given and new: five minutes. On a busy machine the ratios
 scatter by some hundredths. Exits with 1 where a case is slower than --least.
 """
 
@@ -18,25 +18,23 @@ import sys
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import numpy as np
 from checkout import ROOT, assemble, export, git
-from tables import duration, markdown
-from timing import DeviceTurn, HostTurn, Turn
-from workload import Case, Copy, Workload, pairs
+from measure import DeviceTurn, HostTurn, Turn
+from report import duration, markdown
+from workload import Case, Copy, Workload
 
 import sigmoid_l2 as sl2
 
-# Pairs of processes for a case, at least, and at most where one pair has found it slower than --least. The median of
-# the pairs is judged, because two processes with the same code differed by up to 8 % at B = 1000.
-PAIRS, MOST_PAIRS = 3, 9
+# Pairs of processes for a case, because two processes with the same code differed by up to 8 % at B = 1000.
+PAIRS = 5
 # Rounds of a case in one pair of processes, at most, and the seconds for them; long calls get at least three.
 ROUNDS, ROUNDS_S = 60, 2.5
 # Load average per processor from which the machine is called busy.
@@ -48,8 +46,7 @@ SHAPES = ((3, 3), (8, 8), (784, 10), (64, 16), (64, 64), (10, 784), (256, 256))
 SMALL = (1, 1000)  # pairs of small calls
 
 
-@dataclass(frozen=True)
-class Job:
+class Job(NamedTuple):
     """What both processes time; ``threads`` 0 stands for the default number."""
 
     case: Case
@@ -58,23 +55,21 @@ class Job:
     threads: int
 
     def __str__(self) -> str:
-        case, threads = self.case, f", {self.threads} thread{'s' * (self.threads > 1)}" if self.threads else ""
-        sizes = f"{case.m}x{case.n} {case.dtype}, B = {case.B:,}"
-        return f"{sizes}, outputs {'given' if self.given else 'new'}{threads}"
+        threads = f", {self.threads} thread{'s' * (self.threads > 1)}" if self.threads else ""
+        return f"{self.case}, outputs {'given' if self.given else 'new'}{threads}"
 
 
 def jobs(args: argparse.Namespace, device: str) -> list[Job]:
     """What the options ask for; without them every class, small calls, and new outputs."""
     dtypes, size = args.dtype or ("float32", "float64"), BYTES_OF_W[device]
-    chosen = []  # dtype, m, n, B, whether outputs are given
+    cases: list[tuple[Case, bool]] = []  # and whether outputs are given
     for (m, n), dtype in product(args.shape or SHAPES, dtypes):
-        chosen += [(dtype, m, n, B, True) for B in args.batch or [pairs(m, n, dtype, size)]]
+        batches = [Case(device, dtype, m, n, B) for B in args.batch or ()]
+        cases += [(case, True) for case in batches or [Case.sized(device, dtype, m, n, size)]]
     if not (args.shape or args.batch):
-        chosen += [(dtypes[0], 3, 3, B, given) for B in SMALL for given in (True, False)]
-        chosen.append((dtypes[0], 3, 3, pairs(3, 3, dtypes[0], size), False))
-    return [
-        Job(Case(device, *case), args.backend, given, threads) for *case, given in chosen for threads in args.threads
-    ]
+        cases += [(Case(device, dtypes[0], 3, 3, B), given) for B in SMALL for given in (True, False)]
+        cases.append((Case.sized(device, dtypes[0], 3, 3, size), False))
+    return [Job(case, args.backend, given, threads) for case, given in cases for threads in args.threads]
 
 
 # --- in a process with one of the two packages ----------------------------------------------------------------------
@@ -124,8 +119,12 @@ class Worker(ProcessPoolExecutor):
         return self.submit(function, *arguments).result()
 
 
-def rounds(job: Job, base: Worker, here: Worker) -> list[tuple[float, float]]:
-    """The seconds of base and here, a pair a round."""
+Rounds = list[tuple[float, float]]  # the seconds of base and here
+
+
+def rounds(job: Job, base: Worker, here: Worker) -> Rounds:
+    """Those of one pair of processes, which take turns at being first."""
+    print(job, file=sys.stderr)
     preparing = [worker.submit(prepare, job) for worker in (base, here)]  # both compile at a time
     takes = sum(future.result() for future in preparing)
     seconds = []
@@ -135,57 +134,33 @@ def rounds(job: Job, base: Worker, here: Worker) -> list[tuple[float, float]]:
     return seconds
 
 
-class Result:
-    """What was measured of one job."""
-
-    def __init__(self, job: Job) -> None:
-        self.job, self.reason = job, ""
-        self.seconds: list[tuple[float, float]] = []  # of base and here, a pair a round
-        self.of_pairs: list[float] = []  # the median ratio of each pair of processes
-
-    def measure(self, base: Worker, here: Worker) -> None:
-        """Add the rounds of one pair of processes."""
-        print(self.job, file=sys.stderr)
-        try:
-            new = rounds(self.job, base, here)
-        except Exception as error:  # one of them cannot compute it
-            self.reason = f"NOT MEASURED: {type(error).__name__}: {error}"
-            return
-        self.seconds += new
-        self.of_pairs.append(median(b / h for b, h in new))
-
-    def is_open(self, least: float) -> bool:
-        """Whether it needs another pair of processes."""
-        wanted = PAIRS if all(ratio >= least for ratio in self.of_pairs) else MOST_PAIRS
-        return not self.reason and len(self.of_pairs) < wanted
-
-    def is_good(self, least: float) -> bool:
-        """Whether it was measured and is fast enough."""
-        return not self.reason and median(self.of_pairs) >= least
-
-    def line(self, least: float) -> list[str]:
-        """Its line of the table."""
-        if self.reason:
-            return [str(self.job), "-", "-", "-", "-", "-", self.reason]
-        medians = [duration(median(side)) for side in zip(*self.seconds, strict=True)]
-        low, high = np.percentile([b / h for b, h in self.seconds], (20, 80))
-        told = [f"{median(self.of_pairs):.3f}", f"{low:.3f} to {high:.3f}", str(len(self.seconds))]
-        return [str(self.job), *medians, *told, "" if self.is_good(least) else "SLOWER"]
+def line(job: Job, pairs: list[Rounds], least: float) -> list[str]:
+    """A line of the table; the last cell is empty where here is fast enough."""
+    seconds = [both for pair in pairs for both in pair]
+    medians = [duration(median(side)) for side in zip(*seconds, strict=True)]
+    low, high = np.percentile([b / h for b, h in seconds], (20, 80))
+    ratio = median(median(b / h for b, h in pair) for pair in pairs)
+    told = [f"{ratio:.3f}", f"{low:.3f} to {high:.3f}", str(len(seconds))]
+    return [str(job), *medians, *told, "" if ratio >= least else "SLOWER"]
 
 
-def compare(folder: Path, args: argparse.Namespace) -> list[Result]:
-    """All results; each round of the loop has a pair of processes of its own."""
-    results: list[Result] = []
-    while not results or any(result.is_open(args.least) for result in results):
+def compare(folder: Path, args: argparse.Namespace) -> list[list[str]]:
+    """The lines of the table; each pair of processes measures all jobs."""
+    measured: dict[Job, list[Rounds]] = {}
+    failed: dict[Job, list[str]] = {}
+    for _ in range(PAIRS):
         with Worker("base", folder, args.backend) as base, Worker("here", folder, args.backend) as here:
             if here.reasons:
                 print(f"backend {args.backend} cannot run here: {here.reasons}")
                 sys.exit(2)
-            results = results or [Result(job) for job in jobs(args, here.device)]
-            for result in results:
-                if result.is_open(args.least):
-                    result.measure(base, here)
-    return results
+            wanted = jobs(args, here.device)
+            for job in wanted:
+                try:
+                    if job not in failed:
+                        measured.setdefault(job, []).append(rounds(job, base, here))
+                except Exception as error:  # one of them cannot compute it
+                    failed[job] = [str(job), *"-----", f"NOT MEASURED: {type(error).__name__}: {error}"]
+    return [failed.get(job) or line(job, measured[job], args.least) for job in wanted]
 
 
 def shape(text: str) -> tuple[int, int]:
@@ -217,11 +192,11 @@ def main() -> None:
             assemble(folder / name / "packages", root)
         if (load := os.getloadavg()[0]) > BUSY * (os.cpu_count() or 1):
             print(f"the machine is busy, the ratios will scatter: load {load:.1f}", file=sys.stderr)
-        results = compare(folder, args)
+        lines = compare(folder, args)
     head = ("case", "base", "here", "here's speed / base's", "p20 to p80", "rounds", "")
     print(f"base: {git('rev-parse', args.base).decode().strip()}, backend {args.backend}\n")
-    print(markdown(head, [result.line(args.least) for result in results]))
-    sys.exit(not all(result.is_good(args.least) for result in results))
+    print(markdown(head, lines))
+    sys.exit(any(line[-1] for line in lines))
 
 
 if __name__ == "__main__":

@@ -5,9 +5,8 @@ python bench/gpu_check.py [--only STEP...] [--out DIR]
 Steps: here (which backends run, and on what), parity (tests of both kernels), benchmark (beside the device copy),
 graph (a call in a CUDA graph, and that it allocates nothing), small (calls), sanitizer (compute-sanitizer), peers.
 
-Uses the packages of the Python that runs it and no network. Before anything is timed, all that is timed is compiled,
-in processes side by side on all cores; then each measures in its turn. A step that fails, hangs or is killed leaves
-the results of the others.
+Uses the packages of the Python that runs it and no network. A step that fails, hangs or is killed leaves the results
+of the others.
 
 All is written to build/gpu: a log for each command, summary.md, the results as JSON and their picture. DIR gets what
 one would carry away: summary.md, the JSON and the picture of this run, each after every command, and at the end the
@@ -34,7 +33,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from checkout import ROOT, assemble, commit
-from gpu_steps import SHOWN, Commands, Process, Steps
+from gpu_steps import SHOWN, Commands, Process, Steps, text_of
 
 BUILD, RESULTS = ROOT / "build" / "gpu", ROOT / "bench" / "results"
 PACKAGES = BUILD / "packages"
@@ -86,18 +85,18 @@ def main() -> None:
     assemble(PACKAGES)
     summary = Summary(out)
     try:
-        with summary.steps as steps:
-            run(steps, wanted)
+        with summary:
+            run(summary, wanted)
     except KeyboardInterrupt:
         print(f"interrupted; what is there so far: {out or BUILD}", file=sys.stderr)
         sys.exit(130)
     finally:
         summary.close()
     print(f"\nall of this: {out or BUILD}\n\n{summary.path.read_text(encoding='utf-8')}")
-    if not any(line.result == "ok" for line in summary.steps.lines if line.name in BACKENDS):
+    if not any(line.result == "ok" for line in summary.lines if line.name in BACKENDS):
         print("no GPU backend can run here: for each the reason and the fix are above")
         sys.exit(2)
-    sys.exit(summary.steps.failed)
+    sys.exit(summary.failed)
 
 
 def run(steps: Steps, wanted: Sequence[str]) -> None:
@@ -105,7 +104,7 @@ def run(steps: Steps, wanted: Sequence[str]) -> None:
     query = "--query-gpu=name,driver_version,compute_cap,memory.total,memory.free"
     commands: Commands = {"nvidia-smi": [smi, query, "--format=csv"]} if (smi := shutil.which("nvidia-smi")) else {}
     commands |= {name: [*PYTHON, "bench/gpu_here.py", name] for name in BACKENDS}
-    done = steps.side_by_side("here", commands, show="always")
+    done = steps.side_by_side("here", commands)
     available = [p.name for p in done if p.name in BACKENDS and p.result() == "ok"]
     if not available:
         return
@@ -117,7 +116,7 @@ def run(steps: Steps, wanted: Sequence[str]) -> None:
     else:
         steps.note("benchmark", "and all after it", "left out: they need CuPy's arrays")
     if results := sorted(steps.written(RESULTS_OF_GPU), key=lambda path: path.stat().st_mtime):
-        steps.side_by_side("report", {"targets": [*PYTHON, "bench/report.py", str(results[-1])]}, show="never")
+        steps.side_by_side("report", {"targets": [*PYTHON, "bench/report.py", str(results[-1])]})
 
 
 def at_once(told: str) -> int:
@@ -207,47 +206,47 @@ def sanitize(steps: Steps, available: list[str], processes: int) -> None:
     steps.side_by_side("sanitizer", commands, limit=until - time.monotonic())
 
 
-class Summary:
-    """summary.md: the commit, the result of each command, the backends, the end of each failure's log, the tables.
+class Summary(Steps):
+    """The steps and summary.md: the commit, the result of each command, the backends, the ends of logs, the tables.
 
-    It and the results of this run are copied to ``out``, or without one the results to bench/results.
+    summary.md and the results of this run are copied to ``out``, or without one the results to bench/results.
     """
 
     def __init__(self, out: Path | None) -> None:
-        self.out, self.path = out, BUILD / "summary.md"
+        super().__init__(BUILD, environment(), LIMITS)
+        self.copies, self.path = out, BUILD / "summary.md"
         self.date = datetime.now().astimezone().isoformat(timespec="seconds")
-        self.steps = Steps(BUILD, environment(), LIMITS, self.write)
+
+    def note(self, step: str, name: str, result: str, seconds: float = 0) -> None:
+        """The line, and the summary anew."""
+        super().note(step, name, result, seconds)
+        self.write()
 
     def write(self) -> None:
-        """Write it anew, after each command."""
+        """Write summary.md and copy what there is."""
         lines = [f"# gpu_check, {self.date}", "", f"Commit: {commit()}", ""]
         lines += ["| step | command | result | seconds |", "| --- | --- | --- | ---: |"]
-        lines += [f"| {line.step} | {line.name} | {line.result} | {line.seconds:.0f} |" for line in self.steps.lines]
+        lines += [f"| {line.step} | {line.name} | {line.result} | {line.seconds:.0f} |" for line in self.lines]
         report: list[str] = []
-        for line in self.steps.lines:
-            text = self.log(line.name)
+        for line in self.lines:
+            text = text_of(BUILD / f"{line.name}.log").strip().splitlines()
             if line.step == "report":
                 report = ["", *text]
             elif text and (line.step == "here" or line.result.startswith("FAILED")):
                 lines += ["", f"## {line.name}", "", "```", *(text if line.step == "here" else text[-SHOWN:]), "```"]
         self.path.write_text("\n".join(lines + report) + "\n", encoding="utf-8")
-        for pattern in ("summary.md", "*.json", "*.png") if self.out else ("*.json",):
-            for path in self.steps.written(pattern):
+        for pattern in ("summary.md", "*.json", "*.png") if self.copies else ("*.json",):
+            for path in self.written(pattern):
                 with suppress(shutil.SameFileError):  # DIR is build/gpu
-                    shutil.copy(path, self.out or RESULTS)
+                    shutil.copy(path, self.copies or RESULTS)
 
     def close(self) -> None:
         """Copy the results, however the steps ended, and put the logs into one file."""
         self.write()
-        if self.out:
-            with tarfile.open(self.out / "logs.tar.gz", "w:gz") as archive:
+        if self.copies:
+            with tarfile.open(self.copies / "logs.tar.gz", "w:gz") as archive:
                 for log in sorted(BUILD.glob("*.log")):
                     archive.add(log, log.name)
-
-    def log(self, name: str) -> list[str]:
-        """The lines that a command has printed."""
-        path = BUILD / f"{name}.log"
-        return path.read_text(encoding="utf-8", errors="replace").strip().splitlines() if path.exists() else []
 
 
 def environment() -> dict[str, str]:

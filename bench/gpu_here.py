@@ -35,17 +35,9 @@ CLASSES = (
 )
 
 
-def classes(backend: str, part: str) -> None:
-    """Compute the cases of ``part`` and compare them with the reference."""
-    cases = [Case("gpu", dtype, m, n, B) for m, n, B in CLASSES for dtype in DTYPES]
-    for case in cases[share(part)]:
-        Workload(case).call(backend)
-        print(f"{backend}: {case.B} pairs {case.m}x{case.n} {case.dtype} are right", flush=True)
-
-
 def here(name: str) -> None:
     """Print the versions and the reasons, and compute one loss, 0.25."""
-    versions = ", ".join(f"{library} {found}" for library in LIBRARIES if (found := installed(library)))
+    versions = ", ".join(f"{library} {found}" for library, found in installed(LIBRARIES).items())
     print(f"{name}: Python {sys.version.split()[0]}, {versions}")
     (backend,) = (b for b in dispatch.BACKENDS if b.name == name)
     if reasons := backend.reasons():
@@ -59,10 +51,13 @@ def here(name: str) -> None:
 def main() -> None:
     """The command."""
     backend, *part = sys.argv[1:]
-    if part:
-        classes(backend, *part)
-    else:
+    if not part:
         here(backend)
+        return
+    cases = [Case("gpu", dtype, m, n, B) for m, n, B in CLASSES for dtype in DTYPES]
+    for case in cases[share(*part)]:
+        Workload(case).call(backend)  # and compared with the reference
+        print(f"{backend}: {case} is right", flush=True)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,8 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, NamedTuple, Self
+from typing import NamedTuple, Self
 
 from checkout import ROOT
 
@@ -26,7 +25,11 @@ COMPILED = "compiled, waiting for the turn"
 MISSED = 10
 
 Commands = dict[str, list[str]]  # command lines by the name of their log
-Show = Literal["always", "failures", "never"]  # when the output of a command is printed
+
+
+def text_of(log: Path) -> str:
+    """What is in a log, whatever its command has printed."""
+    return log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
 
 
 class Process:
@@ -48,7 +51,7 @@ class Process:
 
     def text(self) -> str:
         """What it has printed."""
-        return self.log.read_text(encoding="utf-8", errors="replace")
+        return text_of(self.log)
 
     def runs(self) -> bool:
         """Whether it is not done."""
@@ -107,12 +110,10 @@ class Line(NamedTuple):
 
 
 class Steps:
-    """Runs steps within ``limits``, in seconds, and remembers how they went; ``told`` is called after each line."""
+    """Runs steps within ``limits``, in seconds, and remembers how they went; logs go to ``out``."""
 
-    def __init__(
-        self, out: Path, environment: dict[str, str], limits: dict[str, float], told: Callable[[], None] = lambda: None
-    ) -> None:
-        self.out, self.environment, self.limits, self.told = out, environment, limits, told
+    def __init__(self, out: Path, environment: dict[str, str], limits: dict[str, float]) -> None:
+        self.out, self.environment, self.limits = out, environment, limits
         self.began = time.time() - 0.02  # seconds; the clock of files lags by up to 0.01
         self.lines: list[Line] = []
         self.failed = False
@@ -125,11 +126,10 @@ class Steps:
         end([p for p in self.started if p.runs()])
 
     def note(self, step: str, name: str, result: str, seconds: float = 0) -> None:
-        """One line, now and in the summary."""
+        """How a command went: one line, now and in ``lines``."""
         self.lines.append(Line(step, name, result, seconds))
         self.failed |= result.startswith("FAILED")
         print(f"== {step}, {name}: {result}, {seconds:.0f} s", flush=True)
-        self.told()
 
     def written(self, pattern: str) -> list[Path]:
         """The files of ``out`` that have been written since the start."""
@@ -141,14 +141,12 @@ class Steps:
         self.started += processes
         return processes
 
-    def side_by_side(
-        self, step: str, commands: Commands, show: Show = "failures", limit: float | None = None
-    ) -> list[Process]:
+    def side_by_side(self, step: str, commands: Commands, limit: float | None = None) -> list[Process]:
         """Run ``commands`` all at once, within the limit of ``step`` or another one."""
         limit = self.limits[step] if limit is None else limit
         print(f"== {step}: at most {limit:.0f} s", flush=True)
         processes = self.start(commands)
-        self._finish(step, processes, limit, show)
+        self._finish(step, processes, limit)
         return processes
 
     def compiled(self, step: str, processes: list[Process], limit: float) -> None:
@@ -174,7 +172,7 @@ class Steps:
             process.give_turn()
             self._finish(step, [process], min(limit * max(TURN, 1 / len(processes)), left))
 
-    def _finish(self, step: str, processes: list[Process], limit: float, show: Show = "failures") -> None:
+    def _finish(self, step: str, processes: list[Process], limit: float) -> None:
         """Wait until ``processes`` are done, at most ``limit`` seconds, and tell how each went."""
         began = time.monotonic()
         waiting = list(processes)
@@ -184,13 +182,13 @@ class Steps:
             for process in [p for p in waiting if p.late or not p.runs()]:
                 waiting.remove(process)
                 end([process])
-                self._tell(step, process, time.monotonic() - began, show)
+                self._tell(step, process, time.monotonic() - began)
             time.sleep(PAUSE)
 
-    def _tell(self, step: str, process: Process, seconds: float, show: Show) -> None:
+    def _tell(self, step: str, process: Process, seconds: float) -> None:
         result, lines = process.result(), process.text().splitlines()
-        if show == "always":
+        if step == "here":
             print("\n".join(lines), flush=True)
-        elif show == "failures" and result != "ok":
+        elif step != "report" and result != "ok":  # the report is printed at the end, as a part of the summary
             print("\n".join(lines[-SHOWN:]), flush=True)
         self.note(step, process.name, result, seconds)

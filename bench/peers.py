@@ -29,13 +29,8 @@ class Peer:
 
 
 def ours(backend: str, W: Any, x: Any, out: Any) -> Call:
-    """A backend of this library by name."""
+    """A backend of this library by name, or "auto"."""
     return lambda: sl2.value_and_grad(W, x, out=out, backend=backend)
-
-
-def ours_auto(W: Any, x: Any, out: Any) -> Call:
-    """What one types: the library chooses."""
-    return lambda: sl2.value_and_grad(W, x, out=out)
 
 
 def numpy_pair(W: Any, x: Any, out: Any) -> Call:
@@ -121,10 +116,6 @@ def numba_loop(W: Any, x: Any, out: Any) -> Call:
     return call
 
 
-def numpy_matmul(W: Any, x: Any, out: Any) -> Call:
-    return matmul(np, W, x, out)
-
-
 def cupy_matmul(W: Any, x: Any, out: Any) -> Call:
     import cupy
 
@@ -138,10 +129,10 @@ def of_backend(backend: str) -> Peer:
 
 BOTH = ("cpu", "gpu")
 OURS = Peer("sigmoid-l2", "sigmoid-l2", partial(ours, "numba"), takes_out=True)
-OURS_AUTO = Peer("sigmoid-l2, auto", "sigmoid-l2", ours_auto, takes_out=True)
+OURS_AUTO = Peer("sigmoid-l2, auto", "sigmoid-l2", partial(ours, "auto"), takes_out=True)
 NUMPY_PAIR = Peer("NumPy, W @ x", "numpy", numpy_pair)
 NUMPY_EINSUM = Peer("NumPy einsum", "numpy", numpy_einsum, takes_out=True, note="one thread")
-NUMPY_MATMUL = Peer("NumPy matmul", "numpy", numpy_matmul, takes_out=True, note="one thread")
+NUMPY_MATMUL = Peer("NumPy matmul", "numpy", partial(matmul, np), takes_out=True, note="one thread")
 JAX_MATMUL = Peer("JAX, W @ x", "jax", frameworks.jax_matmul, devices=BOTH)
 JAX_SUM = Peer("JAX, multiply-and-sum", "jax", frameworks.jax_sum, devices=BOTH)
 TORCH_COMPILE_VMAP = Peer("torch.compile of vmap", "torch", frameworks.torch_compile_vmap, devices=BOTH)

@@ -7,7 +7,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from peers import OURS, PEERS
+from peers import PEERS
 from results import COPY, Row, caption, fraction, is_ours, name
 
 # Okabe and Ito's colours, one for each library; the markers distinguish the contenders in grey.
@@ -19,28 +19,16 @@ COPY_STYLE: Row = {"color": "0.45", "linestyle": "--", "linewidth": 1.2}
 THIN: Row = {"color": "0.88", "linewidth": 0.6}
 
 
-def save(figure: Any, results: Row, path: Path, what: str) -> None:
-    """Write the picture, with machine and date under it."""
-    figure.supxlabel(caption(results), fontsize=8, color="0.3")
-    figure.savefig(path.with_name(f"{path.stem}-{what}.png"), dpi=150)
-    plt.close(figure)
-
-
-def batch(results: Row, path: Path) -> None:
+def batch(rows: list[Row]) -> Any:
     """Throughput over the batch for all contenders, in the legend in the order of their speed at the largest batch."""
-    rows = [r for r in results["rows"] if r["part"] == "batch" and "median" in r]
     lines: dict[str, list[Row]] = {}
     for row in rows:
         lines.setdefault(row["contender"] + row["outputs"], []).append(row)
     copies = lines.pop(COPY["cpu"] + "given")
     figure, axes = plt.subplots(figsize=(10, 6), layout="constrained")
     copy = {r["B"]: max(c["gb_per_s"] for c in copies if c["B"] == r["B"]) for r in copies}
-    axes.plot(
-        list(copy),
-        list(copy.values()),
-        label="plain copy of the same bytes,\nthe faster of one and all threads",
-        **COPY_STYLE,
-    )
+    told = "plain copy of the same bytes,\nthe faster of one and all threads"
+    axes.plot(list(copy), list(copy.values()), label=told, **COPY_STYLE)
     for line in lines.values():
         first = line[0]
         if is_ours(first):
@@ -53,36 +41,13 @@ def batch(results: Row, path: Path) -> None:
     axes.set(xscale="log", yscale="log", xlabel="pairs in one call, B", ylabel="GB/s of the least traffic")
     axes.set_title("loss, dW and dx of 3x3 float32 pairs", loc="left")
     axes.grid(**THIN)
-    handles, labels = axes.get_legend_handles_labels()
-    order = sorted(range(len(handles)), key=lambda i: [handles[i].get_xdata()[-1], handles[i].get_ydata()[-1]])[::-1]
-    legend = {"loc": "outside right upper", "frameon": False, "labelspacing": 0.8}
-    figure.legend([handles[i] for i in order], [labels[i] for i in order], **legend)
-    save(figure, results, path, "batch")
+    handles = sorted(axes.get_lines(), key=lambda line: [line.get_xdata()[-1], line.get_ydata()[-1]], reverse=True)
+    figure.legend(handles=handles, loc="outside right upper", frameon=False, labelspacing=0.8)
+    return figure
 
 
-def threads(results: Row, path: Path) -> None:
-    """Throughput over threads beside the copy's, with bars from p20 to p80; a panel for each case."""
-    rows = [r for r in results["rows"] if r["part"] == "threads"]
-    cases = list(dict.fromkeys((r["m"], r["n"], r["B"], r["bytes"]) for r in rows))
-    figure, panels = plt.subplots(1, len(cases), figsize=(10, 4.2), layout="constrained", sharey=True, squeeze=False)
-    for axes, (m, n, B, size) in zip(panels[0], cases, strict=True):
-        own = [r for r in rows if (r["m"], r["n"], r["B"]) == (m, n, B)]
-        for who, style in ((OURS.name, {"color": "black", "marker": "o"}), (COPY["cpu"], COPY_STYLE | {"marker": "s"})):
-            line = [r for r in own if r["contender"] == who]
-            speeds = [[size / r[key] / 1e9 for r in line] for key in ("p80", "median", "p20")]
-            spread = [[abs(a - b) for a, b in zip(speeds[1], side, strict=True)] for side in (speeds[0], speeds[2])]
-            axes.errorbar([r["threads"] for r in line], speeds[1], spread, capsize=4, label=who, **style)
-        axes.set(xlabel="threads", xticks=sorted({r["threads"] for r in own}))
-        axes.set_title(f"{m}x{n} float32, {B:,} pairs, outputs given", loc="left", fontsize=11)
-        axes.grid(**THIN)
-    panels[0][0].set(ylabel="GB/s of the least traffic", ylim=(0, None))
-    panels[0][0].legend(loc="lower right", frameon=False)
-    save(figure, results, path, "threads")
-
-
-def fractions(results: Row, path: Path, part: str) -> None:
+def fractions(rows: list[Row]) -> Any:
     """The fraction of the plain copy's speed: a group of bars for each case, a bar for each backend and dtype."""
-    rows = [row for row in results["rows"] if row["part"] == part and "median" in row]
     heights: dict[tuple[str, str], dict[tuple[int, int, int], float]] = {}  # by backend and dtype, and case
     pairs: dict[tuple[int, int, int], int] = {}
     for row in sorted(filter(is_ours, rows), key=lambda row: row["B"]):
@@ -101,18 +66,17 @@ def fractions(results: Row, path: Path, part: str) -> None:
         axes.bar(positions, [own.get(case, 0) for case in cases], width, label=", ".join(series), **style)
     axes.set_xticks(range(len(cases)), names)
     axes.axhline(1, label="plain copy of the same bytes", **COPY_STYLE)
-    axes.set_xlabel("shape of W" + ", pairs" * several)
-    axes.set_ylabel("fraction of the copy's speed")
+    axes.set(xlabel="shape of W" + ", pairs" * several, ylabel="fraction of the copy's speed")
     axes.set_title("value_and_grad, outputs given", loc="left")
     figure.legend(loc="outside upper right", ncols=5, frameon=False)
-    save(figure, results, path, part)
+    return figure
 
 
 def draw(results: Row, path: Path) -> None:
-    """A picture for each part of which there is one."""
-    parts = {row["part"] for row in results["rows"] if "median" in row}
-    for part in sorted(parts & {"shapes", "backends"}):
-        fractions(results, path, part)
-    for part, picture in (("batch", batch), ("threads", threads)):
-        if part in parts:
-            picture(results, path)
+    """A picture for each part of which there is one, with machine and date under it."""
+    for part, picture in (("backends", fractions), ("shapes", fractions), ("batch", batch)):
+        if rows := [row for row in results["rows"] if row["part"] == part and "median" in row]:
+            figure = picture(rows)
+            figure.supxlabel(caption(results), fontsize=8, color="0.3")
+            figure.savefig(path.with_name(f"{path.stem}-{part}.png"), dpi=150)
+            plt.close(figure)

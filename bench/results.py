@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -24,9 +25,9 @@ RESULTS = ROOT / "bench" / "results"
 # Names of contenders: the plain copy, and ours; all others are peers.
 COPY = {"cpu": "np.copyto", "gpu": "device copy"}
 OURS = ("sigmoid-l2", "sigmoid-l2, auto", "cupy", "numba-cuda", "numba", "numpy")
-GPU_LIBRARIES = ("cupy-cuda13x", "cupy-cuda12x", "numba-cuda", "numba-cuda-mlir")
-COMPILERS = ("cuda-bindings", "cuda-core", "nvidia-cuda-nvrtc", "nvidia-nvvm", "nvidia-nvjitlink")
-LIBRARIES = ("sigmoid-l2", "numpy", "numba", *GPU_LIBRARIES, *COMPILERS, "torch", "triton", "jax")
+LIBRARIES = ("sigmoid-l2", "numpy", "numba", "cupy-cuda13x", "cupy-cuda12x", "numba-cuda", "numba-cuda-mlir")
+LIBRARIES += ("cuda-bindings", "cuda-core", "nvidia-cuda-nvrtc", "nvidia-nvvm", "nvidia-nvjitlink")
+LIBRARIES += ("torch", "triton", "jax")
 
 # --- rows -----------------------------------------------------------------------------------------------------------
 
@@ -179,7 +180,7 @@ def gpu_machine() -> Row:
         "cuda_runtime": runtime.runtimeGetVersion(),
         "python": sys.version.split()[0],
         "commit": commit(),
-        "versions": {name: found for name in LIBRARIES if (found := installed(name))},
+        "versions": installed(LIBRARIES),
     }
 
 
@@ -192,9 +193,10 @@ def driver() -> str:
         return f"unknown: {one_line(error)}"
 
 
-def installed(distribution: str) -> str | None:
-    """Its version, or None."""
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return None
+def installed(distributions: Iterable[str]) -> dict[str, str]:
+    """The versions of those that are installed."""
+    found = {}
+    for name in distributions:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found

@@ -2,16 +2,10 @@
 
 import argparse
 
-from timing import HostTurn, in_turn
+from measure import HostTurn, in_turn
 from workload import Case, Copy, Workload, finished
 
 import sigmoid_l2 as sl2
-
-
-def best_backend() -> str:
-    """A GPU backend where one is available, else the fastest on the CPU; both in the library's order of preference."""
-    available = [info for info in sl2.backends() if info.available]
-    return min(available, key=lambda info: info.device != "cuda").name
 
 
 def main() -> None:
@@ -21,14 +15,15 @@ def main() -> None:
     parser.add_argument("--shape", type=int, nargs=2, default=(3, 3), metavar=("M", "N"), help="of W (default 3 3)")
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
     parser.add_argument("--backend", default=None, help="default: the best one available here")
-    parser.add_argument("--repeats", type=int, default=21)
     args = parser.parse_args()
 
-    backend = args.backend or best_backend()
-    devices = {info.name: "gpu" if info.device == "cuda" else "cpu" for info in sl2.backends()}
+    devices = {b.name: "gpu" if b.device == "cuda" else "cpu" for b in sl2.backends()}
+    # The first in the library's order of preference, of those on a GPU where there are any.
+    available = [b.name for b in sl2.backends() if b.available]
+    backend = args.backend or min(available, key=lambda name: devices[name] != "gpu")
     case = Case(devices[backend], args.dtype, *args.shape, args.batch)
     runs = {"call": Workload(case).call(backend), "copy": Copy(case)}
-    times = in_turn({name: HostTurn(finished(run, case.device)) for name, run in runs.items()}, args.repeats)
+    times = in_turn({name: HostTurn(finished(run, case.device)) for name, run in runs.items()}, rounds=21)
     median = {name: t.median for name, t in times.items()}
     rate = case.traffic / median["call"] / 1e9
     print(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import pairwise
 from math import prod
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -37,17 +37,18 @@ class Case:
     B: int
 
     def __str__(self) -> str:
-        return f"{self.device}-{self.dtype}-{self.m}x{self.n}-{self.B:.0e}".replace("e+0", "e")
+        return f"{self.m}x{self.n} {self.dtype}, B = {self.B:,}"
+
+    @classmethod
+    def sized(cls, device: str, dtype: str, m: int, n: int, size: int) -> Self:
+        """So many pairs that W has about ``size`` bytes; on a GPU a multiple of 32 where there are many."""
+        B = max(1, size // (m * n * np.dtype(dtype).itemsize))
+        return cls(device, dtype, m, n, B // 32 * 32 if device == "gpu" and B > 1000 else B)
 
     @property
     def traffic(self) -> int:
         """The least bytes that must be moved: W and x read, loss, dW and dx written."""
         return self.B * (2 * self.m * self.n + 2 * self.n + 1) * np.dtype(self.dtype).itemsize
-
-
-def pairs(m: int, n: int, dtype: str, size: int) -> int:
-    """So many pairs that W has about ``size`` bytes."""
-    return max(1, size // (m * n * np.dtype(dtype).itemsize))
 
 
 def library(device: str) -> Any:
@@ -166,10 +167,6 @@ class Copy:
             return
         runtime, stream = self.cuda.runtime, self.cuda.get_current_stream()
         runtime.memcpyAsync(self.to.data.ptr, self.source.data.ptr, self.size, runtime.memcpyDeviceToDevice, stream.ptr)
-
-    def fresh(self) -> object:
-        """Copy into new memory."""
-        return self.source.copy()
 
     def on(self, threads: int) -> Run:
         """The copy of host arrays, cut into one part for each of ``threads``; the caller copies the first."""

@@ -43,8 +43,8 @@ from sigmoid_l2.kernels.gpu.plan import Plan, Rows, Staged, make_plan, size_clas
 sys.path += [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2] / "tests")]
 from gpu import code, launches
 from gpu.chips import CHIPS, PARTITIONS, WARP, Chip, occupancy, resident_blocks
+from report import markdown
 from results import Row
-from tables import markdown
 from workload import Case
 
 # Every class of sizes in both dtypes; of each, what is most used.

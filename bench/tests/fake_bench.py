@@ -7,6 +7,7 @@ import ctypes
 import importlib
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -34,30 +35,27 @@ class Array(np.ndarray):
         return np.array(self)
 
 
+def nothing(*_, **__):
+    pass
+
+
+class Device:
+    id, synchronize = 0, nothing
+
+
 class Event:
-    done = False
+    done, synchronize = False, nothing
 
     def record(self):
         self.time = time.perf_counter()
 
-    def synchronize(self):
-        pass
 
-
-class Stream:
-    ptr = 0
+class Stream(nullcontext):
+    ptr, synchronize = 0, nothing
 
     def __init__(self, non_blocking):
+        super().__init__(self)
         assert non_blocking
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    def synchronize(self):
-        pass
 
     def begin_capture(self, mode):
         assert mode == "global"
@@ -67,19 +65,21 @@ class Stream:
 
 
 class MemoryHook:
-    """Told of one allocation if ``Calls`` makes any."""
+    """Told of one allocation of CuPy's if ``Calls`` makes any."""
+
+    malloc_preprocess = nothing
 
     def __enter__(self):
         Calls.hook = self
 
     def __exit__(self, *_):
-        Calls.hook = None
+        Calls.hook = MemoryHook()
 
 
 class Calls:
-    """The library's call in its place; ``allocates`` bytes each time."""
+    """The library's call in its place; ``allocates`` bytes each time, by the library of the backend."""
 
-    last = hook = None
+    last, hook = None, MemoryHook()
     allocates = 0
     wrong = 0.0
 
@@ -96,8 +96,10 @@ class Calls:
         cls.last()
         if backend == "cupy":
             out[1][...] += cls.wrong
-        if cls.allocates and cls.hook:
+        if cls.allocates and backend == "cupy":
             cls.hook.malloc_preprocess(device_id=0, size=cls.allocates, mem_size=512)
+        if cls.allocates and backend == "numba-cuda":
+            MANAGER.memalloc(cls.allocates)
         return out
 
 
@@ -119,11 +121,11 @@ RUNTIME = SimpleNamespace(
 CUPY = SimpleNamespace(
     asarray=lambda a: np.array(a).view(Array),
     empty=lambda shape, dtype: np.empty(shape, dtype).view(Array),
-    get_default_memory_pool=lambda: SimpleNamespace(free_all_blocks=lambda: None),
-    ElementwiseKernel=lambda *_, no_return: lambda *arrays, size, block_size: None,
+    get_default_memory_pool=lambda: SimpleNamespace(free_all_blocks=nothing),
+    ElementwiseKernel=lambda *_, no_return: nothing,
     **{name: getattr(np, name) for name in ("exp", "matmul", "multiply", "sum")},
     cuda=SimpleNamespace(
-        Device=lambda: SimpleNamespace(id=0, synchronize=lambda: None),
+        Device=Device,
         Event=Event,
         MemoryHook=MemoryHook,
         Stream=Stream,
@@ -132,11 +134,12 @@ CUPY = SimpleNamespace(
         runtime=RUNTIME,
     ),
 )
+MANAGER = SimpleNamespace(memalloc=nothing)
 NUMBA_CUDA = SimpleNamespace(
     jit=lambda function: {(1, 128, 0): function},
     as_cuda_array=lambda a, sync: a,
     external_stream=None,
-    current_context=lambda: SimpleNamespace(memory_manager=SimpleNamespace(memalloc=lambda size: None)),
+    current_context=lambda: SimpleNamespace(memory_manager=MANAGER),
 )
 
 

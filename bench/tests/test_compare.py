@@ -18,7 +18,6 @@ def run(monkeypatch, capsys):
     """The exit status, the ratios and what compare has printed for one tiny case, measured for a moment."""
     monkeypatch.setattr(compare, "ROUNDS", 9)
     monkeypatch.setattr(compare, "PAIRS", 1)
-    monkeypatch.setattr(compare, "MOST_PAIRS", 1)
 
     def compared(*options):
         arguments = ["--backend", "numpy", "--shape", "3x2", "--dtype", "float32", "--batch", "7", *options]
@@ -71,38 +70,24 @@ def test_what_is_planted_to_be_slow_is_seen(run, planted, slow, status):
     assert ("SLOWER" in printed.out) == (slow == "here")
 
 
-def test_what_cannot_be_computed_is_not_met(run, planted):
+@pytest.mark.parametrize(
+    ("options", "status", "told"),
+    [
+        (("--batch", "0"), 1, "NOT MEASURED: "),
+        (("--backend", "cuda"), 2, "cannot run here: there is no backend cuda"),
+    ],
+)
+def test_what_cannot_be_computed_is_told(run, planted, options, status, told):
     planted("nobody")
-    status, ratios, printed = run("--base", "x", "--batch", "0")
-    assert (status, ratios) == (1, [])
-    assert "NOT MEASURED: " in printed.out
-
-
-def test_a_backend_that_cannot_run_is_told_in_one_line(run, planted):
-    planted("nobody")
-    status, _, printed = run("--base", "x", "--backend", "cuda")
-    assert (status, printed.out) == (2, "backend cuda cannot run here: there is no backend cuda\n")
+    got, ratios, printed = run("--base", "x", *options)
+    assert (got, ratios) == (status, [])
+    assert told in printed.out
 
 
 def test_a_revision_that_is_not_there(run):
     status, _, printed = run("--base", "no-such-revision")
     assert status == 2
     assert "error: --base no-such-revision: " in printed.err
-
-
-def test_more_processes_where_one_pair_was_slow():
-    result = compare.Result(None)
-    asked = 0
-    for ratio in (0.9, 1, 1, 1, 1, 1, 1, 1, 1, 1):
-        if not result.is_open(0.97):
-            break
-        result.of_pairs.append(ratio)
-        asked += 1
-    assert asked == compare.MOST_PAIRS
-    assert result.is_good(0.97)
-    fast = compare.Result(None)
-    fast.of_pairs = [1.0] * compare.PAIRS
-    assert not fast.is_open(0.97)
 
 
 def test_the_cases_without_options_are_every_class_of_the_cpu_and_small_calls():

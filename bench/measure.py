@@ -1,17 +1,30 @@
-"""How it is timed: turns by the host's clock or by the GPU's own, taken one of each contender a round."""
+"""How it is timed: each contender is built and compared with the reference, then all take turns, one each a round."""
 
+import signal
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from math import ceil
 from typing import Any, NamedTuple
 
 import numpy as np
-from workload import Copy, Run, library, wait
+from peers import OURS, Peer
+from results import Row, one_line, row
+from workload import Case, Copy, Run, Workload, finished, library, wait
+
+import sigmoid_l2 as sl2
 
 # Seconds of a turn, at least: shorter calls are repeated, so that the clock's own time does not count.
 TURN_S = 1e-3
 # Seconds between two turns, because the threads of other libraries spin for some milliseconds before they sleep.
 SETTLE_S = 0.01
+GIVEN, FRESH = True, False
+
+Contender = tuple[Peer, bool]  # and whether it writes to given outputs
+
+
+# --- turns ----------------------------------------------------------------------------------------------------------
 
 
 class Times(NamedTuple):
@@ -109,3 +122,65 @@ def in_turn(turns: Mapping[Any, Turn], rounds: int, within_s: float = 60) -> dic
         for name, turn in turns.items():
             times[name].append(turn())
     return {name: spread(t) for name, t in times.items()}
+
+
+# --- contenders -----------------------------------------------------------------------------------------------------
+
+
+class Key(NamedTuple):
+    """Who is timed: the name, whether outputs are "given" or "fresh", and the threads where they are known."""
+
+    contender: str
+    outputs: str = "given"
+    threads: int | None = None
+
+
+@contextmanager
+def within(limit_s: float) -> Iterator[None]:
+    """TimeoutError after ``limit_s`` seconds, 0 for no limit, where Python code runs or waits."""
+    if not limit_s:  # Windows has no such signal
+        yield
+        return
+
+    def late(*_: object) -> None:
+        raise TimeoutError(f"not compiled within {limit_s:g} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, limit_s)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def contenders(
+    part: str, work: Workload, wanted: Sequence[Contender], limit_s: float = 0
+) -> tuple[dict[Key, Run], list[Row]]:
+    """The calls of those that are right, which return when they are finished, and rows with the others' reasons."""
+    case, runs, gaps = work.case, {}, []
+    for peer, given in wanted:
+        own = peer.library == OURS.library and case.device == "cpu"
+        key = Key(peer.name, "given" if given else "fresh", sl2.get_num_threads() if own else None)
+        try:
+            with within(limit_s):
+                if part == "pair":  # without a batch axis
+                    run = peer.build(work.W[0], work.x[0], None)
+                    work.check([np.asarray(a)[None] for a in run()])
+                else:
+                    run = work.checked(finished(peer.build(work.W, work.x, work.out if given else None), case.device))
+                runs[key] = run
+        except Exception as error:  # of any library: not installed, no compiler, no memory, wrong results
+            if own:  # the benchmark is about it
+                raise
+            print(f"  {peer.name}: {one_line(error)}", file=sys.stderr)
+            gaps.append(row(part, case, **key._asdict(), reason=one_line(error)))
+    return runs, gaps
+
+
+def rows(part: str, case: Case, turns: Mapping[Key, Turn], rounds: int, within_s: float = 60) -> list[Row]:
+    """Take the turns; a row for each contender."""
+    return [
+        row(part, case, **key._asdict()) | t._asdict() | {"gb_per_s": case.traffic / t.median / 1e9}
+        for key, t in in_turn(turns, rounds, within_s).items()
+    ]
