@@ -13,8 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from gpu_steps import MISSED
-from results import Row, caption, fraction, is_copy, is_ours, label, load, name, same_case, write
-from targets import launches, small_time, targets
+from results import GPU_LIBRARIES, Row, caption, fraction, is_copy, is_ours, label, load, name, same_case, write
+from targets import fastest_peer, launches, small_time, targets
 
 # --- tables in Markdown, each from the rows of some parts of a benchmark ---------------------------------------------
 
@@ -184,6 +184,21 @@ def sections_of_cpu(results: Row, parts: dict[str, list[Row]]) -> list[str]:
     ]
 
 
+def for_readme(results: Row) -> list[str]:
+    """The sentences that one would paste for a GPU: what was measured, on what, with what, when."""
+    rows, versions = results["rows"], results["machine"]["versions"]
+    used = ", ".join(f"{name} {versions[name]}" for name in GPU_LIBRARIES if name in versions)
+    told = ["## For the README", f"Measured with outputs given; {caption(results)}, {used}."]
+    for row in (row for row in rows if is_ours(row) and "median" in row):
+        if row["part"] == "small" and row["what"] == "call" and (ratio := launches(rows, row)):
+            empty = f"{ratio:.2f} times the launch of an empty kernel"
+            told.append(f"{row['contender']}: {label(row)} takes the host {duration(row['median'])}, {empty}.")
+        if row["part"] == "peers" and (fastest := fastest_peer(rows, row)):
+            ratio = fastest["median"] / row["median"]
+            told.append(f"{row['contender']}: {label(row)}, {ratio:.1f} times as fast as {fastest['contender']}.")
+    return told
+
+
 def report(path: Path) -> bool:
     """Print, draw, and for a GPU, whose file has grown, judge anew; whether every must is met."""
     results = load(path)
@@ -194,7 +209,7 @@ def report(path: Path) -> bool:
         write(results, path)
     draws = find_spec("matplotlib") is not None
     print(f"results: {path}{'' if draws else '; no picture: matplotlib is not installed'}\n")
-    print("\n\n".join(filter(None, sections(results))), flush=True)
+    print("\n\n".join(filter(None, sections(results) + (for_readme(results) if on_gpu else []))), flush=True)
     if draws:
         try:
             import pictures

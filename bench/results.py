@@ -25,7 +25,8 @@ RESULTS = ROOT / "bench" / "results"
 # Names of contenders: the plain copy, and ours; all others are peers.
 COPY = {"cpu": "np.copyto", "gpu": "device copy"}
 OURS = ("sigmoid-l2", "sigmoid-l2, auto", "cupy", "numba-cuda", "numba", "numpy")
-LIBRARIES = ("sigmoid-l2", "numpy", "numba", "cupy-cuda13x", "cupy-cuda12x", "numba-cuda", "numba-cuda-mlir")
+GPU_LIBRARIES = ("cupy-cuda13x", "cupy-cuda12x", "numba-cuda", "numba-cuda-mlir")
+LIBRARIES = ("sigmoid-l2", "numpy", "numba", *GPU_LIBRARIES)
 LIBRARIES += ("cuda-bindings", "cuda-core", "nvidia-cuda-nvrtc", "nvidia-nvvm", "nvidia-nvjitlink")
 LIBRARIES += ("torch", "triton", "jax")
 

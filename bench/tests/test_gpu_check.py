@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+from gpu import driver
 
 BENCH = Path(__file__).resolve().parents[1]
 checkout, gpu_check, gpu_steps = map(importlib.import_module, ("checkout", "gpu_check", "gpu_steps"))
@@ -328,8 +329,44 @@ def test_on_the_stand_in_for_cupy(check, tmp_path, monkeypatch):
         "gpu NVIDIA Stand-in, ",
         "| 3x3 float32, B = 138 | cupy | tiny |",
         "by zero: nobody not measured: 3x3 float32, B = 138",
+        "cupy: 3x3 float32, B = 1 takes the host ",
     ):
         assert words in text
+
+
+# A Python on a driver without a GPU, and without CuPy, which does not run on it.
+ON_THE_DRIVER = f"""
+import importlib, pathlib, runpy, sys
+sys.path[:0] = [{str(BENCH.parent / "tests")!r}, {str(BENCH)!r}]
+sys.modules["cupy"] = None
+from gpu import driver
+driver.load()
+sys.argv = sys.argv[1:]
+if sys.argv[0] == "-m":
+    sys.argv = sys.argv[1:]
+    runpy.run_module("pytest", run_name="__main__", alter_sys=True)
+importlib.import_module(pathlib.Path(sys.argv[0]).stem).main()
+"""
+
+
+def test_on_the_driver_with_numba_cuda(check, tmp_path, monkeypatch):
+    pytest.importorskip("numba_cuda", exc_type=ImportError)
+    if not driver.compiler():
+        pytest.skip("there is no C compiler for the driver")
+    python = tmp_path / "on_the_driver.py"
+    python.write_text(ON_THE_DRIVER, encoding="utf-8")
+    monkeypatch.setattr(gpu_check, "PYTHON", [sys.executable, str(python)])
+    monkeypatch.setattr(gpu_check, "find_spec", lambda name: None)
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-k '(nan_touches or chunks and 100-batch0) and float32'")
+    status, lines, text = check()
+    assert status == 1, "CuPy is missing"
+    assert {name: result for _, name, result in lines if name not in ("cupy", "and all after it")} == {
+        name: "ok"
+        for name in ("nvidia-smi", "numba-cuda", "tests-numba-cuda-test_parity", "tests-numba-cuda-test_same_bits")
+    }
+    assert "cupy is not available: cupy is not installed: pip install" in text
+    assert "numba-cuda: a call of one pair is right" in text
+    assert "1 passed" in (tmp_path / "build" / "tests-numba-cuda-test_parity.log").read_text(encoding="utf-8")
 
 
 def test_the_tests_are_where_the_commands_look(monkeypatch):
