@@ -67,7 +67,7 @@ def assert_moves(backend, m, n, dtype, *, wide=True, excess=EXCESS, conflicts=CO
             assert set(words) == {("W", False), ("x", False), ("dW", True), *((name, True) for name in partial)}
             assert (moved["W"], moved["x"], moved["dW"]) == (rows * n, pairs * n, rows * n)
             assert sum(map(moved.get, partial)) == pairs * (n + 1)
-            width = p.vector * itemsize if isinstance(p, Rows) else plan.WIDE_BYTES
+            width = p.width * itemsize if isinstance(p, Rows) else plan.WIDE_BYTES
             fits = isinstance(p, Rows) or W[0].nbytes * pairs % 16 == 0
             # For the smallest pairs x and dx are as much as W, and must move as widely.
             checked = ("W", "dW", "x", "dx") if isinstance(p, Staged) and p.lanes == 1 else ("W", "dW")
