@@ -1,6 +1,6 @@
 """How the GPU kernels cut a batch into blocks, chosen from (m, n, itemsize) in this one place for both libraries.
 
-staged and rows read W once; long, for rows that a block's registers cannot hold, reads it twice:
+*staged* and *rows* read W once; *long*, for rows that a block's registers cannot hold, reads it twice:
 
 * *staged*, rows of up to 128 bytes: contiguous rows of W go through shared memory, a lane owns consecutive rows;
 * *rows*, longer rows: straight from global memory, a warp owns a row, or for very long rows a block does;
@@ -85,9 +85,7 @@ class Rows(NamedTuple):
 
     threads: int  # per block
     row_threads: int  # per team: WARP, or all of the block
-    teams: (
-        int  # per unit; a power of two. Team k does the rows k * at_once + (0 .. at_once - 1), then skips the others'
-    )
+    teams: int  # per unit; a power of two. Team k does rows k * at_once + (0 .. at_once - 1), then skips the others'
     width: int  # neighbouring columns that a thread owns: 1, 2 or 4
     vectors: int  # of ``width`` columns that a thread has of a row, row_threads * width columns apart
     at_once: int  # rows whose loads are in flight before the first is used
