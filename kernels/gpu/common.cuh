@@ -87,9 +87,9 @@ __device__ inline void scale(T* y, T g, const T* a) {
 
 // --- sums over threads -----------------------------------------------------------------------------------------------
 
-// Sums of v[0 .. COUNT - 1] over groups of LANES neighbouring lanes, a power of two: lane l of a group is left with the
-// sums of v[l], v[l + LANES], ... in v[0], v[1], ... In each step two lanes halve what they have: each sends the values
-// that the other keeps, so all of it takes about COUNT shuffles. Every lane of the warp takes part.
+// Sums of v[0 .. COUNT - 1] over groups of LANES neighbouring lanes, a power of two. At the end lane l of a group has
+// the sums of v[l], v[l + LANES], ... in v[0], v[1], ... In each step two lanes share their values: each sends those
+// that the other keeps, so all steps take about COUNT shuffles. Every lane of the warp takes part.
 template <unsigned LANES, unsigned COUNT, unsigned DISTANCE = 1, typename T>
 __device__ inline void sum_over_lanes(T* v, unsigned lane) {
     if constexpr (DISTANCE < LANES) {
@@ -106,19 +106,20 @@ __device__ inline void sum_over_lanes(T* v, unsigned lane) {
     }
 }
 
-// Sums of v[0 .. COUNT - 1] over the block's WARPS warps, COUNT being a power of two up to 32: lane l is given that of
-// v[l % COUNT]. The next call must be given other `sums`: no barrier keeps it from overwriting these.
+// Sums of v[0 .. COUNT - 1] over the threads that own a row: one warp, or all WARPS warps of the block. COUNT is a
+// power of two up to 32; lane l gets the sum of v[l % COUNT]. The next call needs other `sums`: no barrier protects
+// these.
 template <unsigned WARPS, unsigned COUNT, typename T>
-__device__ inline T sum_over_warps(T* v, T* sums) {  // sums: (WARPS, COUNT), in shared memory
+__device__ inline T sum_over_row_threads(T* v, T* sums) {  // sums: (WARPS, COUNT), in shared memory
     const unsigned lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     sum_over_lanes<WARP, COUNT>(v, lane);
     if (WARPS == 1) return v[0];
     if (lane < COUNT) sums[warp * COUNT + lane] = v[0];
     __syncthreads();
-    T sum = sums[lane % COUNT];
+    T total = sums[lane % COUNT];
 #pragma unroll
-    for (unsigned w = 1; w < WARPS; ++w) sum += sums[w * COUNT + lane % COUNT];
-    return sum;
+    for (unsigned w = 1; w < WARPS; ++w) total += sums[w * COUNT + lane % COUNT];
+    return total;
 }
 
 // --- moving ----------------------------------------------------------------------------------------------------------
@@ -152,9 +153,9 @@ union Vector {
     typename Packed<T, WIDTH>::type packed;
 };
 
-// WIDTH neighbouring elements of global memory to and from registers: in one access of an aligned address or, where
-// WIDE is false, one by one. Intrinsic functions do it, because the compiler now and then splits a plain store of
-// float4; they also say that nothing is used again later.
+// Copy WIDTH neighbouring elements between global memory and registers: in one access of an aligned address or, where
+// WIDE is false, one by one. They use intrinsic functions, because the compiler sometimes splits a plain store of
+// float4. The intrinsics also tell the cache that nothing is used again.
 template <bool WIDE, unsigned WIDTH, typename T>
 __device__ inline void load_global(T* to, const T* from) {
     Vector<T, WIDTH> vector;
@@ -173,7 +174,7 @@ __device__ inline void store_global(T* to, const T* from) {
     if (WIDE) __stcs(reinterpret_cast<typename Packed<T, WIDTH>::type*>(to), vector.packed);
 }
 
-// WIDTH neighbouring elements of shared memory to and from registers, in one access of an aligned address.
+// Copy WIDTH neighbouring elements between shared memory and registers, in one access of an aligned address.
 template <unsigned WIDTH, typename T>
 __device__ inline void load_shared(T* to, const T* from) {
     Vector<T, WIDTH> vector;

@@ -6,7 +6,7 @@ arrays' dtype, because numba makes float64 of a float32 and a Python number.
 """
 
 import math
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from typing import Any
 
@@ -22,12 +22,16 @@ TYPES: dict[int, Any] = {4: np.float32, 8: np.float64}  # by itemsize
 
 # --- arithmetic ------------------------------------------------------------------------------------------------------
 
-multiply_add = framework.multiply_add  # a * b + c, rounded once
+
+@device
+def multiply_add(a: Any, b: Any, c: Any) -> Any:
+    """a * b + c, rounded once."""
+    return cuda.fma(a, b, c)
 
 
 @device
 def multiply(a: Any, b: Any) -> Any:
-    """a * b, rounded once."""
+    """a * b, rounded once. numba does not flush subnormals, so a plain product is enough."""
     return a * b
 
 
@@ -95,9 +99,9 @@ def scale(count: int) -> Any:
 def sum_over_lanes(lanes: int, count: int, distance: int = 1) -> Any:
     """Sums of v[0 .. count - 1] over groups of ``lanes`` neighbouring lanes, a power of two.
 
-    Lane l of a group is left with the sums of v[l], v[l + lanes], ... in v[0], v[1], ... In each step two lanes halve
-    what they have: each sends the values that the other keeps, so all of it takes about ``count`` shuffles. Every lane
-    of the warp takes part.
+    At the end lane l of a group has the sums of v[l], v[l + lanes], ... in v[0], v[1], ... In each step two lanes share
+    their values: each sends those that the other keeps, so all steps take about ``count`` shuffles. Every lane of
+    the warp takes part.
     """
     pairs, single = divmod(count, 2)
     rest: Any = sum_over_lanes(lanes, pairs + single, 2 * distance) if distance < lanes else None
@@ -118,11 +122,11 @@ def sum_over_lanes(lanes: int, count: int, distance: int = 1) -> Any:
 
 
 @cache
-def sum_over_warps(warps: int, count: int) -> Any:
-    """Sums of v[0 .. count - 1] over the block's warps, ``count`` being a power of two up to 32.
+def sum_over_row_threads(warps: int, count: int) -> Any:
+    """Sums of v[0 .. count - 1] over the threads that own a row: one warp, or all ``warps`` of the block.
 
-    Lane l is given that of v[l % count]. ``sums`` is in shared memory and has room for (warps, count) from ``at`` on.
-    The next call must be given another place: no barrier keeps it from overwriting these sums.
+    ``count`` is a power of two up to 32; lane l gets the sum of v[l % count]. ``sums`` is in shared memory and has room
+    for (warps, count) from ``at`` on. The next call needs another place: no barrier protects these sums.
     """
     sum_lanes = sum_over_lanes(WARP, count)
 
@@ -148,9 +152,10 @@ def sum_over_warps(warps: int, count: int) -> Any:
 
 @cache
 def load_global(wide: bool, width: int) -> Any:
-    """``width`` neighbouring elements: in one access of an aligned address or, where not ``wide``, one by one.
+    """Copy ``width`` neighbouring elements: in one access of an aligned address or, where not ``wide``, one by one.
 
-    The function takes the array and index to copy to, then those to copy from.
+    The function takes the array and index to copy to, then those to copy from; their types say which memory each is in.
+    Its accesses have no hints to the cache as in common.cuh: ldcs and stcs of numba.cuda move single elements only.
     """
     move = framework.MOVERS[width if wide else 1]
     if wide or width == 1:
@@ -163,13 +168,5 @@ def load_global(wide: bool, width: int) -> Any:
     return device(function)
 
 
-store_global = load_global  # the types of the arrays say which memory each is in
-
-
-@cache
-def load_shared(width: int) -> Any:
-    """``width`` neighbouring elements from shared memory, in one access of an aligned address."""
-    return load_global(True, width)
-
-
-store_shared = load_shared
+store_global = load_global
+load_shared = store_shared = partial(load_global, True)  # of ``width`` elements

@@ -1,7 +1,7 @@
-"""The kernel that adds what the slices of each pair have left, in a fixed order, in numba.cuda; finish.cuh is CuPy's.
+"""The kernel that adds the sums of the slices of each pair, in a fixed order, in numba.cuda; finish.cuh is CuPy's.
 
-A block owns 32 columns of a pair, of which the one after dx is loss; thread (k, c) adds the slices k, k + GROUPS, ...
-of column c.
+A block owns 32 columns of a pair; the column after those of dx is loss. Thread (k, c) adds the slices k, k + GROUPS,
+... of column c.
 """
 
 from typing import Any
@@ -13,22 +13,22 @@ from sigmoid_l2.kernels.gpu.common import TYPES, cuda, framework
 from sigmoid_l2.kernels.gpu.plan import BLOCK_THREADS, WARP
 
 
-def finish_source(itemsize: int, wanted: Wanted) -> Any:
+def finish_function(itemsize: int, wanted: Wanted) -> Any:
     """The kernel's Python function. Grid: B * (n // 32 + 1) blocks of 32 * GROUPS threads."""
     GROUPS = BLOCK_THREADS // WARP
     WANT_LOSS, WANT_DX = wanted.loss, wanted.dx
     real, zero = framework.REALS[itemsize], TYPES[itemsize](0)
 
-    def sigmoid_l2_finish(
-        slice_loss: Any,  # (B * slices,)
-        slice_dx: Any,  # (B * slices, n)
+    def finish(
+        slice_loss: Any,  # (units,)
+        slice_dx: Any,  # (units, n)
         loss: Any,  # (B,)
         dx: Any,  # (B, n)
         n: Any,
         slices: Any,
     ) -> None:
         sums = cuda.shared.array(BLOCK_THREADS, real)
-        t = cuda.threadIdx.x & (BLOCK_THREADS - 1)  # as it is; it tells the compiler that t is not negative
+        t = cuda.threadIdx.x & (BLOCK_THREADS - 1)  # changes nothing, but tells the compiler that t >= 0
         c, group = t % WARP, t // WARP
         tiles = n // WARP + 1
         j = np.int64(cuda.blockIdx.x) % tiles * WARP + c
@@ -59,4 +59,4 @@ def finish_source(itemsize: int, wanted: Wanted) -> Any:
         if WANT_LOSS and j == n:
             loss[b] = total
 
-    return sigmoid_l2_finish
+    return finish

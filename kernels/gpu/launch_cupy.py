@@ -38,7 +38,7 @@ def staged_kernel(p: Staged, m: int, n: int, itemsize: int, wide: bool, wanted: 
 @launch.once
 def rows_kernel(p: Rows, itemsize: int, wide: bool, wanted: Wanted) -> Any:
     """The kernel of rows.cuh, to which the plan's ``rows`` and ``slices`` are arguments."""
-    template = p.threads, p.row_threads, p.teams, p.vector, p.vectors, p.at_once, wide, *wanted
+    template = p.threads, p.row_threads, p.teams, p.width, p.vectors, p.at_once, wide, *wanted
     return _kernel("fused_rows", itemsize, template, "W x", "loss dW dx", "units m n rows slices", p.registers)
 
 
@@ -83,7 +83,7 @@ def _text(stem: str) -> str:
     return files("sigmoid_l2.kernels.gpu").joinpath(f"{stem}.cuh").read_text(encoding="utf-8")
 
 
-# --- what launch.py asks of a library --------------------------------------------------------------------------------
+# --- what launch.py asks of a launcher -------------------------------------------------------------------------------
 
 
 def run(
@@ -106,6 +106,6 @@ def address(a: Any) -> int:
 
 
 def workspace(stream: int | None) -> Any:
-    """plan.WORKSPACE_BYTES for what slices leave, of this thread, on the current device, for one stream."""
+    """plan.WORKSPACE_BYTES for the sums of slices, of this thread, on the current device, for one stream."""
     handle = cupy.cuda.get_current_stream().ptr if stream is None else stream
     return CupyLibrary.workspace(handle, plan.WORKSPACE_BYTES)

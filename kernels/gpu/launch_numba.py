@@ -1,7 +1,7 @@
 """The GPU kernels in numba.cuda.
 
-They sum with explicit fused multiply-adds: so the compiler has no choice to make that could depend on alignment or on
-what is wanted.
+They sum with explicit fused multiply-adds, so the compiler has no choice that could depend on alignment or on which
+outputs are wanted.
 """
 
 import sys
@@ -12,11 +12,11 @@ from sigmoid_l2.gpu.numba_library import NumbaLibrary
 from sigmoid_l2.kernels import Wanted
 from sigmoid_l2.kernels.gpu import launch, plan
 from sigmoid_l2.kernels.gpu.common import cuda, framework
-from sigmoid_l2.kernels.gpu.finish import finish_source
-from sigmoid_l2.kernels.gpu.long import long_source
+from sigmoid_l2.kernels.gpu.finish import finish_function
+from sigmoid_l2.kernels.gpu.long import long_function
 from sigmoid_l2.kernels.gpu.plan import Long, Rows, Staged
-from sigmoid_l2.kernels.gpu.rows import rows_source
-from sigmoid_l2.kernels.gpu.staged import staged_source
+from sigmoid_l2.kernels.gpu.rows import rows_function
+from sigmoid_l2.kernels.gpu.staged import staged_function
 
 
 def fused(W: Any, x: Any, loss: Any, dW: Any, dx: Any, *, stream: int | None = None) -> None:
@@ -41,28 +41,34 @@ def _device_array(a: Any) -> Any:
 @launch.once
 def staged_kernel(p: Staged, m: int, n: int, itemsize: int, wide: bool, wanted: Wanted) -> Any:
     """The kernel of staged.py for one (m, n)."""
-    return framework.kernel(staged_source(p, m, n, itemsize, wide, wanted), p.threads, p.registers)
+    return _kernel(staged_function(p, m, n, itemsize, wide, wanted), p.threads, p.registers)
 
 
 @launch.once
 def rows_kernel(p: Rows, itemsize: int, wide: bool, wanted: Wanted) -> Any:
     """The kernel of rows.py, to which the plan's ``rows`` and ``slices`` are arguments."""
-    return framework.kernel(rows_source(p, itemsize, wide, wanted), p.threads, p.registers)
+    return _kernel(rows_function(p, itemsize, wide, wanted), p.threads, p.registers)
 
 
 @launch.once
 def long_kernel(p: Long, itemsize: int, wanted: Wanted) -> Any:
     """The kernel of long.py."""
-    return framework.kernel(long_source(p, itemsize, wanted), p.threads, p.registers)
+    return _kernel(long_function(p, itemsize, wanted), p.threads, p.registers)
 
 
 @launch.once
 def finish_kernel(itemsize: int, wanted: Wanted) -> Any:
     """The kernel of finish.py."""
-    return framework.kernel(finish_source(itemsize, wanted), plan.BLOCK_THREADS, plan.FINISH_REGISTERS)
+    return _kernel(finish_function(itemsize, wanted), plan.BLOCK_THREADS, plan.FINISH_REGISTERS)
 
 
-# --- what launch.py asks of a library --------------------------------------------------------------------------------
+def _kernel(function: Any, threads: int, registers: int | None) -> Any:
+    """A kernel of blocks of ``threads`` threads that use at most ``registers`` each; None leaves it to the compiler."""
+    blocks = () if registers is None else (plan.REGISTERS // (threads * registers),)
+    return cuda.jit(launch_bounds=(threads, *blocks))(function)
+
+
+# --- what launch.py asks of a launcher -------------------------------------------------------------------------------
 
 
 def run(
@@ -92,5 +98,5 @@ def address(a: Any) -> int:
 
 
 def workspace(stream: int | None) -> Any:
-    """plan.WORKSPACE_BYTES for what slices leave, of this thread, on the current device, for one stream."""
+    """plan.WORKSPACE_BYTES for the sums of slices, of this thread, on the current device, for one stream."""
     return NumbaLibrary.workspace(stream or 0, plan.WORKSPACE_BYTES)

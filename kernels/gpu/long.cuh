@@ -22,20 +22,20 @@ __device__ inline void fused_long(const T* W,  // (B, m, n)
     T total = T(0);
 
     for (index_t i = 0; i < m; ++i) {
-        const index_t row = (b * m + i) * n;  // in W and dW
+        const index_t row_first = (b * m + i) * n;  // in W and dW
 
         // --- q = W x -------------------------------------------------------------------------------------------------
         T q[1] = {}, s, g;
-        for (index_t j = t; j < n; j += THREADS) q[0] = multiply_add(W[row + j], x[b * n + j], q[0]);
+        for (index_t j = t; j < n; j += THREADS) q[0] = multiply_add(W[row_first + j], x[b * n + j], q[0]);
 
         // --- s, g and loss -------------------------------------------------------------------------------------------
-        s_and_g(sum_over_warps<WARPS, 1>(q, q_sums + i % 2 * WARPS), s, g);
+        s_and_g(sum_over_row_threads<WARPS, 1>(q, q_sums + i % 2 * WARPS), s, g);
         total = multiply_add(s, s, total);
 
         // --- dW = g x^T, dx += W^T g ---------------------------------------------------------------------------------
         for (index_t j = t; j < n; j += THREADS) {
-            if (WANT_DX) dx[b * n + j] = multiply_add(g, W[row + j], i > 0 ? dx[b * n + j] : T(0));
-            if (WANT_DW) dW[row + j] = multiply(g, x[b * n + j]);
+            if (WANT_DX) dx[b * n + j] = multiply_add(g, W[row_first + j], i > 0 ? dx[b * n + j] : T(0));
+            if (WANT_DW) dW[row_first + j] = multiply(g, x[b * n + j]);
         }
     }
     if (WANT_LOSS && t == 0) loss[b] = total;

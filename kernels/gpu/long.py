@@ -9,20 +9,20 @@ from typing import Any
 import numpy as np
 
 from sigmoid_l2.kernels import Wanted
-from sigmoid_l2.kernels.gpu.common import TYPES, cuda, framework, multiply, multiply_add, s_and_g, sum_over_warps
+from sigmoid_l2.kernels.gpu.common import TYPES, cuda, framework, multiply, multiply_add, s_and_g, sum_over_row_threads
 from sigmoid_l2.kernels.gpu.plan import WARP, Long
 
 
-def long_source(p: Long, itemsize: int, wanted: Wanted) -> Any:
+def long_function(plan: Long, itemsize: int, wanted: Wanted) -> Any:
     """The kernel's Python function. Grid: B blocks of THREADS threads."""
-    THREADS = p.threads
+    THREADS = plan.threads
     WANT_LOSS, WANT_DW, WANT_DX = wanted
     WARPS = THREADS // WARP
     Q_SUMS = 2 * WARPS
     real, zero, one = framework.REALS[itemsize], TYPES[itemsize](0), TYPES[itemsize](1)
-    sum_q = sum_over_warps(WARPS, 1)
+    sum_q = sum_over_row_threads(WARPS, 1)
 
-    def sigmoid_l2_long(
+    def fused_long(
         W: Any,  # (B, m, n)
         x: Any,  # (B, n)
         loss: Any,  # (B,)
@@ -33,7 +33,7 @@ def long_source(p: Long, itemsize: int, wanted: Wanted) -> Any:
     ) -> None:
         q_sums = cuda.shared.array(Q_SUMS, real)
         q = cuda.local.array(1, real)
-        t = cuda.threadIdx.x & (THREADS - 1)  # as it is; it tells the compiler that t is not negative
+        t = cuda.threadIdx.x & (THREADS - 1)  # changes nothing, but tells the compiler that t >= 0
         b = np.int64(cuda.blockIdx.x)
         total = zero
 
@@ -60,4 +60,4 @@ def long_source(p: Long, itemsize: int, wanted: Wanted) -> Any:
         if WANT_LOSS and t == 0:
             loss[b] = total
 
-    return sigmoid_l2_long
+    return fused_long

@@ -1,14 +1,14 @@
 """How the GPU kernels cut a batch into blocks, chosen from (m, n, itemsize) in this one place for both libraries.
 
-Each of three kernels goes through W once, as far as a row fits into a block's registers:
+*staged* and *rows* read W once; *long*, for rows that a block's registers cannot hold, reads it twice:
 
 * *staged*, rows of up to 128 bytes: contiguous rows of W go through shared memory, a lane owns consecutive rows;
 * *rows*, longer rows: straight from global memory, a warp owns a row, or for very long rows a block does;
-* *long*, n > 16384 in float32 or 8192 in float64: a block owns a pair, reads W twice and sums dx in place.
+* *long*, n > 16384 in float32 or 8192 in float64: a block owns a pair and sums dx in place.
 
-The size of a pair makes the classes *tiny* (a lane a pair), *group* (2 to 32 lanes a pair), *block* (up to a block a
-pair), *split* (many blocks a pair: each does a slice of its rows and leaves its loss and dx in a workspace; one more
-kernel, *finish*, adds them in a fixed order) and *long*.
+The size of a pair makes the classes *tiny* (one lane per pair), *group* (2 to 32 lanes per pair), *block* (up to one
+block per pair), *split* (many blocks per pair: each does a slice of its rows and stores its loss and dx in a workspace;
+one more kernel, *finish*, adds them in a fixed order) and *long*.
 
 Nothing here depends on B or on the chip, so neither does the order of any sum: a pair's result has the same bits in
 every batch. Figures: docs/performance.md.
@@ -18,27 +18,27 @@ from functools import cache
 from typing import NamedTuple
 
 WARP = 32  # threads
-# Bytes of the longest row that is staged: what a warp moves in one access of 4 bytes a lane. A longer row keeps a warp
-# busy by itself.
+# Bytes of the longest row that is staged: what a warp moves in one access of 4 bytes per lane. A longer row keeps a
+# warp busy by itself.
 ROW_BYTES = 128
 # Bytes of the widest access there is. It needs a quarter of the instructions of 4-byte accesses.
 WIDE_BYTES = 16
 # Bytes of W and x that a lane owns in shared memory, at most. 128 threads own 15 KiB: with the 1 KiB that a block
 # costs, six blocks fit into the 100 KiB of sm_86 and sm_89 (half of their 1536 threads), four into the 64 KiB of sm_75
-# (half of 1024). Every other chip from sm_75 on has more shared memory a thread.
+# (half of 1024). Every other chip from sm_75 on has more shared memory per thread.
 LANE_BYTES = 120
 # Values of float64 that a lane owns alone, at most. With 15 values, 14x1 needs 66 registers; 64 are what half of 2048
 # threads have.
 LANE_DOUBLES = 14
-# Bytes of W and x that a lane with several pairs owns, at most. It owns several because the block of a single 1x1 pair
-# a lane takes more instructions than the memory time of its bytes allows (137 a warp of an H200).
+# Bytes of W and x that a lane with several pairs owns, at most. It owns several because a block with one 1x1 pair per
+# lane takes more instructions than the memory time of its bytes allows (137 per warp of an H200).
 LANE_PAIRS_BYTES = 64
 # Bytes of W and x that a block stages, at most: static shared memory is limited to 48 KiB, and sums of dx take some.
 UNIT_BYTES = 40 * 1024
 STAGED_THREADS = 128  # threads of a block of the staged kernel, or as many as a unit has lanes
 BLOCK_THREADS = 256  # threads of a block of the other kernels, and the most lanes of a unit
 LONG_ROW_THREADS = 512  # threads of a block whose row needs more than BLOCK_THREADS
-# Bytes of W that a thread has in flight, at most. With 768 threads a multiprocessor that is 48 KiB, about
+# Bytes of W that a thread has in flight, at most. With 768 threads per multiprocessor that is 48 KiB, about
 # twice memory latency times bandwidth. A LONG_ROW_THREADS block has twice as much: only one of them is resident.
 FLIGHT_BYTES = 64
 # Rows that a team does, at least. A team reads x once, which is a twentieth of what ten rows move. The next team finds
@@ -52,10 +52,11 @@ MAX_SLICES = 256
 # Bytes of the workspace; a batch whose slices need more is launched in parts. A pair of the longest rows needs 17 MB.
 WORKSPACE_BYTES = 32 << 20
 
-# The registers that a thread may use, by kernel; most kernels need fewer. A multiprocessor has 65536 on every chip.
+REGISTERS = 65536  # of a multiprocessor, on every chip
+# The registers that a thread may use, by kernel; most kernels need fewer.
 # Units of one lane have no bound: the compilers use 32 for 3x3 in float32 by themselves, and 48 with a bound.
 STAGED_REGISTERS = 128  # for 512 resident threads; 32x32 in float32 needs 112
-HELD_BYTES = 160  # of W that a lane holds in STAGED_REGISTERS, at most
+HELD_BYTES = 160  # of W that a lane with STAGED_REGISTERS may hold
 MOST_REGISTERS = 255  # for lanes that hold more: 2000x16 in float64 needs 154
 ROWS_REGISTERS = 80  # for 768 resident threads
 LONG_ROW_REGISTERS = 128  # for one block of LONG_ROW_THREADS
@@ -65,45 +66,45 @@ FINISH_REGISTERS = 64  # for 1024 resident threads; numba.cuda's kernel has 80 w
 class Staged(NamedTuple):
     """A tile of units, each some contiguous rows of one pair, which one block carries through shared memory."""
 
-    threads: int  # a block
-    lanes: int  # a unit; a power of two
+    threads: int  # per block
+    lanes: int  # per unit; a power of two
     lane_rows: int  # consecutive rows that a lane owns
     lane_pairs: int  # pairs that a lane owns, if it owns whole pairs: lane t those at t, t + threads, ... of its tile
-    rows: int  # a unit: m, or those of a slice (the last slice of a pair may have fewer)
-    slices: int  # units a pair
+    rows: int  # per unit: m, or those of a slice (the last slice of a pair may have fewer)
+    slices: int  # units per pair
     registers: int | None  # that a thread may use; None leaves it to the compiler
 
     @property
-    def units(self) -> int:
-        """Units a block."""
+    def block_units(self) -> int:
+        """Units per block."""
         return self.threads // self.lanes * self.lane_pairs
 
 
 class Rows(NamedTuple):
-    """Rows straight from global memory: teams of threads a pair, each with a row (or several at once) to itself."""
+    """Rows straight from global memory: a pair has teams of threads, each with a row (or several at once) to itself."""
 
-    threads: int  # a block
-    row_threads: int  # a team: WARP, or all of the block
-    teams: int  # a unit; a power of two. Team k does the rows k * at_once + (0 .. at_once - 1), then skips the others'
-    vector: int  # neighbouring columns that a thread owns: 1, 2 or 4
-    vectors: int  # a thread's vectors of a row, row_threads * vector columns apart
+    threads: int  # per block
+    row_threads: int  # per team: WARP, or all of the block
+    teams: int  # per unit; a power of two. Team k does rows k * at_once + (0 .. at_once - 1), then skips the others'
+    width: int  # neighbouring columns that a thread owns: 1, 2 or 4
+    vectors: int  # of ``width`` columns that a thread has of a row, row_threads * width columns apart
     at_once: int  # rows whose loads are in flight before the first is used
-    rows: int  # a unit: m, or those of a slice
-    slices: int  # units a pair
+    rows: int  # per unit: m, or those of a slice
+    slices: int  # units per pair
     registers: int | None  # that a thread may use; None leaves it to the compiler
 
     @property
-    def units(self) -> int:
-        """Units a block."""
+    def block_units(self) -> int:
+        """Units per block."""
         return self.threads // (self.row_threads * self.teams)
 
 
 class Long(NamedTuple):
-    """A block a pair, for rows that the registers of a block do not hold."""
+    """One block per pair, for rows that the registers of a block do not hold."""
 
-    threads: int  # a block
+    threads: int  # per block
     slices: int = 1
-    units: int = 1
+    block_units: int = 1
     registers: int | None = None
 
 
@@ -141,7 +142,7 @@ def _staged(m: int, n: int, itemsize: int) -> Staged:
         lanes = max(2, lanes)
     rows, slices = m, 1
     if (m + 1) * n * itemsize > UNIT_BYTES:
-        # Rows that have room; a multiple of 4, so that every slice begins as well aligned as its pair.
+        # The rows that fit: a multiple of 4, so that every slice begins as well aligned as its pair.
         room = (UNIT_BYTES // (n * itemsize) - 1) // 4 * 4
         slices = -(-m // room)
         rows = -(-m // (4 * slices)) * 4
@@ -156,16 +157,16 @@ def _staged(m: int, n: int, itemsize: int) -> Staged:
 def _rows(m: int, n: int, itemsize: int, row_threads: int, flight: int) -> Rows:
     # The widest vectors that a row consists of, if they leave no thread of the team without a column.
     widths = (w for w in (WIDE_BYTES // itemsize, 2, 1) if n % w == 0 and (row_threads > WARP or n >= row_threads * w))
-    vector = next(widths, 1)
-    vectors = -(-n // (row_threads * vector))
-    at_once = min(4, max(1, _power_of_two_to(flight // (vectors * vector * itemsize))))
+    width = next(widths, 1)
+    vectors = -(-n // (row_threads * width))
+    at_once = min(4, max(1, _power_of_two_to(flight // (vectors * width * itemsize))))
     slices = min(MAX_SLICES, -(-m * n * itemsize // SLICE_BYTES))
     rows = -(-m // slices)
     slices = -(-m // rows)
     threads = max(BLOCK_THREADS, row_threads)
     teams = min(threads // row_threads, _power_of_two_to(max(1, rows // max(at_once, TEAM_ROWS))))
     registers = ROWS_REGISTERS if threads == BLOCK_THREADS else LONG_ROW_REGISTERS
-    return Rows(threads, row_threads, teams, vector, vectors, at_once, rows, slices, registers)
+    return Rows(threads, row_threads, teams, width, vectors, at_once, rows, slices, registers)
 
 
 def _power_of_two_from(size: int) -> int:

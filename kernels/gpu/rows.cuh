@@ -1,57 +1,58 @@
 // rows.cuh: the kernel for rows that keep a warp busy, straight from global memory. A block owns one or several units.
-// A team of threads owns AT_ONCE rows at a time, a thread the same columns of each row: VECTORS times VECTOR
-// neighbouring ones, STEP apart. x and the team's part of dx stay in registers.
+// A team of threads owns AT_ONCE rows at a time. A thread owns the same columns of each: VECTORS groups of WIDTH
+// neighbouring columns; groups are STEP columns apart. x and the team's part of dx stay in registers.
 
 #ifndef SIGMOID_L2_ROWS_CUH
 #define SIGMOID_L2_ROWS_CUH
 
 namespace sigmoid_l2 {
 
-// A thread's columns of one row: VECTORS vectors, STEP columns apart, of which the last may be beyond the row's end.
-template <bool WIDE, unsigned VECTOR, unsigned VECTORS, unsigned STEP, typename T>
+// Load or store a thread's columns of one row: VECTORS vectors, STEP apart; the last may be beyond the row's end.
+template <bool WIDE, unsigned WIDTH, unsigned VECTORS, unsigned STEP, typename T>
 __device__ inline void load_row(T* to, const T* from, bool has_last) {
 #pragma unroll
     for (unsigned k = 0; k < VECTORS; ++k)
-        if (k + 1 < VECTORS || has_last) load_global<WIDE, VECTOR>(to + k * VECTOR, from + k * STEP);
+        if (k + 1 < VECTORS || has_last) load_global<WIDE, WIDTH>(to + k * WIDTH, from + k * STEP);
 }
-template <bool WIDE, unsigned VECTOR, unsigned VECTORS, unsigned STEP, typename T>
+template <bool WIDE, unsigned WIDTH, unsigned VECTORS, unsigned STEP, typename T>
 __device__ inline void store_row(T* to, const T* from, bool has_last) {
 #pragma unroll
     for (unsigned k = 0; k < VECTORS; ++k)
-        if (k + 1 < VECTORS || has_last) store_global<WIDE, VECTOR>(to + k * STEP, from + k * VECTOR);
+        if (k + 1 < VECTORS || has_last) store_global<WIDE, WIDTH>(to + k * STEP, from + k * WIDTH);
 }
 
 // loss and dx of a unit, from those of its teams, added in their order.
-template <unsigned TEAMS, unsigned VECTOR, unsigned VECTORS, bool WANT_LOSS, bool WANT_DX, typename T>
-__device__ inline void add_teams(T* loss, T* dx, T total, const T* dx_own, unsigned unit, unsigned units, unsigned n,
-                                 T* loss_sums,  // (UNITS * TEAMS,)
-                                 T* dx_sums) {  // (UNITS * TEAMS, COLUMNS)
-    constexpr unsigned UNIT_THREADS = TEAMS * WARP, STEP = WARP * VECTOR, COLUMNS = VECTORS * STEP;
-    const unsigned t = threadIdx.x, lane = t % WARP, team = t / WARP;
-    if (lane == 0) loss_sums[team] = total;
+template <unsigned TEAMS, unsigned WIDTH, unsigned VECTORS, bool WANT_LOSS, bool WANT_DX, typename T>
+__device__ inline void add_teams(T* loss, T* dx, T loss_own, const T* dx_own, unsigned unit, unsigned units, unsigned n,
+                                 T* loss_sums,  // (BLOCK_UNITS * TEAMS,)
+                                 T* dx_sums,    // (BLOCK_UNITS * TEAMS, COLUMNS)
+                                 unsigned t) {
+    constexpr unsigned UNIT_THREADS = TEAMS * WARP, STEP = WARP * WIDTH, COLUMNS = VECTORS * STEP;
+    const unsigned lane = t % WARP, team = t / WARP;
+    if (lane == 0) loss_sums[team] = loss_own;
 #pragma unroll
     for (unsigned k = 0; k < VECTORS; ++k)
-        store_shared<VECTOR>(dx_sums + team * COLUMNS + k * STEP + lane * VECTOR, dx_own + k * VECTOR);
+        store_shared<WIDTH>(dx_sums + team * COLUMNS + k * STEP + lane * WIDTH, dx_own + k * WIDTH);
     __syncthreads();
 
     if (unit >= units) return;
-    const unsigned first = team / TEAMS * TEAMS;  // team of the unit
+    const unsigned first = team / TEAMS * TEAMS;  // the unit's first team
     if (WANT_LOSS && t % UNIT_THREADS == 0) {
-        T sum = T(0);
-        for (unsigned k = 0; k < TEAMS; ++k) sum += loss_sums[first + k];
-        loss[unit] = sum;
+        T total = T(0);
+        for (unsigned k = 0; k < TEAMS; ++k) total += loss_sums[first + k];
+        loss[unit] = total;
     }
     for (unsigned j = t % UNIT_THREADS; WANT_DX && j < n; j += UNIT_THREADS) {
-        T sum = T(0);
+        T total = T(0);
 #pragma unroll
-        for (unsigned k = 0; k < TEAMS; ++k) sum += dx_sums[(first + k) * COLUMNS + j];
-        dx[index_t(unit) * n + j] = sum;
+        for (unsigned k = 0; k < TEAMS; ++k) total += dx_sums[(first + k) * COLUMNS + j];
+        dx[index_t(unit) * n + j] = total;
     }
 }
 
-// Grid: ceil(units / (THREADS / (ROW_THREADS * TEAMS))) blocks of THREADS threads. TEAMS is 1 unless a team is a warp;
-// VECTORS * ROW_THREADS * VECTOR columns are as few as hold n.
-template <typename T, unsigned THREADS, unsigned ROW_THREADS, unsigned TEAMS, unsigned VECTOR, unsigned VECTORS,
+// Grid: ceil(units / (THREADS / (ROW_THREADS * TEAMS))) blocks of THREADS threads. TEAMS is 1 unless a team is a warp.
+// VECTORS is the smallest number with VECTORS * ROW_THREADS * WIDTH >= n.
+template <typename T, unsigned THREADS, unsigned ROW_THREADS, unsigned TEAMS, unsigned WIDTH, unsigned VECTORS,
           unsigned AT_ONCE, bool WIDE, bool WANT_LOSS, bool WANT_DW, bool WANT_DX>
 __device__ inline void fused_rows(const T* W,  // (B, m, n)
                                   const T* x,  // (B, n)
@@ -59,37 +60,37 @@ __device__ inline void fused_rows(const T* W,  // (B, m, n)
                                   T* dW,       // (B, m, n)
                                   T* dx,       // (units, n)
                                   unsigned units, unsigned m, unsigned n, unsigned rows, unsigned slices) {
-    constexpr unsigned UNIT_THREADS = ROW_THREADS * TEAMS, UNITS = THREADS / UNIT_THREADS, WARPS = ROW_THREADS / WARP;
-    constexpr unsigned OWN = VECTORS * VECTOR, STEP = ROW_THREADS * VECTOR;
-    static_assert(WARPS == 1 || (TEAMS == 1 && UNITS == 1), "all of the block meets at a row's barrier");
-    constexpr auto load = load_row<WIDE, VECTOR, VECTORS, STEP, T>;
-    constexpr auto store = store_row<WIDE, VECTOR, VECTORS, STEP, T>;
-    __shared__ T q_sums[2 * WARPS * AT_ONCE];  // for sum_over_warps, in turn one half and the other
+    constexpr unsigned UNIT_THREADS = ROW_THREADS * TEAMS, BLOCK_UNITS = THREADS / UNIT_THREADS;
+    constexpr unsigned WARPS = ROW_THREADS / WARP, OWN = VECTORS * WIDTH, STEP = ROW_THREADS * WIDTH;
+    static_assert(WARPS == 1 || (TEAMS == 1 && BLOCK_UNITS == 1), "all of the block meets at a row's barrier");
+    constexpr auto load = load_row<WIDE, WIDTH, VECTORS, STEP, T>;
+    constexpr auto store = store_row<WIDE, WIDTH, VECTORS, STEP, T>;
+    __shared__ T q_sums[2 * WARPS * AT_ONCE];  // for sum_over_row_threads, which uses the halves in turn
 
     // --- where this thread works -------------------------------------------------------------------------------------
     const unsigned t = threadIdx.x, lane = t % WARP, team = t / ROW_THREADS % TEAMS;
-    const unsigned unit = blockIdx.x * UNITS + t / UNIT_THREADS, pair = unit / slices, row = unit % slices * rows;
+    const unsigned unit = blockIdx.x * BLOCK_UNITS + t / UNIT_THREADS, pair = unit / slices, row = unit % slices * rows;
     const unsigned end = unit >= units ? 0 : m - row < rows ? m - row : rows;
-    const unsigned first = t % ROW_THREADS * VECTOR;  // column
+    const unsigned first = t % ROW_THREADS * WIDTH;  // column
     const bool has_last = first + (VECTORS - 1) * STEP < n;
-    index_t here = (index_t(pair) * m + row + team * AT_ONCE) * n + first;  // in W and dW
+    index_t W_at = (index_t(pair) * m + row + team * AT_ONCE) * n + first;  // of row i, in W and dW
     T x_own[OWN] = {}, dx_own[OWN] = {}, total = T(0);
     unsigned turn = 0;
 
     if (unit < units) load(x_own, x + index_t(pair) * n + first, has_last);
-    for (unsigned i = team * AT_ONCE; i < end; i += TEAMS * AT_ONCE, here += index_t(TEAMS * AT_ONCE) * n) {
+    for (unsigned i = team * AT_ONCE; i < end; i += TEAMS * AT_ONCE, W_at += index_t(TEAMS * AT_ONCE) * n) {
         // --- W of the rows i to i + AT_ONCE - 1 ----------------------------------------------------------------------
         T W_rows[AT_ONCE][OWN] = {}, dW_row[OWN], q[AT_ONCE], s, g_own;
 #pragma unroll
         for (unsigned a = 0; a < AT_ONCE; ++a)
-            if (i + a < end) load(W_rows[a], W + here + index_t(a) * n, has_last);
+            if (i + a < end) load(W_rows[a], W + W_at + index_t(a) * n, has_last);
 
         // --- q = W x -------------------------------------------------------------------------------------------------
 #pragma unroll
         for (unsigned a = 0; a < AT_ONCE; ++a) q[a] = dot<OWN>(W_rows[a], x_own, T(0));
 
         // --- s, g and loss: lane l does row i + l % AT_ONCE ----------------------------------------------------------
-        s_and_g(sum_over_warps<WARPS, AT_ONCE>(q, q_sums + turn * WARPS * AT_ONCE), s, g_own);
+        s_and_g(sum_over_row_threads<WARPS, AT_ONCE>(q, q_sums + turn * WARPS * AT_ONCE), s, g_own);
         turn ^= 1;
         if (i + lane % AT_ONCE < end)
             total = multiply_add(s, s, total);
@@ -102,7 +103,7 @@ __device__ inline void fused_rows(const T* W,  // (B, m, n)
             const T g = __shfl_sync(ALL_LANES, g_own, a);
             add_scaled<OWN>(dx_own, g, W_rows[a]);
             scale<OWN>(dW_row, g, x_own);
-            if (WANT_DW && i + a < end) store(dW + here + index_t(a) * n, dW_row, has_last);
+            if (WANT_DW && i + a < end) store(dW + W_at + index_t(a) * n, dW_row, has_last);
         }
     }
 
@@ -110,10 +111,10 @@ __device__ inline void fused_rows(const T* W,  // (B, m, n)
 #pragma unroll
     for (unsigned d = 1; d < AT_ONCE; d *= 2) total += __shfl_xor_sync(ALL_LANES, total, d);
     if constexpr (TEAMS > 1) {
-        __shared__ T loss_sums[UNITS * TEAMS];
-        alignas(16) __shared__ T dx_sums[UNITS * TEAMS * VECTORS * STEP];
-        add_teams<TEAMS, VECTOR, VECTORS, WANT_LOSS, WANT_DX>(loss, dx, total, dx_own, unit, units, n, loss_sums,
-                                                              dx_sums);
+        __shared__ T loss_sums[BLOCK_UNITS * TEAMS];
+        alignas(16) __shared__ T dx_sums[BLOCK_UNITS * TEAMS * VECTORS * STEP];
+        add_teams<TEAMS, WIDTH, VECTORS, WANT_LOSS, WANT_DX>(loss, dx, total, dx_own, unit, units, n, loss_sums,
+                                                             dx_sums, t);
     } else if (unit < units) {
         if (WANT_LOSS && t % ROW_THREADS == 0) loss[unit] = total;
         if (WANT_DX) store(dx + index_t(unit) * n + first, dx_own, has_last);

@@ -1,7 +1,8 @@
 """The kernel for rows that keep a warp busy, in numba.cuda, straight from global memory; rows.cuh is CuPy's.
 
-A block owns one or several units. A team of threads owns AT_ONCE rows at a time, a thread the same columns of each row:
-VECTORS times VECTOR neighbouring ones, STEP apart. x and the team's part of dx stay in registers.
+A block owns one or several units. A team of threads owns AT_ONCE rows at a time. A thread owns the same columns of
+each: VECTORS groups of WIDTH neighbouring columns; groups are STEP columns apart. x and the team's part of dx stay in
+registers.
 """
 
 from typing import Any
@@ -24,64 +25,64 @@ from sigmoid_l2.kernels.gpu.common import (
     shuffle_xor,
     store_global,
     store_shared,
-    sum_over_warps,
+    sum_over_row_threads,
 )
 from sigmoid_l2.kernels.gpu.plan import WARP, Rows
 
 
-def load_row(wide: bool, VECTOR: int, VECTORS: int, STEP: int) -> Any:
-    """A thread's columns of one row: VECTORS vectors, STEP columns apart; the last may be beyond the row's end."""
-    load = load_global(wide, VECTOR)
+def load_row(wide: bool, WIDTH: int, VECTORS: int, STEP: int) -> Any:
+    """Load a thread's columns of one row: VECTORS vectors, STEP columns apart; the last may be beyond the row's end."""
+    load = load_global(wide, WIDTH)
 
     def function(to: Any, to_at: Any, source: Any, at: Any, has_last: Any) -> None:
         for k in range(VECTORS):
             if k + 1 < VECTORS or has_last:
-                load(to, to_at + k * VECTOR, source, at + k * STEP)
+                load(to, to_at + k * WIDTH, source, at + k * STEP)
 
     return device(function)
 
 
-def store_row(wide: bool, VECTOR: int, VECTORS: int, STEP: int) -> Any:
-    """The same columns of dW or dx."""
-    store = store_global(wide, VECTOR)
+def store_row(wide: bool, WIDTH: int, VECTORS: int, STEP: int) -> Any:
+    """Store the same columns of dW or dx."""
+    store = store_global(wide, WIDTH)
 
     def function(to: Any, to_at: Any, source: Any, at: Any, has_last: Any) -> None:
         for k in range(VECTORS):
             if k + 1 < VECTORS or has_last:
-                store(to, to_at + k * STEP, source, at + k * VECTOR)
+                store(to, to_at + k * STEP, source, at + k * WIDTH)
 
     return device(function)
 
 
-def add_teams(TEAMS: int, VECTOR: int, VECTORS: int, itemsize: int, WANT_LOSS: bool, WANT_DX: bool) -> Any:
+def add_teams(TEAMS: int, WIDTH: int, VECTORS: int, itemsize: int, WANT_LOSS: bool, WANT_DX: bool) -> Any:
     """loss and dx of a unit, from those of its teams, added in their order."""
-    UNIT_THREADS, STEP = TEAMS * WARP, WARP * VECTOR
+    UNIT_THREADS, STEP = TEAMS * WARP, WARP * WIDTH
     COLUMNS = VECTORS * STEP
     zero = TYPES[itemsize](0)
-    store = store_shared(VECTOR)
+    store = store_shared(WIDTH)
 
     def function(
         loss: Any,
         dx: Any,
-        total: Any,
+        loss_own: Any,
         dx_own: Any,
         unit: Any,
         units: Any,
         n: Any,
-        loss_sums: Any,  # (UNITS * TEAMS,)
-        dx_sums: Any,  # (UNITS * TEAMS, COLUMNS)
+        loss_sums: Any,  # (BLOCK_UNITS * TEAMS,)
+        dx_sums: Any,  # (BLOCK_UNITS * TEAMS, COLUMNS)
         t: Any,
     ) -> None:
         lane, team = t % WARP, t // WARP
         if lane == 0:
-            loss_sums[team] = total
+            loss_sums[team] = loss_own
         for k in range(VECTORS):
-            store(dx_sums, team * COLUMNS + k * STEP + lane * VECTOR, dx_own, k * VECTOR)
+            store(dx_sums, team * COLUMNS + k * STEP + lane * WIDTH, dx_own, k * WIDTH)
         cuda.syncthreads()
 
         if unit >= units:
             return
-        first = team // TEAMS * TEAMS  # team of the unit
+        first = team // TEAMS * TEAMS  # the unit's first team
         if WANT_LOSS and t % UNIT_THREADS == 0:
             total = zero
             for k in range(TEAMS):
@@ -98,25 +99,26 @@ def add_teams(TEAMS: int, VECTOR: int, VECTORS: int, itemsize: int, WANT_LOSS: b
     return device(function)
 
 
-def rows_source(p: Rows, itemsize: int, wide: bool, wanted: Wanted) -> Any:
-    """The kernel's Python function for one plan; p.rows and p.slices are arguments, so they may be 0.
+def rows_function(plan: Rows, itemsize: int, wide: bool, wanted: Wanted) -> Any:
+    """The kernel's Python function for one plan, whose ``rows`` and ``slices`` are arguments of the kernel.
 
-    Grid: ceil(units / (THREADS / (ROW_THREADS * TEAMS))) blocks of THREADS threads. TEAMS is 1 unless a team is a warp;
-    VECTORS * ROW_THREADS * VECTOR columns are as few as hold n.
+    Grid: ceil(units / (THREADS / (ROW_THREADS * TEAMS))) blocks of THREADS threads. TEAMS is 1 unless a team is a warp.
+    VECTORS is the smallest number with VECTORS * ROW_THREADS * WIDTH >= n.
     """
-    THREADS, ROW_THREADS, TEAMS, VECTOR, VECTORS, AT_ONCE = p[:6]
-    UNIT_THREADS, UNITS, WARPS = ROW_THREADS * TEAMS, p.units, ROW_THREADS // WARP
-    OWN, STEP = VECTORS * VECTOR, ROW_THREADS * VECTOR
+    THREADS, ROW_THREADS, TEAMS, WIDTH, VECTORS, AT_ONCE = plan[:6]
+    UNIT_THREADS, BLOCK_UNITS, WARPS = ROW_THREADS * TEAMS, plan.block_units, ROW_THREADS // WARP
+    OWN, STEP = VECTORS * WIDTH, ROW_THREADS * WIDTH
+    assert WARPS == 1 or (TEAMS == 1 and BLOCK_UNITS == 1), "all of the block meets at a row's barrier"
     SHIFTS, Q_SUMS, W_ROWS = AT_ONCE.bit_length() - 1, 2 * WARPS * AT_ONCE, AT_ONCE * OWN
-    LOSS_SUMS, DX_SUMS = (UNITS * TEAMS, UNITS * TEAMS * VECTORS * STEP) if TEAMS > 1 else (1, 1)
+    LOSS_SUMS, DX_SUMS = (BLOCK_UNITS * TEAMS, BLOCK_UNITS * TEAMS * VECTORS * STEP) if TEAMS > 1 else (1, 1)
     WANT_LOSS, WANT_DW, WANT_DX = wanted
     real, zero, one = framework.REALS[itemsize], TYPES[itemsize](0), TYPES[itemsize](1)
-    load, store = load_row(wide, VECTOR, VECTORS, STEP), store_row(wide, VECTOR, VECTORS, STEP)
+    load, store = load_row(wide, WIDTH, VECTORS, STEP), store_row(wide, WIDTH, VECTORS, STEP)
     dot_own, add_scaled_own, scale_own = dot(OWN), add_scaled(OWN), scale(OWN)
-    sum_q = sum_over_warps(WARPS, AT_ONCE)
-    add = add_teams(TEAMS, VECTOR, VECTORS, itemsize, WANT_LOSS, WANT_DX)
+    sum_q = sum_over_row_threads(WARPS, AT_ONCE)
+    add = add_teams(TEAMS, WIDTH, VECTORS, itemsize, WANT_LOSS, WANT_DX)
 
-    def sigmoid_l2_rows(
+    def fused_rows(
         W: Any,  # (B, m, n)
         x: Any,  # (B, n)
         loss: Any,  # (units,)
@@ -128,21 +130,21 @@ def rows_source(p: Rows, itemsize: int, wide: bool, wanted: Wanted) -> Any:
         rows: Any,
         slices: Any,
     ) -> None:
-        q_sums = cuda.shared.array(Q_SUMS, real)  # for sum_over_warps, in turn one half and the other
+        q_sums = cuda.shared.array(Q_SUMS, real)  # for sum_over_row_threads, which uses the halves in turn
         loss_sums, dx_sums = cuda.shared.array(LOSS_SUMS, real), cuda.shared.array(DX_SUMS, real, 16)
         x_own, dx_own = cuda.local.array(OWN, real), cuda.local.array(OWN, real)
         W_rows, dW_row = cuda.local.array(W_ROWS, real), cuda.local.array(OWN, real)
         q = cuda.local.array(AT_ONCE, real)
 
         # --- where this thread works ---------------------------------------------------------------------------------
-        t = cuda.threadIdx.x & (THREADS - 1)  # as it is; it tells the compiler that t is not negative
+        t = cuda.threadIdx.x & (THREADS - 1)  # changes nothing, but tells the compiler that t >= 0
         lane, team = t % WARP, t // ROW_THREADS % TEAMS
-        unit = np.uint32(cuda.blockIdx.x * UNITS + t // UNIT_THREADS)  # of 32 bits: a division by 64 is a function call
+        unit = np.uint32(cuda.blockIdx.x * BLOCK_UNITS + t // UNIT_THREADS)  # a 64-bit division is a function call
         pair, row = np.int64(unit // np.uint32(slices)), np.int64(unit % np.uint32(slices)) * rows
         end = 0 if unit >= units else min(m - row, rows)
-        first = t % ROW_THREADS * VECTOR  # column
+        first = t % ROW_THREADS * WIDTH  # column
         has_last = first + (VECTORS - 1) * STEP < n
-        here = (pair * m + row + team * AT_ONCE) * n + first  # in W and dW
+        W_at = (pair * m + row + team * AT_ONCE) * n + first  # of row i, in W and dW
         for k in range(OWN):
             x_own[k] = dx_own[k] = zero
         total = zero
@@ -156,8 +158,8 @@ def rows_source(p: Rows, itemsize: int, wide: bool, wanted: Wanted) -> Any:
             for k in range(W_ROWS):
                 W_rows[k] = zero
             for a in range(AT_ONCE):
-                if a == 0 or i + a < end:  # a == 0: the compiler does not infer that row i exists
-                    load(W_rows, a * OWN, W, here + a * n, has_last)
+                if a == 0 or i + a < end:  # row i exists, which the compiler does not infer; so too below
+                    load(W_rows, a * OWN, W, W_at + a * n, has_last)
 
             # --- q = W x ---------------------------------------------------------------------------------------------
             for a in range(AT_ONCE):
@@ -177,9 +179,9 @@ def rows_source(p: Rows, itemsize: int, wide: bool, wanted: Wanted) -> Any:
                 add_scaled_own(dx_own, 0, g, W_rows, a * OWN)
                 scale_own(dW_row, 0, g, x_own, 0)
                 if WANT_DW and (a == 0 or i + a < end):
-                    store(dW, here + a * n, dW_row, 0, has_last)
+                    store(dW, W_at + a * n, dW_row, 0, has_last)
             i += TEAMS * AT_ONCE
-            here += TEAMS * AT_ONCE * n
+            W_at += TEAMS * AT_ONCE * n
 
         # --- loss and dx of the unit ---------------------------------------------------------------------------------
         for d in range(SHIFTS):
@@ -192,4 +194,4 @@ def rows_source(p: Rows, itemsize: int, wide: bool, wanted: Wanted) -> Any:
             if WANT_DX:
                 store(dx, unit * n + first, dx_own, 0, has_last)
 
-    return sigmoid_l2_rows
+    return fused_rows

@@ -10,13 +10,6 @@ from numba.cuda.extending import intrinsic
 config = dispatcher.config  # which is in another module of numba-cuda from version to version
 REALS = {4: float32, 8: float64}  # by itemsize
 ALL_LANES = 0xFFFFFFFF
-REGISTERS = 65536  # of a multiprocessor
-
-
-def kernel(function: Any, threads: int, registers: int | None) -> Any:
-    """A kernel of blocks of ``threads`` threads that use at most ``registers`` each; None leaves it to the compiler."""
-    blocks = () if registers is None else (REGISTERS // (threads * registers),)
-    return cuda.jit(launch_bounds=(threads, *blocks))(function)
 
 
 def device(function: Any) -> Any:
@@ -24,20 +17,9 @@ def device(function: Any) -> Any:
     return cuda.jit(device=True, forceinline=True)(function)
 
 
-def current_device() -> int:
-    """The number of the current device."""
-    return int(cuda.get_current_device().id)
-
-
 def address(array: Any) -> int:
     """Where a device array begins."""
     return int(array.device_ctypes_pointer.value)
-
-
-@device
-def multiply_add(a: Any, b: Any, c: Any) -> Any:
-    """a * b + c, rounded once."""
-    return cuda.fma(a, b, c)
 
 
 @device

@@ -14,14 +14,7 @@ from numba_cuda_mlir.numba_cuda.core import config as config  # for launch_numba
 from numba_cuda_mlir.types import float32, float64
 
 REALS = {4: float32, 8: float64}  # by itemsize
-REGISTERS = 65536  # of a multiprocessor
 DYNAMIC = -(2**31)  # LLVM's mark for an index that is a value
-
-
-def kernel(function: Any, threads: int, registers: int | None) -> Any:
-    """A kernel of blocks of ``threads`` threads that use at most ``registers`` each; None leaves it to the compiler."""
-    blocks = () if registers is None else (REGISTERS // (threads * registers),)
-    return cuda.jit(launch_bounds=(threads, *blocks))(function)
 
 
 def device(function: Any) -> Any:
@@ -29,20 +22,9 @@ def device(function: Any) -> Any:
     return cuda.jit(device=True, forceinline=True)(function)
 
 
-def current_device() -> int:
-    """The number of the current device."""
-    return int(cuda.get_current_device().id)
-
-
 def address(array: Any) -> int:
     """Where a device array begins."""
     return int(array.__cuda_array_interface__["data"][0])
-
-
-@device
-def multiply_add(a: Any, b: Any, c: Any) -> Any:
-    """a * b + c, rounded once."""
-    return cuda.fma(a, b, c)
 
 
 def _shuffle(kind: Any) -> Any:

@@ -12,9 +12,9 @@ __host__ __device__ constexpr unsigned twos(unsigned size, unsigned most) {
 }
 
 // A tile of SIZE elements in shared memory. Each lane uses its own elements, which begin STRIDE after those of the lane
-// before, and moves GRAIN of them in one access. Where STRIDE is an odd number of grains, no two lanes use one bank at a
-// time. Otherwise GRAIN is 16 bytes, and vectors of 16 bytes are permuted within the 128 bytes of all banks: by as many
-// bits as STRIDE has factors of 2.
+// before, and moves GRAIN of them in one access. Where STRIDE is an odd number of grains, no two lanes use one bank at
+// a time. Otherwise GRAIN is 16 bytes, and vectors of 16 bytes are permuted within the 128 bytes of all banks: by as
+// many bits as STRIDE has factors of 2.
 template <typename T, unsigned SIZE, unsigned STRIDE, unsigned GRAIN>
 struct Tile {
     static constexpr unsigned VECTOR = 16 / sizeof(T), BANKS = 128 / sizeof(T);
@@ -25,23 +25,24 @@ struct Tile {
     // Where element e lies; those of an aligned vector stay together.
     __device__ T* at(unsigned e) const { return elements + (e ^ (e / BANKS % PERMUTED) * VECTOR); }
 
-    // Copy COUNT elements from e on, or only the first `here` of them.
+    // Copy COUNT elements from e on, or only the first `own` of them, to or from registers.
     template <unsigned COUNT>
-    __device__ void get(T* to, unsigned e, unsigned here = COUNT) const {
+    __device__ void get(T* to, unsigned e, unsigned own = COUNT) const {
 #pragma unroll
         for (unsigned k = 0; k < COUNT; k += GRAIN)
-            if (k < here) load_shared<GRAIN>(to + k, at(e + k));
+            if (k < own) load_shared<GRAIN>(to + k, at(e + k));
     }
     template <unsigned COUNT>
-    __device__ void put(const T* from, unsigned e, unsigned here = COUNT) const {
+    __device__ void put(const T* from, unsigned e, unsigned own = COUNT) const {
 #pragma unroll
         for (unsigned k = 0; k < COUNT; k += GRAIN)
-            if (k < here) store_shared<GRAIN>(at(e + k), from + k);
+            if (k < own) store_shared<GRAIN>(at(e + k), from + k);
     }
 };
 
-// What a thread moves between global memory and the first `count` elements of a tile of SIZE. Neighbouring threads move
-// neighbouring vectors of WIDTH elements and, where those do not divide `count`, single elements after them.
+// A thread's share of the first `count` elements of a tile of SIZE, on their way from or to global memory.
+// Neighbouring threads move neighbouring vectors of WIDTH elements and, where those do not divide `count`, single
+// elements after them.
 template <typename T, unsigned SIZE, unsigned WIDTH, unsigned THREADS>
 struct Mover {
     static constexpr unsigned ROUNDS = (SIZE / WIDTH + THREADS - 1) / THREADS, ROUND = THREADS * WIDTH;
@@ -94,15 +95,15 @@ __device__ inline void fused_staged(const T* W,  // (B, M, N)
                                     T* dW,       // (B, M, N)
                                     T* dx,       // (units, N)
                                     index_t units) {
-    constexpr unsigned UNITS = THREADS / LANES * LANE_PAIRS, VECTOR = 16 / sizeof(T);
-    constexpr unsigned W_SIZE = UNITS * ROWS * N, X_SIZE = UNITS * N, LANE_SIZE = LANE_ROWS * N;
-    static_assert(SLICES == 1 || UNITS == 1, "a slice has a block to itself");
+    constexpr unsigned BLOCK_UNITS = THREADS / LANES * LANE_PAIRS, VECTOR = 16 / sizeof(T);
+    constexpr unsigned W_SIZE = BLOCK_UNITS * ROWS * N, X_SIZE = BLOCK_UNITS * N, LANE_SIZE = LANE_ROWS * N;
+    static_assert(SLICES == 1 || BLOCK_UNITS == 1, "a slice has a block to itself");
     static_assert(LANE_PAIRS == 1 || LANES == 1, "only a lane that owns pairs owns several");
     constexpr bool ALL_ROWS = LANES * LANE_ROWS == ROWS && M % ROWS == 0;  // each lane has LANE_ROWS
-    // By 16 bytes, where each tile begins on a multiple of them.
-    constexpr unsigned W_WIDTH = WIDE && (SLICES == 1 ? UNITS * ROWS * N : M * N) % VECTOR == 0 ? VECTOR : 1;
+    // Elements in one access: 16 bytes of them where every tile begins on a multiple of 16 bytes.
+    constexpr unsigned W_WIDTH = WIDE && (SLICES == 1 ? BLOCK_UNITS * ROWS * N : M * N) % VECTOR == 0 ? VECTOR : 1;
     constexpr unsigned X_WIDTH = WIDE && X_SIZE % VECTOR == 0 ? VECTOR : 1;
-    typedef Tile<T, W_SIZE, LANE_SIZE, twos(UNITS == 1 ? LANE_SIZE : LANE_SIZE | ROWS * N, VECTOR)> W_Tile;
+    typedef Tile<T, W_SIZE, LANE_SIZE, twos(BLOCK_UNITS == 1 ? LANE_SIZE : LANE_SIZE | ROWS * N, VECTOR)> W_Tile;
     typedef Tile<T, X_SIZE, N, twos(N, VECTOR)> X_Tile;
     typedef Mover<T, W_SIZE, W_WIDTH, THREADS> W_Mover;
     typedef Mover<T, X_SIZE, X_WIDTH, THREADS> X_Mover;
@@ -115,11 +116,11 @@ __device__ inline void fused_staged(const T* W,  // (B, M, N)
 
     // --- where this thread works -------------------------------------------------------------------------------------
     const unsigned t = threadIdx.x, lane = t % LANES;
-    const index_t first = index_t(blockIdx.x) * UNITS, pair = first / SLICES;
-    const unsigned here = units - first < UNITS ? unsigned(units - first) : UNITS;
+    const index_t first = index_t(blockIdx.x) * BLOCK_UNITS, pair = first / SLICES;
+    const unsigned units_here = units - first < BLOCK_UNITS ? unsigned(units - first) : BLOCK_UNITS;
     const unsigned row = unsigned(first % SLICES) * ROWS, rows = M - row < ROWS ? M - row : ROWS;
     const index_t W_first = (pair * M + row) * N;
-    const bool is_full = here == UNITS && rows == ROWS;
+    const bool is_full = units_here == BLOCK_UNITS && rows == ROWS;
 
     // --- W and x into shared memory ----------------------------------------------------------------------------------
     const auto copy_in = [&](unsigned W_count, unsigned x_count) {
@@ -136,7 +137,7 @@ __device__ inline void fused_staged(const T* W,  // (B, M, N)
         for (unsigned e = t; e < W_Tile::ROOM; e += THREADS) W_shared[e] = T(0);
         for (unsigned e = t; e < X_Tile::ROOM; e += THREADS) x_shared[e] = T(0);
         __syncthreads();
-        copy_in(here * rows * N, here * N);
+        copy_in(units_here * rows * N, units_here * N);
     }
     __syncthreads();
 
@@ -161,11 +162,11 @@ __device__ inline void fused_staged(const T* W,  // (B, M, N)
         if (WANT_DW) W_tile.template put<LANE_SIZE>(W_own, W_own_first, own);
 
         // --- loss and dx of each unit: sums over its lanes -----------------------------------------------------------
-        // All lanes of the unit have read x, whose place dx takes, unless it goes through warp_sums.
+        // All lanes of the unit read x before dx takes its place. dx of more lanes goes through warp_sums.
         if (LANES > 1 && LANES <= WARP) __syncwarp();
         constexpr unsigned TOGETHER = LANES < WARP ? LANES : WARP;
         sum_over_lanes<TOGETHER, SUMS>(sums, lane);
-        if (WANT_LOSS && LANES <= WARP && lane == 0 && unit < here) __stcs(loss + first + unit, sums[0]);
+        if (WANT_LOSS && LANES <= WARP && lane == 0 && unit < units_here) __stcs(loss + first + unit, sums[0]);
         if constexpr (LANES == 1 && WANT_DX) x_tile.template put<SUMS - 1>(sums + 1, unit * N);
 #pragma unroll
         for (unsigned k = 0; k * TOGETHER < SUMS; ++k) {
@@ -176,13 +177,14 @@ __device__ inline void fused_staged(const T* W,  // (B, M, N)
     }
     __syncthreads();
     if constexpr (LANES > WARP) {
-        if (lane < SUMS && t / LANES < here) {
+        if (lane < SUMS && t / LANES < units_here) {
             constexpr unsigned WARPS = LANES / WARP;
-            T sum = T(0);
+            T total = T(0);
 #pragma unroll
-            for (unsigned w = 0; w < WARPS; ++w) sum += warp_sums[(t / LANES * WARPS + w) * SUMS + lane];
-            if (WANT_LOSS && lane == 0) loss[first + t / LANES] = sum;
-            if (lane > 0) dx[(first + t / LANES) * N + lane - 1] = sum;
+            for (unsigned w = 0; w < WARPS; ++w) total += warp_sums[(t / LANES * WARPS + w) * SUMS + lane];
+            // Plain stores: at most two units of a block come here.
+            if (WANT_LOSS && lane == 0) loss[first + t / LANES] = total;
+            if (WANT_DX && lane > 0) dx[(first + t / LANES) * N + lane - 1] = total;
         }
     }
 
@@ -202,7 +204,7 @@ __device__ inline void fused_staged(const T* W,  // (B, M, N)
     if (is_full)
         copy_out(W_SIZE, X_SIZE);
     else
-        copy_out(here * rows * N, here * N);
+        copy_out(units_here * rows * N, units_here * N);
 }
 
 }  // namespace sigmoid_l2

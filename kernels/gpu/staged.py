@@ -61,34 +61,35 @@ class Tile:
         self.GRAIN, self.at = GRAIN, place(PERMUTED, itemsize)
 
     def get(self, COUNT: int) -> Any:
-        """Copy COUNT elements from e on, or only the first ``here`` of them."""
+        """Copy COUNT elements from e on, or only the first ``own`` of them, to registers."""
         GRAIN, at, load = self.GRAIN, self.at, load_shared(self.GRAIN)
 
-        def function(to: Any, to_at: Any, tile: Any, e: Any, here: Any) -> None:
+        def function(to: Any, to_at: Any, tile: Any, e: Any, own: Any) -> None:
             for k in range(0, COUNT, GRAIN):
-                if k < here:
+                if k < own:
                     load(to, to_at + k, tile, at(e + k))
 
         return device(function)
 
     def put(self, COUNT: int) -> Any:
-        """Copy them back."""
+        """Copy them from registers."""
         GRAIN, at, store = self.GRAIN, self.at, store_shared(self.GRAIN)
 
-        def function(tile: Any, e: Any, source: Any, source_at: Any, here: Any) -> None:
+        def function(tile: Any, e: Any, source: Any, source_at: Any, own: Any) -> None:
             for k in range(0, COUNT, GRAIN):
-                if k < here:
+                if k < own:
                     store(tile, at(e + k), source, source_at + k)
 
         return device(function)
 
 
 class Mover:
-    """What a thread moves between global memory and the first ``count`` elements of a tile of SIZE.
+    """A thread's share of the first ``count`` elements of a tile of SIZE, on their way from or to global memory.
 
     Neighbouring threads move neighbouring vectors of WIDTH elements and, where those do not divide ``count``, single
-    elements after them. A thread holds its vectors in registers, and behind them its single element: all are loaded
-    before the first is stored, so that all are in flight.
+    elements after them. A thread holds its vectors in registers, and behind them (SINGLE) its single element: all are
+    loaded before the first is stored, so that all are in flight. The compiler drops e < rest where a full tile has a
+    vector for each thread, because it knows a bound of t; staged.cuh must tell it.
     """
 
     def __init__(self, tile: Tile, SIZE: int, WIDTH: int, THREADS: int) -> None:
@@ -99,14 +100,14 @@ class Mover:
         get, put, get_one, put_one = (f(k) for k in (WIDTH, 1) for f in (load_shared, store_shared))
 
         @device
-        def from_global(held: Any, source: Any, first: Any, count: Any, t: Any) -> None:
+        def from_global(held: Any, source: Any, tile_first: Any, count: Any, t: Any) -> None:
             rest = count // WIDTH * WIDTH
             for r in range(ROUNDS):
                 e = (r * THREADS + t) * WIDTH
                 if e < rest:
-                    load(held, r * WIDTH, source, first + e)
+                    load(held, r * WIDTH, source, tile_first + e)
             if rest + t < count:
-                load_one(held, SINGLE, source, first + rest + t)
+                load_one(held, SINGLE, source, tile_first + rest + t)
 
         @device
         def to_tile(tile: Any, held: Any, count: Any, t: Any) -> None:
@@ -129,14 +130,14 @@ class Mover:
                 get_one(held, SINGLE, tile, at(rest + t))
 
         @device
-        def to_global(target: Any, first: Any, held: Any, count: Any, t: Any) -> None:
+        def to_global(target: Any, tile_first: Any, held: Any, count: Any, t: Any) -> None:
             rest = count // WIDTH * WIDTH
             for r in range(ROUNDS):
                 e = (r * THREADS + t) * WIDTH
                 if e < rest:
-                    store(target, first + e, held, r * WIDTH)
+                    store(target, tile_first + e, held, r * WIDTH)
             if rest + t < count:
-                store_one(target, first + rest + t, held, SINGLE)
+                store_one(target, tile_first + rest + t, held, SINGLE)
 
         self.functions = from_global, to_tile, from_tile, to_global
 
@@ -168,23 +169,25 @@ def each_row(row: Any, LANE_ROWS: int) -> Any:
     return written_out if LANE_ROWS <= 4 else loop
 
 
-def staged_source(p: Staged, M: int, N: int, itemsize: int, wide: bool, wanted: Wanted) -> Any:
-    """The kernel's Python function for one (M, N). Grid: ceil(units / UNITS) blocks of THREADS threads.
+def staged_function(plan: Staged, M: int, N: int, itemsize: int, wide: bool, wanted: Wanted) -> Any:
+    """The kernel's Python function for one (M, N). Grid: ceil(units / BLOCK_UNITS) blocks of THREADS threads.
 
-    A unit has LANES lanes of LANE_ROWS rows each, the last ones fewer; a lane that owns pairs owns LANE_PAIRS. An
+    A unit has LANES lanes of LANE_ROWS rows each, the last ones fewer; a lane that owns whole pairs owns LANE_PAIRS. An
     output that is not wanted is not touched.
     """
-    THREADS, LANES, LANE_ROWS, LANE_PAIRS, ROWS, SLICES = p[:6]
+    THREADS, LANES, LANE_ROWS, LANE_PAIRS, ROWS, SLICES = plan[:6]
     WANT_LOSS, WANT_DW, WANT_DX = wanted
     real, zero, one = framework.REALS[itemsize], TYPES[itemsize](0), TYPES[itemsize](1)
-    UNITS, VECTOR = p.units, 16 // itemsize
-    W_SIZE, X_SIZE, LANE_SIZE = UNITS * ROWS * N, UNITS * N, LANE_ROWS * N
+    BLOCK_UNITS, VECTOR = plan.block_units, 16 // itemsize
+    W_SIZE, X_SIZE, LANE_SIZE = BLOCK_UNITS * ROWS * N, BLOCK_UNITS * N, LANE_ROWS * N
     W_ALL, X_ALL = np.int64(W_SIZE), np.int64(X_SIZE)  # with literals numba would compile the movers twice
     ALL_ROWS = LANES * LANE_ROWS == ROWS and M % ROWS == 0  # each lane has LANE_ROWS
-    # By 16 bytes, where each tile begins on a multiple of them.
+    assert SLICES == 1 or BLOCK_UNITS == 1, "a slice has a block to itself"
+    assert LANE_PAIRS == 1 or LANES == 1, "only a lane that owns pairs owns several"
+    # Elements in one access: 16 bytes of them where every tile begins on a multiple of 16 bytes.
     W_WIDTH = VECTOR if wide and (W_SIZE if SLICES == 1 else M * N) % VECTOR == 0 else 1
     X_WIDTH = VECTOR if wide and X_SIZE % VECTOR == 0 else 1
-    W_Tile = Tile(W_SIZE, LANE_SIZE, twos(LANE_SIZE if UNITS == 1 else LANE_SIZE | ROWS * N, VECTOR), itemsize)
+    W_Tile = Tile(W_SIZE, LANE_SIZE, twos(LANE_SIZE if BLOCK_UNITS == 1 else LANE_SIZE | ROWS * N, VECTOR), itemsize)
     X_Tile = Tile(X_SIZE, N, twos(N, VECTOR), itemsize)
     W_Mover, X_Mover = Mover(W_Tile, W_SIZE, W_WIDTH, THREADS), Mover(X_Tile, X_SIZE, X_WIDTH, THREADS)
     SUMS = 1 + N if WANT_DX else 1  # over the unit's lanes: loss, dx_0, dx_1, ...
@@ -210,7 +213,7 @@ def staged_source(p: Staged, M: int, N: int, itemsize: int, wide: bool, wanted: 
 
     lane_steps = each_row(row_step, LANE_ROWS)
 
-    def sigmoid_l2_staged(
+    def fused_staged(
         W: Any,  # (B, M, N)
         x: Any,  # (B, N)
         loss: Any,  # (units,)
@@ -222,22 +225,24 @@ def staged_source(p: Staged, M: int, N: int, itemsize: int, wide: bool, wanted: 
         x_tile = cuda.shared.array(X_ROOM, real, 16)  # x first, dx after
         warp_sums = cuda.shared.array(WARP_ROOM, real)
         W_held, x_held = cuda.local.array(W_HELD, real), cuda.local.array(X_HELD, real)
+        # On the way out other registers, as each Mover of staged.cuh has its own.
         dW_held, dx_held = cuda.local.array(W_HELD, real), cuda.local.array(X_HELD, real)
         W_own, x_own = cuda.local.array(LANE_SIZE, real), cuda.local.array(N, real)
         sums = cuda.local.array(SUMS, real)
 
         # --- where this thread works ---------------------------------------------------------------------------------
-        t = cuda.threadIdx.x & (THREADS - 1)  # as it is; it tells the compiler that t is not negative
+        t = cuda.threadIdx.x & (THREADS - 1)  # changes nothing, but tells the compiler that t >= 0
         lane = t % LANES
-        first = np.int64(np.uint32(cuda.blockIdx.x)) * UNITS
+        first = np.int64(np.uint32(cuda.blockIdx.x)) * BLOCK_UNITS
         pair = first // SLICES
-        here = min(units - first, UNITS)
+        units_here = min(units - first, BLOCK_UNITS)
         row = first % SLICES * ROWS
         rows: Any = min(M - row, ROWS)
         W_first = (pair * M + row) * N
-        is_full = here == UNITS and rows == ROWS
+        is_full = units_here == BLOCK_UNITS and rows == ROWS
 
         # --- W and x into shared memory ------------------------------------------------------------------------------
+        # copy_in and copy_out of staged.cuh are written out here: as functions they would take eleven arguments.
         if is_full:
             W_from_global(W_held, W, W_first, W_ALL, t)
             x_from_global(x_held, x, pair * N, X_ALL, t)
@@ -253,17 +258,17 @@ def staged_source(p: Staged, M: int, N: int, itemsize: int, wide: bool, wanted: 
                 x_tile[np.uint32(e)] = zero
                 e += THREADS
             cuda.syncthreads()
-            W_from_global(W_held, W, W_first, here * rows * N, t)
-            x_from_global(x_held, x, pair * N, here * N, t)
-            W_to_tile(W_tile, W_held, here * rows * N, t)
-            x_to_tile(x_tile, x_held, here * N, t)
+            W_from_global(W_held, W, W_first, units_here * rows * N, t)
+            x_from_global(x_held, x, pair * N, units_here * N, t)
+            W_to_tile(W_tile, W_held, units_here * rows * N, t)
+            x_to_tile(x_tile, x_held, units_here * N, t)
         cuda.syncthreads()
 
         for p in range(LANE_PAIRS):
             # --- the rows of each lane: q = W x; s, g and loss; dW = g x^T, dx += W^T g ------------------------------
             unit = p * (THREADS // LANES) + t // LANES
             W_own_first = (unit * ROWS + lane * LANE_ROWS) * N
-            own = LANE_SIZE if ALL_ROWS else rows * N - lane * LANE_SIZE
+            own = LANE_SIZE if ALL_ROWS else rows * N - lane * LANE_SIZE  # negative: none
             for k in range(SUMS):
                 sums[k] = zero
             W_get(W_own, 0, W_tile, W_own_first, own)
@@ -273,11 +278,11 @@ def staged_source(p: Staged, M: int, N: int, itemsize: int, wide: bool, wanted: 
                 W_put(W_tile, W_own_first, W_own, 0, own)
 
             # --- loss and dx of each unit: sums over its lanes -------------------------------------------------------
-            # All lanes of the unit have read x, whose place dx takes, unless it goes through warp_sums.
+            # All lanes of the unit read x before dx takes its place. dx of more lanes goes through warp_sums.
             if 1 < LANES <= WARP:
                 cuda.syncwarp()
             sum_lanes(sums, lane)
-            if WANT_LOSS and LANES <= WARP and lane == 0 and unit < here:
+            if WANT_LOSS and LANES <= WARP and lane == 0 and unit < units_here:
                 store_one(loss, first + unit, sums, 0)
             if WANT_DX and LANES == 1:
                 x_put(x_tile, unit * N, sums, 1, N)
@@ -288,7 +293,7 @@ def staged_source(p: Staged, M: int, N: int, itemsize: int, wide: bool, wanted: 
                 if 1 < LANES <= WARP and 0 < which < SUMS:
                     x_tile[x_at(unit * N + which - 1)] = sums[k]
         cuda.syncthreads()
-        if LANES > WARP and lane < SUMS and t // LANES < here:
+        if LANES > WARP and lane < SUMS and t // LANES < units_here:
             sums[0] = zero
             for w in range(WARPS):
                 sums[0] += warp_sums[np.uint32((t // LANES * WARPS + w) * SUMS + lane)]
@@ -307,10 +312,10 @@ def staged_source(p: Staged, M: int, N: int, itemsize: int, wide: bool, wanted: 
                 W_to_global(dW, W_first, dW_held, W_ALL, t)
         else:
             if WANT_DX and LANES <= WARP:
-                x_from_tile(dx_held, x_tile, here * N, t)
-                x_to_global(dx, first * N, dx_held, here * N, t)
+                x_from_tile(dx_held, x_tile, units_here * N, t)
+                x_to_global(dx, first * N, dx_held, units_here * N, t)
             if WANT_DW:
-                W_from_tile(dW_held, W_tile, here * rows * N, t)
-                W_to_global(dW, W_first, dW_held, here * rows * N, t)
+                W_from_tile(dW_held, W_tile, units_here * rows * N, t)
+                W_to_global(dW, W_first, dW_held, units_here * rows * N, t)
 
-    return sigmoid_l2_staged
+    return fused_staged

@@ -14,7 +14,7 @@ class Limits(NamedTuple):
     blocks: int
     shared: int  # bytes
     shared_unit: int  # a block's shared memory is rounded up to a multiple
-    shared_reserved: int  # of each block, by the system
+    shared_reserved: int  # bytes of each block that the system takes
 
 
 class Chip(NamedTuple):
@@ -49,7 +49,7 @@ PARTITIONS = 4  # of a multiprocessor, each with a quarter of the registers
 
 
 def resident_blocks(cc: int, threads: int, registers: int, shared: int) -> int:
-    """Blocks of ``threads`` threads, ``registers`` a thread and ``shared`` bytes that a multiprocessor holds."""
+    """Blocks of ``threads`` threads, ``registers`` per thread and ``shared`` bytes that a multiprocessor holds."""
     limits = LIMITS[cc]
     warps = -(-threads // WARP)
     warp_registers = -(-registers * WARP // REGISTERS_UNIT) * REGISTERS_UNIT

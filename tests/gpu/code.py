@@ -24,9 +24,9 @@ REGISTER_COUNT, FRAME_SIZE = 0x2F, 0x11  # attributes in .nv.info
 class Used(NamedTuple):
     """What a kernel's machine code uses of a chip."""
 
-    registers: int  # a thread
-    stack: int  # bytes of local memory a thread: arrays, and registers that were spilled
-    shared: int  # bytes a block
+    registers: int  # per thread
+    stack: int  # bytes of local memory per thread: arrays and spilled registers
+    shared: int  # bytes per block
 
 
 def used(launch, chip):
@@ -38,7 +38,7 @@ def used(launch, chip):
 
 @cache
 def cupy_ptx(kernel, dtype, dimensions, chip=90):
-    """The PTX of an ElementwiseKernel of raw arrays of ``dtype``, each of which has its number of ``dimensions``."""
+    """The PTX of an ElementwiseKernel for raw arrays of ``dtype``; ``dimensions`` has the number of each array's."""
     return _compile_cupy(kernel, dtype, dimensions, chip, "compute", "ptx").decode()
 
 
@@ -154,7 +154,7 @@ def _used(machine_code, chip):
             info = machine_code[first : first + size]
         elif own_name.startswith(b".nv.shared.") and b".reserved." not in own_name:
             shared += size - chips.LIMITS[chip].shared_reserved * (chip >= 90)  # from there on it is in the section
-    most = {}  # of each attribute, of the kernel and of functions that it may call
+    most = {}  # the greatest value of each attribute, over the kernel and the functions that it may call
     for _, number, _, _, value in struct.iter_unpack("<BBHII", info):
         most[number] = max(most.get(number, 0), value)
     return Used(most[REGISTER_COUNT], most[FRAME_SIZE], shared)

@@ -21,7 +21,7 @@ import numpy as np
 from gpu import machine, ptx
 from gpu.memory import Global
 
-DEVICE_MEMORY, *_ = KINDS = range(4)  # of what a call could leave behind; driver.c has their names
+DEVICE_MEMORY, *_ = KINDS = range(4)  # kinds of things that a call could leave behind; driver.c names them
 MOST_ALIVE = 4096  # of one kind
 OUT_OF_MEMORY, ILLEGAL_ADDRESS, LAUNCH_FAILED = 2, 700, 719
 

@@ -120,8 +120,8 @@ def test_sixteen_threads(monkeypatch):
     batches, new = [batch(*CLASSES["tiny"]), batch(*CLASSES["split"])], batch(1, 1, 16400, "float32")
     right, start = [bits(call(*arrays)) for arrays in batches], threading.Barrier(16)
     kernels = importlib.import_module("sigmoid_l2.kernels.gpu.launch_numba")
-    source = kernels.long_source
-    monkeypatch.setattr(kernels, "long_source", lambda *key: time.sleep(0.3) or source(*key))  # so that all meet
+    build = kernels.long_function
+    monkeypatch.setattr(kernels, "long_function", lambda *key: time.sleep(0.3) or build(*key))  # so that all meet
 
     def work(k):
         start.wait(60)

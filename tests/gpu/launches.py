@@ -92,7 +92,7 @@ def launches_of(backend: str, *arrays: Any, wide: bool | None = None) -> tuple[l
     def address(a: Any) -> int:
         return (0 if wide else a.itemsize) if wide is not None else a.ctypes.data
 
-    library = importlib.import_module(f"sigmoid_l2.kernels.gpu.{MODULES[backend]}")
+    launcher = importlib.import_module(f"sigmoid_l2.kernels.gpu.{MODULES[backend]}")
     _, m, n = W.shape
     room = WORKSPACE_PAIRS * plan.make_plan(m, n, W.itemsize).slices * (n + 1) * W.itemsize
 
@@ -105,11 +105,11 @@ def launches_of(backend: str, *arrays: Any, wide: bool | None = None) -> tuple[l
         return lambda *key: _Recorded(build(*key), W.dtype.name, launched)
 
     with ExitStack() as patches:
-        names = {name: recorded(getattr(library, name)) for name in BUILDERS}
-        patches.enter_context(mock.patch.multiple(library, address=address, workspace=workspace, **names))
+        names = {name: recorded(getattr(launcher, name)) for name in BUILDERS}
+        patches.enter_context(mock.patch.multiple(launcher, address=address, workspace=workspace, **names))
         if backend == "numba-cuda":
-            patches.enter_context(mock.patch.object(library, "_device_array", lambda a: a))
-        library.fused(*arrays)
+            patches.enter_context(mock.patch.object(launcher, "_device_array", lambda a: a))
+        launcher.fused(*arrays)
     return launched, memory
 
 

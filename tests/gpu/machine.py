@@ -29,7 +29,7 @@ def launch(
     only: range | None = None,
     traffic: Any = None,
 ) -> Counter[str]:
-    """Run the blocks, or ``only`` some of them: how often a warp was issued an instruction, by opcode.
+    """Run the blocks, or ``only`` some of them; return how many instructions were issued to warps, by opcode.
 
     ``traffic`` is a ``traffic.Traffic`` that notes down the accesses to memory. Raises FaultError or, for an
     instruction that is not known, NotKnownError, each with the line.
@@ -55,7 +55,7 @@ def launch(
 
 
 class Block:
-    """One block. Masks say which threads; those of all and of no threads are always ``all`` and ``none`` themselves."""
+    """One block. A mask says which threads; for all or no threads it is the very object ``all`` or ``none``."""
 
     def __init__(
         self, kernel: Kernel, memory: Global, parameters: dict[str, bytes], launch: tuple[int, int, int], traffic: Any
@@ -104,20 +104,20 @@ class Block:
             groups[at] = self.normal(groups[at] | mask) if at in groups else mask
 
     def normal(self, mask: Any) -> Any:
-        """The mask, or ``all`` or ``none`` where it is as they are."""
+        """The mask itself, or the object ``all`` or ``none`` if it equals that."""
         return self.all if mask.all() else mask if mask.any() else self.none
 
     def union(self, masks: tuple[Any, ...]) -> Any:
-        """Those who are in any of the masks."""
+        """The threads that are in any of the masks."""
         some = [mask for mask in masks if mask is not self.none]
         return np.logical_or.reduce(some) if len(some) > 1 else some[0] if some else self.none
 
     def full(self, value: Any) -> Any:
-        """A value for each thread, of one or of as many."""
+        """A value for each thread, from one for all or one for each."""
         return np.broadcast_to(value, self.threads)
 
     def write(self, target: Register, value: Any, undefined: Any, active: Any) -> None:
-        """Give the register of the active threads new values."""
+        """Write new values to a register of the active threads."""
         k, dtype = target.number, self.kernel.registers[target.number]
         if value.dtype != dtype:
             if value.dtype.itemsize != dtype.itemsize:
@@ -130,7 +130,7 @@ class Block:
         self.registers[k], self.undefined[k] = self.full(value), undefined
 
     def meet(self, at: int, mask: Any, members: Any) -> Any:
-        """Of those who have come to a meeting at ``at``, the lanes whose ``members`` are all there; others wait."""
+        """The lanes that leave the meeting at ``at``, because all their ``members`` have come; the others wait."""
         warps = mask.reshape(-1, WARP)
         if np.array_equal(warps.all(axis=1), warps.any(axis=1)) and (members == ALL_LANES).all():
             return mask

@@ -24,7 +24,7 @@ class Global:
     """Global memory: arrays of the host at their own addresses.
 
     A word that a thread writes must not be touched by another one in the same launch: nothing orders blocks. Threads of
-    a block could meet at a barrier in between, but no kernel here gives global memory from hand to hand.
+    a block could meet at a barrier in between, but no kernel here passes values from thread to thread in global memory.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class Global:
         self.accesses: list[tuple[str, bool, Any, Any]] = []  # of this launch: array, written, words and who
 
     def add(self, name: str, array: Any) -> int:
-        """Let kernels use a C-contiguous array; where it begins."""
+        """Let kernels use a C-contiguous array; return its address."""
         address = array.ctypes.data
         self.arrays.append((address, name, array.reshape(-1).view(np.uint8)))
         self.arrays.sort(key=lambda a: a[0])
@@ -53,13 +53,13 @@ class Global:
         self.accesses.append((name, write, _words(offsets, size), np.repeat(who, size // WORD)))
 
     def touched(self, name: str, write: bool) -> Any:
-        """The words of an array that this launch has read or written, each as often as it was."""
+        """The words of an array that this launch has read or written, once for each access."""
         return np.concatenate(
             [w for n, written, w, _ in self.accesses if (n, written) == (name, write)] or [np.zeros(0, int)]
         )
 
     def check_races(self) -> None:
-        """FaultError where two threads of the launch meet in a word that one of them writes."""
+        """Raise FaultError if two threads of the launch access a word that one of them writes."""
         for name in {n for n, written, _, _ in self.accesses if written}:
             own = [(words, who, np.full(len(words), written)) for n, written, words, who in self.accesses if n == name]
             words, who, written = (np.concatenate(column) for column in zip(*own, strict=True))
@@ -89,7 +89,7 @@ class Shared:
         self.undefined = np.ones(size, bool)
         self.phase = 0  # barriers passed
         self.warp_phase = np.zeros(threads // WARP, int)  # barriers of either kind that a warp has passed
-        # Of each word: who wrote last, and when; who read last, when, and whether others did since.
+        # For each word: the last writer and its phase; the last reader and its phase, and whether others read since.
         self.writer, self.write_phase, self.write_warp_phase = (np.full(size, -1) for _ in range(3))
         self.reader, self.read_phase, self.read_warp_phase = (np.full(size, -1) for _ in range(3))
         self.other_lanes, self.other_warps = np.zeros(size, bool), np.zeros(size, bool)
@@ -100,11 +100,11 @@ class Shared:
         self.warp_phase += 1
 
     def meet(self, lanes: Any) -> None:
-        """Lanes have met at a warp's barrier; where they are not a whole warp, that orders nothing here."""
+        """Lanes have met at a warp's barrier. Here it orders nothing unless they are a whole warp."""
         self.warp_phase[lanes.reshape(-1, WARP).all(axis=1)] += 1
 
     def check(self, addresses: Any, size: int, who: Any, write: bool) -> None:
-        """Note down accesses of ``size`` bytes by the threads ``who``; FaultError where one must not be."""
+        """Note down accesses of ``size`` bytes by the threads ``who``; raise FaultError if one is not allowed."""
         outside = np.logical_and.reduce(
             [(addresses < first) | (addresses + size > first + held) for first, held in self.kernel.shared.values()],
             initial=True,

@@ -11,10 +11,10 @@ from gpu.instructions import OPERATIONS
 from gpu.memory import WARP, WORD, FaultError
 from gpu.ptx import SPECIAL, TYPES, Address, Instruction, Kernel, NotKnownError, Register
 
-# Of a machine.Block, the mask of a group and its instruction's index: the group's next one, or None where the group is
-# no more, because its threads have parted, wait or have ended.
+# step(block, mask of the group, index of its instruction) returns the index of the group's next instruction, or None if
+# the group no longer exists, because its threads have parted, wait or have ended. ``block`` is a machine.Block.
 Step = Callable[[Any, Any, int], int | None]
-Reader = Callable[[Any], tuple[Any, Any]]  # of a block: an operand's values, and for which threads it is undefined
+Reader = Callable[[Any], tuple[Any, Any]]  # read(block): an operand's values, and the threads for which it is undefined
 
 
 @cache
@@ -82,7 +82,7 @@ def _constant(kernel: Kernel, text: Any, dtype: np.dtype) -> Any:
 
 
 def _activity(kernel: Kernel, instruction: Instruction) -> Callable[[Any, Any], Any]:
-    """Which threads of a group an instruction is for."""
+    """The function that tells which threads of a group execute an instruction."""
     if instruction.predicate is None:
         return lambda block, mask: mask
     read = _reader(kernel, instruction.predicate, TYPES["pred"])
@@ -123,7 +123,7 @@ def _barrier(block: Any, mask: Any, at: int) -> None:
 
 
 def _go_on(block: Any, mask: Any, ready: Any, at: int) -> int | None:
-    """After a meeting: with the whole group, or with those who are ready."""
+    """Go on after a meeting, with the whole group or with the threads that are ready."""
     if ready is mask:
         return at + 1
     block.add(block.ready, at + 1, ready)
@@ -209,7 +209,7 @@ def _unpack(kernel: Kernel, parts: tuple[Register, Register], source: Any) -> St
 
 
 def _pack(kernel: Kernel, target: Register, parts: tuple[Any, Any]) -> Step:
-    """Where one half is undefined, all is."""
+    """The whole is undefined where one half is."""
     low, high = (_reader(kernel, part, TYPES["u32"]) for part in parts)
 
     def step(block: Any, mask: Any, at: int) -> int:

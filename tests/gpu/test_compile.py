@@ -17,7 +17,7 @@ PACKAGES = {"cupy": "cupy", "numba-cuda": shim.package()}  # without which nothi
 FEW_CHIPS = (75, 90, 100)
 SHARED_BYTES = 48 * 1024  # that a block may declare, on every chip
 
-# (m, n) in float32 and in float64: for each kernel the most that a lane or a thread owns, and what is between.
+# (m, n) in float32 and in float64: for each kernel the most that a lane or a thread owns, and some in between.
 TINY_4, TINY_8 = [(1, 1), (3, 3), (5, 5), (29, 1)], [(3, 3), (1, 7), (13, 1)]
 STAGED_4, STAGED_8 = [(10, 10), (30, 30), (784, 10), (319, 32), (20000, 1)], [(14, 1), (16, 16), (2000, 16)]
 # For each size of a team, and with each number of rows at once; also of rows that no vector divides.
@@ -88,7 +88,7 @@ def test_other_ways(case, how):
 
 
 def test_each_class_with_the_successor():
-    """For one chip: its 0.6.0 spills up to 56 bytes a thread for sm_100."""
+    """For one chip: version 0.6.0 spills up to 56 bytes per thread for sm_100."""
     pytest.importorskip(
         "numba_cuda_mlir", reason="not installed: pip install 'numba-cuda-mlir[cu13]'", exc_type=ImportError
     )

@@ -90,7 +90,7 @@ def between(a):
 
 def tile_pairs(m, n, dtype):
     """Pairs of a block."""
-    return plan.make_plan(m, n, np.dtype(dtype).itemsize).units
+    return plan.make_plan(m, n, np.dtype(dtype).itemsize).block_units
 
 
 def assert_proven(backend, W, x, pairs, parts):

@@ -24,7 +24,7 @@ DOUBLE = [(3, 3), (16, 16), (80, 256)]
 # For `make proof`.
 MORE_SHAPES = [(2, 5), (8, 8), (1, 64), (256, 256), (64, 4096), (1, 1), (1, 3), (2, 2), (4, 4), (10, 32), (24, 16)]
 MORE_SHAPES += [(8, 2048), (2, 8192), (5120, 3), (784, 10)]
-# Where it is more, (excess, conflicts), and why it cannot be less.
+# Pairs whose (excess, conflicts) are greater, and why they cannot be less.
 ROWS_IN_SECTORS = "a row begins within a sector, which the row before ends in; L1 has it for loads, L2 joins stores"
 UNEVEN_LANES = "the rows of a pair are no multiple of its lanes', so lanes of several pairs are not equally far apart"
 BETWEEN = "a thread moves its vector element by element, and finds in L1 what one access leaves of a sector"
@@ -67,7 +67,7 @@ def assert_moves(backend, m, n, dtype, *, wide=True, excess=EXCESS, conflicts=CO
             assert set(words) == {("W", False), ("x", False), ("dW", True), *((name, True) for name in partial)}
             assert (moved["W"], moved["x"], moved["dW"]) == (rows * n, pairs * n, rows * n)
             assert sum(map(moved.get, partial)) == pairs * (n + 1)
-            width = p.vector * itemsize if isinstance(p, Rows) else plan.WIDE_BYTES
+            width = p.width * itemsize if isinstance(p, Rows) else plan.WIDE_BYTES
             fits = isinstance(p, Rows) or W[0].nbytes * pairs % 16 == 0
             # For the smallest pairs x and dx are as much as W, and must move as widely.
             checked = ("W", "dW", "x", "dx") if isinstance(p, Staged) and p.lanes == 1 else ("W", "dW")

@@ -23,8 +23,8 @@ class Traffic:
 
     sectors: Counter[tuple[str, bool]] = field(default_factory=Counter)  # by array and whether written
     accesses: Counter[tuple[str, bool, int]] = field(default_factory=Counter)  # of warps to global memory, by size
-    wavefronts: int = 0  # that the accesses to shared memory took
-    conflict_free: int = 0  # that they would have taken without bank conflicts
+    wavefronts: int = 0  # passes that the accesses to shared memory took
+    conflict_free: int = 0  # passes that they would have taken without bank conflicts
 
     def add(self, name: str | None, write: bool, threads: Any, offsets: Any, size: int) -> None:
         """One instruction of one block: ``offsets`` of the ``threads`` in an array, or (None) in shared memory."""

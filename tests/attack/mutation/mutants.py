@@ -125,8 +125,8 @@ MUTANTS = (
     Mutant(
         "cuh: finish forgets a group of slices",
         "kernels/gpu/finish.cuh",
-        "for (unsigned k = 1; k < GROUPS; ++k) sum += sums",
-        "for (unsigned k = 2; k < GROUPS; ++k) sum += sums",
+        "for (unsigned k = 1; k < GROUPS; ++k) total += sums",
+        "for (unsigned k = 2; k < GROUPS; ++k) total += sums",
         ("tests/gpu/test_proof.py",),
     ),
     Mutant(
@@ -167,8 +167,8 @@ MUTANTS = (
     Mutant(
         "launch: the last block left out",
         "kernels/gpu/launch.py",
-        "-(-units // p.units)",
-        "max(1, units // p.units)",
+        "-(-units // p.block_units)",
+        "max(1, units // p.block_units)",
         ("tests/gpu/test_proof.py",),
     ),
     Mutant(
