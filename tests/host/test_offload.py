@@ -408,7 +408,7 @@ def test_the_libraries(cupy, backend, stream, monkeypatch):
 def test_columns_and_one_pair_on_a_gpu(monkeypatch, cupy):
     gpu = FakeGPU(late)
     cupy.kernels["cupy"].fused = gpu.fused
-    table = [dataclasses.replace(b, library=lambda: gpu) if b.name == "cupy" else b for b in dispatch.BACKENDS]
+    table = [dataclasses.replace(b, library_class=lambda: gpu) if b.name == "cupy" else b for b in dispatch.BACKENDS]
     monkeypatch.setattr(dispatch, "BACKENDS", tuple(table))
     for batch in ((), (5,)):
         W, x = pairs(batch)
