@@ -1,6 +1,6 @@
-"""From functions of Python to machine code.
+"""From Python functions to machine code.
 
-``vector_code`` makes one of numba's intrinsics of a function that builds code on vectors. ``compile_kernel`` compiles a
+``vector_code`` turns a function that builds vector code into an intrinsic of numba. ``compile_kernel`` compiles a
 kernel for arrays of a dtype, or loads it from numba's disk cache.
 """
 
@@ -30,9 +30,9 @@ COMPILER_BYTES = 192 << 20
 def vector_code(constants: int = 0, returns_real: bool = False) -> Callable[[Callable[..., Any]], Any]:
     """Make an intrinsic of ``build(v, *arguments)``, where v is a VectorBuilder for the dtype of its arrays.
 
-    ``build`` gets the pointer to the first element of an array; a number of the program for a number, of 64 bits for an
-    integer; booleans of the program in ``Wanted``; and a Python int for each of the last ``constants`` arguments. It
-    returns a real number of the program or None.
+    ``build`` receives, for an array, a pointer to its first element; for a number, its LLVM value (an integer's has 64
+    bits); for ``Wanted``, three LLVM booleans; for each of the last ``constants`` arguments, a Python int. It returns
+    the LLVM value of a real number, or None.
     """
 
     def decorate(build: Callable[..., Any]) -> Any:

@@ -48,7 +48,8 @@ def fused(W: Any, x: Any, loss: Any, dW: Any, dx: Any, *, stream: int | None = N
     def run_range(first: int, last: int, memory: Any = memory) -> None:  # keeps alive what _writeable points to
         run(W, x, loss, dW, dx, first, last)
 
-    # As much memory as the threads need for their sums: MemoryError comes before anything is written.
+    # Allocate and drop as much memory as the threads need for their sums, so that MemoryError comes before any of them
+    # has written. The single thread above allocates its sums before it writes.
     np.empty((min(B, threads.get_num_threads()), n), W.dtype)
     threads.for_ranges(B, W.size, run_range)
 

@@ -1,7 +1,7 @@
 """The kernel for all other pairs: a vector has neighbours of one row, and a thread has a range of pairs.
 
-A thread takes the rows of a pair in batches that stay in cache between their q and their dW. The sigmoids of a batch
-are computed together: a vector of q has neighbouring rows. Compiled once for all m and n.
+A thread takes the rows of a pair in chunks that stay in cache between their q and their dW. The sigmoids of a chunk are
+computed together: a vector of q has neighbouring rows. Compiled once for all m and n.
 """
 
 import functools
@@ -16,12 +16,12 @@ from sigmoid_l2.kernels.cpu.compile import compile_kernel, vector_code
 from sigmoid_l2.kernels.cpu.sigmoid import s_and_g
 from sigmoid_l2.kernels.cpu.simd import INDEX, VectorBuilder, lane_count
 
-# Size of the largest batch, in rows: a multiple of the lanes of every vector.
-BATCH_ROWS = 64
-# Size of the largest batch, in bytes of W: half of a common level 1 cache, because dW passes through it as well.
-BATCH_BYTES = 16 << 10
-# Size of a group of narrow rows, in rows: they load x and dx once, and their sums do not wait for each other. A row by
-# itself has as many sums, for the same reason.
+# Size of the largest chunk, in rows: a multiple of the lanes of every vector.
+CHUNK_ROWS = 64
+# Size of the largest chunk, in bytes of W: half of a common level 1 cache, because dW passes through it as well.
+CHUNK_BYTES = 16 << 10
+# Size of a group of narrow rows, in rows: a group loads x and dx once, and its sums are independent. q_of_rows first
+# takes groups of as many rows as a vector has lanes. A single long row keeps GROUP sums, for the same reason.
 GROUP = 4
 # Length of the longest narrow row, in bytes. Longer rows go one by one, because memory is read fastest in one stream:
 # 256x256 float32 went from 11.6 GB/s to 20.0.
@@ -30,7 +30,10 @@ NARROW_BYTES = 64
 
 @vector_code()
 def q_of_rows(v: VectorBuilder, W: Any, top: Any, x: Any, x_at: Any, n: Any, q: Any, rows: Any) -> None:
-    """Store q = W x of ``rows`` rows from element ``top`` of W on; then -inf, of which s is 0, for a whole vector."""
+    """Store q = W x of ``rows`` rows from element ``top`` of W on, then a vector of -inf.
+
+    loss_and_g adds whole vectors of s^2, and sigmoid(-inf) = 0. Another activation needs another padding or a mask.
+    """
     b = v.builder
 
     def dot(first: Any, group: int) -> None:
@@ -59,7 +62,7 @@ def q_of_rows(v: VectorBuilder, W: Any, top: Any, x: Any, x_at: Any, n: Any, q: 
 
 @vector_code(returns_real=True)
 def loss_and_g(v: VectorBuilder, q: Any, g: Any, rows: Any, loss: Any) -> Any:
-    """Store g of q, and return ``loss`` plus the sums of s^2 of the vectors of q, added one after the other."""
+    """Store g of q; return ``loss`` plus the sum of s^2, which is added vector by vector."""
     b = v.builder
     total = cgutils.alloca_once_value(b, loss)
     with cgutils.for_range_slice(b, INDEX(0), rows, INDEX(v.width), intp=INDEX) as (k, _):
@@ -73,7 +76,7 @@ def loss_and_g(v: VectorBuilder, q: Any, g: Any, rows: Any, loss: Any) -> Any:
 def gradients(
     v: VectorBuilder, W: Any, top: Any, x: Any, x_at: Any, n: Any, g: Any, dW: Any, dx: Any, wanted: Wanted, rows: Any
 ) -> None:
-    """Store dW = g x^T of ``rows`` rows from element ``top`` of W on, where it is wanted, and add their W^T g to dx."""
+    """For ``rows`` rows from element ``top`` of W on, store dW = g x^T where it is wanted, and add W^T g to dx."""
     b = v.builder
 
     def scale_and_add(first: Any, group: int) -> None:
@@ -92,6 +95,35 @@ def gradients(
         for_columns(v, n, 1, step)
 
     for_rows(v, n, rows, (GROUP,), scale_and_add)
+
+
+@functools.cache
+def kernel(dtype: np.dtype[Any]) -> Any:
+    """The compiled function for pairs of ``dtype``."""
+    width, itemsize = lane_count(dtype), dtype.itemsize
+
+    def rows(W: Any, x: Any, loss: Any, dW: Any, dx: Any, first: int, last: int) -> None:
+        wanted = Wanted(loss.size > 0, dW.size > 0, dx.size > 0)
+        m, n = W.shape[1:]
+        chunk = min(CHUNK_ROWS, max(width, CHUNK_BYTES // itemsize // n // width * width))
+        q, g, sums = np.empty(CHUNK_ROWS + width, W.dtype), np.empty(CHUNK_ROWS, W.dtype), np.empty(n, W.dtype)
+        for pair in range(first, last):
+            for j in range(n):
+                sums[j] = 0
+            total = W.dtype.type(0)
+            for i in range(0, m, chunk):
+                top, count = (pair * m + i) * n, min(chunk, m - i)
+                q_of_rows(W, top, x, pair * n, n, q, count)
+                total = loss_and_g(q, g, count, total)
+                if wanted.dW or wanted.dx:
+                    gradients(W, top, x, pair * n, n, g, dW, sums, wanted, count)
+            if wanted.loss:
+                loss[pair] = total
+            if wanted.dx:
+                for j in range(n):
+                    dx[pair, j] = sums[j]
+
+    return compile_kernel(rows, "rows", dtype)
 
 
 def for_groups(b: Any, begin: Any, end: Any, size: int, step: Callable[[Any, int], None]) -> Any:
@@ -129,32 +161,3 @@ def for_columns(v: VectorBuilder, n: Any, unroll: int, step: Callable[[Any, Any,
     rest = b.sub(n, j)
     with b.if_then(b.icmp_signed(">", rest, INDEX(0))):
         step(j, v.mask_first(rest), 0)
-
-
-@functools.cache
-def kernel(dtype: np.dtype[Any]) -> Any:
-    """The compiled function for pairs of ``dtype``."""
-    width, itemsize = lane_count(dtype), dtype.itemsize
-
-    def rows(W: Any, x: Any, loss: Any, dW: Any, dx: Any, first: int, last: int) -> None:
-        wanted = Wanted(loss.size > 0, dW.size > 0, dx.size > 0)
-        m, n = W.shape[1:]
-        batch = min(BATCH_ROWS, max(width, BATCH_BYTES // itemsize // n // width * width))
-        q, g, sums = np.empty(BATCH_ROWS + width, W.dtype), np.empty(BATCH_ROWS, W.dtype), np.empty(n, W.dtype)
-        for b in range(first, last):
-            for j in range(n):
-                sums[j] = 0
-            total = W.dtype.type(0)
-            for i in range(0, m, batch):
-                top, here = (b * m + i) * n, min(batch, m - i)
-                q_of_rows(W, top, x, b * n, n, q, here)
-                total = loss_and_g(q, g, here, total)
-                if wanted.dW or wanted.dx:
-                    gradients(W, top, x, b * n, n, g, dW, sums, wanted, here)
-            if wanted.loss:
-                loss[b] = total
-            if wanted.dx:
-                for j in range(n):
-                    dx[b, j] = sums[j]
-
-    return compile_kernel(rows, "rows", dtype)

@@ -52,7 +52,7 @@ class VectorBuilder:
         return ir.Constant(self.integers, [value] * self.width)
 
     def broadcast(self, scalar: Any) -> Any:
-        """A scalar of the program in every lane."""
+        """The LLVM value ``scalar`` in every lane."""
         undefined = ir.Constant(ir.VectorType(scalar.type, self.width), ir.Undefined)
         lane_0 = self.builder.insert_element(undefined, scalar, _LANE(0))
         return self.shuffle(lane_0, lane_0, [0] * self.width)
@@ -62,7 +62,7 @@ class VectorBuilder:
         return self.builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_LANE, self.width), list(lanes)))
 
     def take(self, vectors: Sequence[Any], elements: Sequence[int]) -> list[Any]:
-        """The vectors that hold, one after another, those ``elements`` of all ``vectors`` one after another."""
+        """Vectors that hold ``elements``, in that order; the elements of ``vectors`` are numbered one after another."""
         width = self.width
         return [self._take_one(vectors, elements[k : k + width]) for k in range(0, len(elements), width)]
 
@@ -85,7 +85,7 @@ class VectorBuilder:
         return result
 
     def products(self, a: Iterable[Any], b: Iterable[Any]) -> Iterator[Any]:
-        """a[k] b[k] for each k, built when it is asked for: stored at once, it needs a register no longer."""
+        """a[k] b[k] for each k. Built lazily: a product that is stored at once frees its register."""
         return map(self.builder.fmul, a, b)
 
     def multiply_add(self, a: Any, b: Any, c: Any) -> Any:
@@ -93,7 +93,7 @@ class VectorBuilder:
         return self._call("fmuladd", self.vector, a, b, c)
 
     def sum_lanes(self, vector: Any) -> Any:
-        """The sum of all lanes, as a scalar of the program."""
+        """The sum of all lanes, as a scalar."""
         half = self.width // 2
         while half:
             upper = self.shuffle(vector, vector, [(k + half) % self.width for k in range(self.width)])
@@ -102,10 +102,10 @@ class VectorBuilder:
         return self.builder.extract_element(vector, _LANE(0))
 
     def sum_lanes_of_each(self, vectors: Sequence[Any]) -> Any:
-        """The vector whose lane k is the sum of all lanes of ``vectors[k]``; there are ``width`` of them."""
+        """The vector whose lane k is the sum of all lanes of ``vectors[k]``, of ``width`` vectors."""
         step = 1
         while len(vectors) > 1:
-            # Neighbours a, b become one vector: at lanes without the bit `step` sums of a, at the others of b.
+            # Neighbours a, b become one vector: lanes whose number has the bit `step` get sums of b, the others of a.
             own = [k if not k & step else self.width + k for k in range(self.width)]
             other = [k ^ step for k in own]
             pairs = zip(vectors[::2], vectors[1::2], strict=True)
@@ -114,17 +114,17 @@ class VectorBuilder:
         return vectors[0]
 
     def sum_axis(self, vectors: Iterable[Any], size: int, inner: int) -> list[Any]:
-        """Sum over the middle axis of (outer, size, inner), the elements of all ``vectors`` one after another.
+        """Sum over the middle axis of (outer, size, inner), the shape of all ``vectors`` one after another.
 
         The result is (outer, inner) in whole vectors, because outer is a multiple of ``width``. Neighbours are added
-        first: n terms take about 2 n shuffles so, and n^2 if each term were gathered by itself.
+        first, which takes about 2 n shuffles for n terms; to gather each term by itself would take n^2.
         """
         vectors = list(vectors)
         if size == 1:
             return vectors
         elements = np.arange(len(vectors) * self.width).reshape(-1, size, inner)
 
-        def terms(first: int, end: int) -> list[Any]:  # every other one
+        def terms(first: int, end: int) -> list[Any]:  # every second term of first..end
             return self.take(vectors, elements[:, first:end:2].flatten().tolist())
 
         pairs = map(self.builder.fadd, terms(0, size - 1), terms(1, size))
@@ -132,12 +132,12 @@ class VectorBuilder:
         return sums if size % 2 == 0 else list(map(self.builder.fadd, sums, terms(size - 1, size)))
 
     def mask_first(self, count: Any) -> Any:
-        """The mask of the first ``count`` lanes, a number of the program."""
+        """The mask that includes the first ``count`` lanes; ``count`` is an LLVM value."""
         numbers = ir.Constant(ir.VectorType(INDEX, self.width), list(range(self.width)))
         return self.builder.icmp_signed("<", numbers, self.broadcast(count))
 
     def at(self, array: Any, index: Any) -> Any:
-        """The pointer to element ``index``: the array from there on."""
+        """The pointer to element ``index``, which is also the array from there on."""
         return self.builder.gep(array, [index])
 
     def load(self, array: Any, index: Any, mask: Any = None) -> Any:
@@ -150,7 +150,7 @@ class VectorBuilder:
         return self._call("masked.load", self.vector, address, _LANE(align), mask, self.constant(0), suffix=".p0")
 
     def store(self, value: Any, array: Any, index: Any, mask: Any = None) -> None:
-        """Store the lanes, those that a mask includes, from ``index`` on."""
+        """Store the lanes, only those that a mask includes, from ``index`` on."""
         address, align = self._address(array, index), self.dtype.itemsize
         if mask is None:
             self.builder.store(value, address).align = align
@@ -162,7 +162,7 @@ class VectorBuilder:
         return [self.load(array, INDEX(k * self.width), masks and masks[k]) for k in range(count)]
 
     def store_block(self, vectors: Iterable[Any], array: Any, masks: Sequence[Any] | None = None) -> None:
-        """Store vectors from the begin of an array on, each with its mask."""
+        """Store vectors one after another from the start of an array, each with its mask."""
         for k, vector in enumerate(vectors):
             self.store(vector, array, INDEX(k * self.width), masks and masks[k])
 

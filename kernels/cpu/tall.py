@@ -20,9 +20,9 @@ from sigmoid_l2.kernels.cpu.simd import INDEX, VectorBuilder, lane_count
 def block(
     v: VectorBuilder, W: Any, top: Any, x: Any, x_at: Any, dW: Any, sums: Any, wanted: Wanted, rows: Any, n: int
 ) -> Any:
-    """``rows`` rows, at most a vector's lanes, from element ``top`` of W on, with x from ``x_at`` on.
+    """Compute ``rows`` rows, at most a vector's lanes, from element ``top`` of W on, with x from ``x_at`` on.
 
-    Stores their dW, adds their terms of dx to ``sums`` (lanes, n) and returns their part of the loss.
+    Store their dW, add their terms of dx to ``sums`` (lanes, n) and return their part of the loss.
     """
     b = v.builder
     W, x, dW = v.at(W, top), v.at(x, x_at), v.at(dW, top)
@@ -45,14 +45,14 @@ def q_of_rows(v: VectorBuilder, W: Any, x: Any, n: int) -> Any:
 
 
 def loss_and_g(v: VectorBuilder, q: Any, is_row: Any) -> tuple[Any, Any]:
-    """The rows' part of the loss, and their g; g is 0 in the other lanes."""
+    """Return the rows' part of the loss, and their g, which is 0 in the other lanes."""
     b, zero = v.builder, v.constant(0)
     s, g = s_and_g(v, q)
     return v.sum_lanes(b.select(is_row, b.fmul(s, s), zero)), b.select(is_row, g, zero)
 
 
 def gradients(v: VectorBuilder, W: Any, x: Any, g: Any, dW: Any, masks: Any, sums: Any, wanted: Wanted) -> None:
-    """Store dW = g x^T where it is wanted, and add the terms of dx = W^T g to ``sums``."""
+    """Store dW = g x^T where it is wanted, and always add the terms of dx = W^T g to ``sums``, which stay in cache."""
     with v.builder.if_then(wanted.dW):
         v.store_block(v.products(g, x), dW, masks)
     v.store_block(map(v.multiply_add, g, W, v.load_block(sums, len(W))), sums)
@@ -67,20 +67,20 @@ def kernel(n: int, dtype: np.dtype[Any]) -> Any:
         wanted = Wanted(loss.size > 0, dW.size > 0, dx.size > 0)
         m = W.shape[1]
         sums = np.empty((width, n), W.dtype)
-        for b in range(first, last):
+        for pair in range(first, last):
             for r in range(width):
                 for j in range(n):
                     sums[r, j] = 0
             total = W.dtype.type(0)
             for i in range(0, m, width):
-                total += block(W, (b * m + i) * n, x, b * n, dW, sums, wanted, min(width, m - i), n)
+                total += block(W, (pair * m + i) * n, x, pair * n, dW, sums, wanted, min(width, m - i), n)
             if wanted.loss:
-                loss[b] = total
+                loss[pair] = total
             if wanted.dx:
                 for j in range(n):
                     total = sums[0, j]
                     for r in range(1, width):
                         total += sums[r, j]
-                    dx[b, j] = total
+                    dx[pair, j] = total
 
     return compile_kernel(tall, f"tall_{n}", dtype)

@@ -19,7 +19,7 @@ from sigmoid_l2.kernels.cpu.simd import INDEX, VectorBuilder, lane_count
 def block(
     v: VectorBuilder, W: Any, x: Any, loss: Any, dW: Any, dx: Any, wanted: Wanted, first: Any, m: int, n: int
 ) -> None:
-    """The pairs from ``first`` on, as many as a vector has lanes, of W (B, m, n), x (B, n)."""
+    """Compute the pairs from ``first`` on of W (B, m, n) and x (B, n), as many as a vector has lanes."""
     b = v.builder
     # The block spills vectors to the stack. Unless LLVM aligns the stack to vectors, three processes in four have their
     # spills across two cache lines: 8x8 and 12x12 took 25 to 30 % longer in those.

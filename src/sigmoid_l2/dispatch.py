@@ -51,7 +51,7 @@ class Backend:
     module: str
     dtypes: tuple[str, ...]
     probe: Callable[[], None]  # raises probes.NotAvailableError where the backend cannot run
-    library: Any = None  # the GpuLibrary whose streams and memory a kernel on a GPU uses
+    library_class: Any = None  # the GpuLibrary whose streams and memory a kernel on a GPU uses
 
     @property
     def package(self) -> str:
@@ -118,7 +118,7 @@ def choose(problem: Problem, backend: str) -> Backend:
 
 @cache
 def _first_available(name: str, device: Device, dtype: np.dtype[Any], table: tuple[Backend, ...]) -> Backend | None:
-    get_num_threads()  # nonsense in the environment raises now, not at the first large batch
+    get_num_threads()  # nonsense in the environment raises at the first call of each kind, however small
     return next((b for b in _candidates(name, device, table) if not b.reasons(dtype)), None)
 
 

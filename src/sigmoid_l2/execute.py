@@ -1,4 +1,4 @@
-"""One validated problem through one kernel: results allocated, layouts made to fit in pieces, the kernel called."""
+"""Runs one validated problem: allocates the results, copies what a kernel cannot use in place, calls the kernel."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -13,10 +13,10 @@ from sigmoid_l2.problem import Problem
 # Bytes of W in a piece, where arrays are copied because a kernel cannot use them in place: the copies stay in cache on
 # a CPU, and take little memory however large the batch is.
 PIECE_BYTES = 1 << 20
-# Bytes of W in a piece that goes to a GPU: a copy over PCIe takes about 10 us before its first byte arrives.
+# Bytes of W in a piece that goes to a GPU: large, because the first byte of a copy over PCIe arrives after about 10 us.
 OFFLOAD_PIECE_BYTES = 32 << 20
 
-# A kernel's arguments are W, x and these, in this order.
+# The outputs in the order of a kernel's arguments, which follow W and x.
 _OUTPUTS = ("loss", "dW", "dx")
 
 
@@ -39,20 +39,20 @@ def _execute(problem: Problem, names: Sequence[str], out: Any, backend: Backend,
     dtype, new = problem.dtype, out is None
     results: Sequence[Any] = [xp.empty(problem.shape(name), dtype) for name in names] if new else out
     if len(names) == len(_OUTPUTS):
-        arrays: list[Any] = [problem.W, problem.x, *results]
+        loss, dW, dx = results
     else:
         by_name = dict(zip(names, results, strict=True))
-        arrays = [problem.W, problem.x, *(by_name.get(name) for name in _OUTPUTS)]
+        loss, dW, dx = map(by_name.get, _OUTPUTS)
     if problem.column or not new:  # the kernel needs other views of the results than the caller gets
-        arrays[2:4] = [_plain(a, False, xp) for a in arrays[2:4]]
-        arrays[4] = _plain(arrays[4], problem.column, xp)
+        loss, dW, dx = _plain(loss, False, xp), _plain(dW, False, xp), _plain(dx, problem.column, xp)
+    arrays: list[Any] = [problem.W, problem.x, loss, dW, dx]
     if 0 in problem.batch:
         return results
     if problem.gpu is None and backend.device == "cuda":
-        offload.compute(problem, arrays, backend.library(), backend.kernel.fused, stream, OFFLOAD_PIECE_BYTES)
+        offload.compute(problem, arrays, backend.library_class(), backend.kernel.fused, stream, OFFLOAD_PIECE_BYTES)
         return results
     kernel = _kernel(problem, backend)
-    in_place = _fits(problem.W, dtype) and _fits(problem.x, dtype)  # as new results do
+    in_place = _fits(problem.W, dtype) and _fits(problem.x, dtype)  # new results always fit
     if not in_place or not (new or all(a is None or _fits(a, dtype) for a in arrays[2:])):
         _in_pieces(problem, arrays, kernel, xp)
         return results
@@ -72,7 +72,7 @@ def _kernel(problem: Problem, backend: Backend) -> Callable[..., None]:
         return fused
 
     def launch(*arrays: Any) -> None:
-        with backend.library.on_device(gpu.device):
+        with backend.library_class.on_device(gpu.device):
             fused(*arrays, stream=gpu.stream)
 
     return launch

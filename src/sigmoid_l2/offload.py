@@ -29,7 +29,7 @@ from sigmoid_l2.threads import for_ranges
 Kernel = Callable[..., None]  # the contract is in sigmoid_l2.kernels
 
 SLOTS = 4
-# Bytes that an array may take on the device beyond its elements: CuPy's pool rounds up to a multiple of 512.
+# Bytes that an array may take on the device besides its elements: CuPy's pool rounds up to a multiple of 512.
 ROUNDING = 512
 
 
@@ -38,8 +38,8 @@ def compute(
 ) -> None:
     """Compute host arrays W, x, loss, dW, dx (None: not wanted) with the kernel ``fused``, and wait for the results.
 
-    ``stream`` is where the caller wants the kernels to run, or None. A piece has at most ``piece_bytes`` of W. If the
-    GPU fails, the outputs have the results of some first pieces and nothing of the others.
+    ``stream`` is where the caller wants the kernels to run, or None. A piece has at most ``piece_bytes`` of W, or one
+    pair, where a pair is larger. If the GPU fails, only results of some first pieces have been written.
     """
     shapes = [None if a is None else shape for a, shape in zip(arrays, problem.pair_shapes, strict=True)]
     pair_bytes = sum(prod(shape) for shape in shapes if shape is not None) * problem.dtype.itemsize

@@ -139,7 +139,7 @@ def _as_output(gpu: GpuLibrary, name: str, a: Any) -> Any:
     return array
 
 
-def host_array(name: str, a: Any) -> Any:
+def on_host(name: str, a: Any) -> Any:
     """``a`` as a NumPy array, copied from the device if it is on one; TypeError for a kind or dtype not supported."""
     if not is_cuda_array(a):
         return _host_array(name, a)
@@ -194,6 +194,7 @@ def _why_shapes_do_not_fit(W: tuple[int, ...]) -> str:
 
 
 def _result_dtype(W: Any, x: Any) -> np.dtype[Any]:
+    """The dtype that W or x must be converted to; TypeError for a DeviceArray, which cannot be converted."""
     dtype = np.result_type(W.dtype, x.dtype)
     dtype = dtype if dtype.kind == "f" else np.dtype(np.float64)
     if isinstance(W, DeviceArray):

@@ -5,7 +5,7 @@ Each has the value that the program has set, else that of an environment variabl
     set by                     environment variable       default
     set_num_threads            SIGMOID_L2_NUM_THREADS     the processors that this process may run on
     set_device_memory_limit    SIGMOID_L2_DEVICE_MEMORY   256 MiB
-    the argument ``backend``   SIGMOID_L2_BACKEND         "auto"; it is in dispatch.py, which knows the names
+    ``backend``, in each call  SIGMOID_L2_BACKEND         "auto", which the variable replaces; it is in dispatch.py
 """
 
 import math
@@ -25,7 +25,7 @@ class Setting(Generic[Value]):
     """One setting."""
 
     name: str  # of the argument that sets it
-    variable: str  # of the environment
+    variable: str  # its environment variable
     default: Callable[[], Value]
     read: Callable[[str, Any], Value]  # (what, value): the value, or a ValueError in which it is called ``what``
     when_set: Callable[[], object] = lambda: None
@@ -44,7 +44,7 @@ class Setting(Generic[Value]):
         return self.read(f"the environment variable {self.variable}", text) if text else self.default()
 
 
-def positive(what: str, value: int | str) -> int:
+def read_positive(what: str, value: int | str) -> int:
     """``value`` as an integer; ValueError, which calls it ``what``, where it is not a whole number of at least 1."""
     try:
         number = int(value) if isinstance(value, str) else operator.index(value)
@@ -70,8 +70,8 @@ def _control_group_limit(path: str = "/sys/fs/cgroup/cpu.max") -> float:
         return math.inf
 
 
-NUM_THREADS = Setting("threads", "SIGMOID_L2_NUM_THREADS", _processors, positive)
-DEVICE_MEMORY = Setting("nbytes", "SIGMOID_L2_DEVICE_MEMORY", lambda: 256 << 20, positive)
+NUM_THREADS = Setting("threads", "SIGMOID_L2_NUM_THREADS", _processors, read_positive)
+DEVICE_MEMORY = Setting("nbytes", "SIGMOID_L2_DEVICE_MEMORY", lambda: 256 << 20, read_positive)
 
 
 def set_num_threads(threads: int | None) -> None:

@@ -17,13 +17,13 @@ from queue import SimpleQueue
 from sigmoid_l2.settings import NUM_THREADS
 from sigmoid_l2.settings import get_num_threads as get_num_threads  # for the kernels too
 
-# Elements of W that one more thread must have to do: waking it takes about 20 us.
+# Elements of W for each further thread, at least, because waking it takes about 20 us.
 THREAD_WORK = 1 << 15
-# Ranges per thread, on average. A thread that is held up takes fewer of them, and the others do not wait long for it.
+# Ranges per thread, on average. A slow thread takes fewer of them, and the others do not wait long for it.
 RANGES = 4
-# Threads of one call, at most, whatever the setting: more do not make memory any faster, on any machine.
+# Threads of one call, at most, whatever the setting: we know of no machine whose memory is faster with more.
 MAX_THREADS = 1024
-# Elements of W in a range, at most, about 50 ms of work: the handler of a signal runs between two ranges.
+# Elements of W in a range, at most: about 50 ms of work, because a signal's handler waits until the range has ended.
 RANGE_WORK = 1 << 26
 
 
@@ -42,7 +42,7 @@ class _Pool:
     def submit(self, function: Callable[[], object]) -> None:
         """Let a thread run ``function``, which must not raise. RuntimeError where a thread is needed and cannot start.
 
-        Even then a thread may run ``function`` later.
+        ``function`` may still run later, although this raised.
         """
         self.work.put(function)
         with contextlib.suppress(IndexError):
@@ -114,7 +114,7 @@ class _Ranges:
         while self.helping:
             try:
                 self.ended.get()
-            except BaseException as error:  # Ctrl-C, or a time limit that somebody has set
+            except BaseException as error:  # Ctrl-C, or a time limit
                 raised = error
         if raised:
             raise raised

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sigmoid_l2.explain.mistakes import Pairs, name_mistakes, true_gradient
-from sigmoid_l2.problem import host_array, validate
+from sigmoid_l2.problem import on_host, validate
 
 Array = npt.NDArray[Any]
 
@@ -133,7 +133,7 @@ def check_grad(
 
 
 def _check(name: str, a: Any, shape: tuple[int, ...], pairs: Pairs, rtol: float | None, atol: float) -> ArrayCheck:
-    given: Array = np.asarray(host_array(name, a))
+    given: Array = np.asarray(on_host(name, a))
     dtype = given.dtype if given.dtype.kind == "f" else np.dtype(np.float64)
     given = given.astype(np.float64)
     eps = float(np.finfo(dtype).eps)

@@ -4,8 +4,7 @@ Nothing here copies an array or makes the host wait.
 """
 
 import sys
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Sequence
 from math import prod
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +16,7 @@ _CUDA_MEMORY = (2, 13)
 
 
 def is_instance(a: Any, library: str, name: str) -> bool:
-    """Whether ``a`` is of the class ``name`` of a library, which this does not import: without it ``a`` cannot be."""
+    """Whether ``a`` is an instance of ``library.name``: it cannot be one if that library is not loaded."""
     # While another thread imports the library, it has no such attribute yet.
     return isinstance(a, getattr(sys.modules.get(library), name, ()))
 
@@ -69,24 +68,20 @@ def current_stream(a: Any) -> int:
     return 0
 
 
-def from_cupy(like: Any) -> Callable[[Any], Any]:
-    """The function that makes a CuPy array one of the library of ``like``, if it can take it: the same memory."""
+def from_cupy(arrays: Sequence[Any], like: Any) -> list[Any]:
+    """CuPy arrays as arrays of the library of ``like``, if it can take them over: the same memory."""
     for cls in () if is_instance(like, "cupy", "ndarray") else type(like).__mro__:
         library = cls.__module__.partition(".")[0]
         if library in ("numba", "numba_cuda_mlir"):
-            return partial(sys.modules[library].cuda.as_cuda_array, sync=False)
+            return [sys.modules[library].cuda.as_cuda_array(array, sync=False) for array in arrays]
         if library in ("jax", "jaxlib"):
-            return _jax_from_cupy
-        from_dlpack: Callable[[Any], Any] | None = getattr(sys.modules.get(library), "from_dlpack", None)
+            jax = sys.modules["jax"]
+            with jax.enable_x64(True):  # without it JAX converts float64 to float32
+                return [*map(jax.numpy.from_dlpack, arrays)]
+        from_dlpack = getattr(sys.modules.get(library), "from_dlpack", None)
         if from_dlpack is not None:
-            return from_dlpack
-    return lambda array: array
-
-
-def _jax_from_cupy(array: Any) -> Any:
-    jax = sys.modules["jax"]
-    with jax.enable_x64(True):  # without it JAX converts float64 to float32
-        return jax.numpy.from_dlpack(array)
+            return [*map(from_dlpack, arrays)]
+    return list(arrays)
 
 
 class DeviceArray:

@@ -41,7 +41,7 @@ class CupyLibrary(GpuLibrary):
             return self.cupy.from_dlpack(a), None
 
     def give(self, results: Sequence[Any]) -> list[Any]:
-        return [*map(from_cupy(self._W), results)]
+        return from_cupy(results, self._W)
 
     @contextmanager
     def current(self) -> Iterator[Any]:

@@ -89,7 +89,7 @@ class GpuLibrary(ABC):
 
     @abstractmethod
     def current(self) -> Context:
-        """A context that gives CuPy's ``empty``, ``copyto`` and ``asnumpy``, for the call's device and stream."""
+        """A context for the call's device and stream. Gives CuPy's ``empty``, ``asnumpy`` and, of CuPy, ``copyto``."""
 
     @classmethod
     def on_device(cls, device: Any) -> Context:
@@ -108,7 +108,7 @@ class GpuLibrary(ABC):
 
     @abstractmethod
     def memory_stream(self) -> Any:
-        """The stream in whose order ``empty`` gives out memory: work queued there may still use what it was before."""
+        """The stream whose queued work may still use what ``empty`` returns: another stream must wait for it first."""
 
     @abstractmethod
     def new_event(self) -> Any:
@@ -122,7 +122,7 @@ class GpuLibrary(ABC):
 
     @abstractmethod
     def empty(self, shape: Shape, dtype: DType) -> Any:
-        """A new C-contiguous array on the current device, which can be sliced."""
+        """A new C-contiguous array of the library's own class on the current device, for ``offload`` and workspaces."""
 
     @abstractmethod
     def pinned(self, shape: Shape, dtype: DType) -> Context:

@@ -33,7 +33,7 @@ class NumbaLibrary(GpuLibrary):
     def _take(self, a: Any) -> tuple[Any, int | None]:
         interface = a.__cuda_array_interface__
         array, producer = DeviceArray(a, interface), interface.get("stream")
-        return array, current_stream(a) or None if producer is None else producer  # PyTorch does not tell its stream
+        return array, ((current_stream(a) or None) if producer is None else producer)  # PyTorch's has no stream
 
     def give(self, results: Sequence[Any]) -> list[Any]:
         return [result.owner for result in results]
@@ -46,7 +46,7 @@ class NumbaLibrary(GpuLibrary):
         def asnumpy(array: DeviceArray) -> Any:
             return self.cuda.as_cuda_array(array, sync=False).copy_to_host(stream=self.stream_of(self.stream))
 
-        return nullcontext(SimpleNamespace(empty=empty, asnumpy=asnumpy))  # nothing is copied on the device
+        return nullcontext(SimpleNamespace(empty=empty, asnumpy=asnumpy))  # no copyto: it converts no arrays
 
     @classmethod
     def on_device(cls, device: Any) -> Context:

@@ -62,7 +62,7 @@ MUTANTS = (
     ),
     Mutant("cpu: tall, the last rows not masked", "kernels/cpu/tall.py", "b.select(is_row, g, zero)", "g", PARITY),
     Mutant(
-        "cpu: rows, dx not reset between pairs", "kernels/cpu/rows.py", "sums[j] = 0", "sums[j] *= b > first", PARITY
+        "cpu: rows, dx not reset between pairs", "kernels/cpu/rows.py", "sums[j] = 0", "sums[j] *= pair > first", PARITY
     ),
     Mutant(
         "cpu: rows, rest of a row forgotten",
