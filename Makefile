@@ -7,7 +7,7 @@
 # make bench      our backends (build/bench.json), then the peers (bench/results/, with pictures); fails if a target is
 #                 missed (beside another commit: bench/compare.py --base REV)
 # make accuracy   every float32 q and 10^8 float64 q through every CPU backend, JAX, torch and the textbook formula;
-#                 writes docs/accuracy.md (10 to 30 minutes)
+#                 writes docs/accuracy.md (half an hour)
 # make fuzz       search for inputs that break the library, a minute (FUZZ_LIMIT) for each of two targets (Linux x86-64)
 # make faults     kills, full disks, memory limits, signals and many threads, at length
 # make proof      the GPU kernels executed without a GPU at every border of their classes (5 minutes)
