@@ -96,7 +96,7 @@ __device__ inline void sum_over_lanes(T* v, unsigned lane) {
         constexpr unsigned PAIRS = COUNT / 2;
         const bool upper = lane & DISTANCE;
 #pragma unroll
-        for (unsigned k = 0; k < PAIRS; ++k) {
+        for (unsigned k = 0; 2 * k + 1 < COUNT; ++k) {  // k < PAIRS; NVRTC 13.0 warns of k < 0
             const T even = v[2 * k], odd = v[2 * k + 1];
             v[k] = (upper ? odd : even) + __shfl_xor_sync(ALL_LANES, upper ? even : odd, DISTANCE);
         }
