@@ -31,7 +31,8 @@ def fused(W: Any, x: Any, loss: Any, dW: Any, dx: Any, *, stream: int | None = N
 @launch.once
 def staged_kernel(p: Staged, m: int, n: int, itemsize: int, wide: bool, wanted: Wanted) -> Any:
     """The kernel of staged.cuh for one (m, n)."""
-    template = m, n, p.rows, p.slices, p.threads, p.lanes, p.lane_rows, p.lane_pairs, wide, *wanted
+    lanes = p.lanes, p.row_lanes, p.columns, p.lane_rows, p.lane_pairs
+    template = m, n, p.rows, p.slices, p.threads, *lanes, wide, *wanted
     return _kernel("fused_staged", itemsize, template, "W x", "loss dW dx", "units")
 
 

@@ -2,7 +2,8 @@
 
 *staged* and *rows* read W once; *long*, for rows that a block's registers cannot hold, reads it twice:
 
-* *staged*, rows of up to 128 bytes: contiguous rows of W go through shared memory, a lane owns consecutive rows;
+* *staged*, rows of up to 128 bytes: contiguous rows of W go through shared memory, a lane owns some rows or parts of
+  rows;
 * *rows*, longer rows: straight from global memory, a warp owns a row, or for very long rows a block does;
 * *long*, n > 16384 in float32 or 8192 in float64: a block owns a pair and sums dx in place.
 
@@ -23,20 +24,26 @@ WARP = 32  # threads
 ROW_BYTES = 128
 # Bytes of the widest access there is. It needs a quarter of the instructions of 4-byte accesses.
 WIDE_BYTES = 16
-# Bytes of W and x that a lane owns in shared memory, at most. 128 threads own 15 KiB: with the 1 KiB that a block
-# costs, six blocks fit into the 100 KiB of sm_86 and sm_89 (half of their 1536 threads), four into the 64 KiB of sm_75
-# (half of 1024). Every other chip from sm_75 on has more shared memory per thread.
-LANE_BYTES = 120
-# Values of float64 that a lane owns alone, at most. With 15 values, 14x1 needs 66 registers; 64 are what half of 2048
-# threads have.
-LANE_DOUBLES = 14
+# Values of W and x that a lane owns in a tiny pair, at most: the compilers give it 64 registers or fewer, so that half
+# of 2048 threads are resident. In float64, 14x1 (15 values) needs 66.
+TINY_VALUES = {4: 30, 8: 14}  # by itemsize
+# Bytes of W that a lane owns in a larger pair, at most. More leave fewer lanes idle where rows do not divide evenly
+# (17x20 float32 with 128 bytes: two parts of rows in each of 32 lanes, 34 of 64, and 0.85 of the copy on an H200), and
+# every lane has fewer instructions. Then numba.cuda's kernels need up to 102 registers (33x6 in float64).
+LANE_BYTES = 160
+# Bytes of the longest row that is not shared by lanes. A lane that owns 13 columns in float32 also has 13 of x and 13
+# sums of dx in registers: 33x13 kept 41 KiB of reads in flight on a multiprocessor, with rows shared by four lanes 87.
+WHOLE_ROW_BYTES = 48
+# Bytes of W that each of the lanes that share a row owns in a pair, at least. With 16, 1x25 in float32 kept 31 KiB in
+# flight.
+SHARED_ROW_BYTES = 32
 # Bytes of W and x that a lane with several pairs owns, at most. It owns several because a block with one 1x1 pair per
 # lane takes more instructions than the memory time of its bytes allows (137 per warp of an H200).
 LANE_PAIRS_BYTES = 64
 # Bytes of W and x that a block stages, at most: static shared memory is limited to 48 KiB, and sums of dx take some.
 UNIT_BYTES = 40 * 1024
-STAGED_THREADS = 128  # threads of a block of the staged kernel, or as many as a unit has lanes
-BLOCK_THREADS = 256  # threads of a block of the other kernels, and the most lanes of a unit
+STAGED_THREADS = 128  # threads of a block of the staged kernel, or as many as a unit has lanes, up to 352
+BLOCK_THREADS = 256  # threads of a block of the other kernels
 LONG_ROW_THREADS = 512  # threads of a block whose row needs more than BLOCK_THREADS
 # Bytes of W that a thread has in flight, at most. With 768 threads per multiprocessor that is 48 KiB, about
 # twice memory latency times bandwidth. A LONG_ROW_THREADS block has twice as much: only one of them is resident.
@@ -53,11 +60,10 @@ MAX_SLICES = 256
 WORKSPACE_BYTES = 32 << 20
 
 REGISTERS = 65536  # of a multiprocessor, on every chip
+MOST_REGISTERS = 255  # of a thread, on every chip
 # The registers that a thread may use, by kernel; most kernels need fewer.
-# Units of one lane have no bound: the compilers use 32 for 3x3 in float32 by themselves, and 48 with a bound.
-STAGED_REGISTERS = 128  # for 512 resident threads; 32x32 in float32 needs 112
-HELD_BYTES = 160  # of W that a lane with STAGED_REGISTERS may hold
-MOST_REGISTERS = 255  # for lanes that hold more: 2000x16 in float64 needs 154
+# Tiny pairs have no bound: the compilers use 32 for 3x3 in float32 by themselves, and 48 with a bound.
+STAGED_REGISTERS = 128  # for 512 resident threads
 ROWS_REGISTERS = 80  # for 768 resident threads
 LONG_ROW_REGISTERS = 128  # for one block of LONG_ROW_THREADS
 FINISH_REGISTERS = 64  # for 1024 resident threads; numba.cuda's kernel has 80 without a bound
@@ -67,8 +73,10 @@ class Staged(NamedTuple):
     """A tile of units, each some contiguous rows of one pair, which one block carries through shared memory."""
 
     threads: int  # per block
-    lanes: int  # per unit; a power of two
-    lane_rows: int  # consecutive rows that a lane owns
+    lanes: int  # per unit: a power of two up to WARP, or whole warps
+    row_lanes: int  # that share a row; a power of two
+    columns: int  # neighbouring columns that each of them owns; the last ones may have fewer, or none
+    lane_rows: int  # rows that a lane owns, or has columns of
     lane_pairs: int  # pairs that a lane owns, if it owns whole pairs: lane t those at t, t + threads, ... of its tile
     rows: int  # per unit: m, or those of a slice (the last slice of a pair may have fewer)
     slices: int  # units per pair
@@ -137,9 +145,6 @@ def size_class(p: Plan) -> str:
 
 
 def _staged(m: int, n: int, itemsize: int) -> Staged:
-    lanes = min(BLOCK_THREADS, _power_of_two_from(-(-(m + 1) * n // (LANE_BYTES // itemsize))))
-    if itemsize == 8 and (m + 1) * n > LANE_DOUBLES:
-        lanes = max(2, lanes)
     rows, slices = m, 1
     if (m + 1) * n * itemsize > UNIT_BYTES:
         # The rows that fit: a multiple of 4, so that every slice begins as well aligned as its pair.
@@ -147,11 +152,31 @@ def _staged(m: int, n: int, itemsize: int) -> Staged:
         slices = -(-m // room)
         rows = -(-m // (4 * slices)) * 4
         slices = -(-m // rows)
-    lane_pairs = max(1, _power_of_two_to(LANE_PAIRS_BYTES // ((m + 1) * n * itemsize)))
-    lane_rows = -(-rows // lanes)
-    registers = STAGED_REGISTERS if lane_rows * n * itemsize <= HELD_BYTES else MOST_REGISTERS
-    threads = max(STAGED_THREADS, lanes)
-    return Staged(threads, lanes, lane_rows, lane_pairs, rows, slices, registers if lanes > 1 else None)
+    if (m + 1) * n <= TINY_VALUES[itemsize]:
+        pairs = max(1, _power_of_two_to(LANE_PAIRS_BYTES // ((m + 1) * n * itemsize)))
+        return Staged(STAGED_THREADS, 1, 1, n, m, pairs, m, 1, None)
+    row_lanes, columns = _share_row(m, n, itemsize)
+    parts = rows * row_lanes
+    lanes = max(min(parts, max(2, row_lanes)), -(-parts // (LANE_BYTES // (columns * itemsize))))
+    lanes = _power_of_two_from(lanes) if lanes <= WARP else -(-lanes // WARP) * WARP
+    threads = max(1, STAGED_THREADS // lanes) * lanes
+    # The warps of two blocks or of 512 threads are dealt out to four parts of a multiprocessor, each with a quarter of
+    # its registers; a thread gets a multiple of 8.
+    warps = -(-max(2, 512 // threads) * threads // (4 * WARP))
+    registers = min(STAGED_REGISTERS, REGISTERS // (4 * WARP * warps) // 8 * 8)
+    return Staged(threads, lanes, row_lanes, columns, -(-parts // lanes), 1, rows, slices, registers)
+
+
+def _share_row(m: int, n: int, itemsize: int) -> tuple[int, int]:
+    """How many lanes share a row, and the columns of each: as many lanes as have 16 bytes and are rarely idle."""
+    grain = min(n & -n, WIDE_BYTES // itemsize)  # what moves in one access divides a lane's columns
+    most = m * n * itemsize // SHARED_ROW_BYTES if n * itemsize > WHOLE_ROW_BYTES else 1
+    for lanes in (8, 4, 2):
+        columns = -(-n // (grain * lanes)) * grain
+        # 25 columns in 8 lanes of 4 have room for 32, 1.28 times as many.
+        if lanes <= most and columns * itemsize >= WIDE_BYTES and 10 * lanes * columns <= 13 * n:
+            return lanes, columns
+    return 1, n
 
 
 def _rows(m: int, n: int, itemsize: int, row_threads: int, flight: int) -> Rows:

@@ -25,18 +25,24 @@ struct Tile {
     // Where element e lies; those of an aligned vector stay together.
     __device__ T* at(unsigned e) const { return elements + (e ^ (e / BANKS % PERMUTED) * VECTOR); }
 
-    // Copy COUNT elements from e on, or only the first `own` of them, to or from registers.
-    template <unsigned COUNT>
-    __device__ void get(T* to, unsigned e, unsigned own = COUNT) const {
+    // Copy COUNT elements from e on to or from registers: those chunks of which the first element is among `own`.
+    template <unsigned COUNT, unsigned CHUNK>
+    __device__ void get(T* to, unsigned e, int own) const {
 #pragma unroll
-        for (unsigned k = 0; k < COUNT; k += GRAIN)
-            if (k < own) load_shared<GRAIN>(to + k, at(e + k));
+        for (unsigned chunk = 0; chunk < COUNT; chunk += CHUNK)
+            if (int(chunk) < own)
+#pragma unroll
+                for (unsigned k = chunk; k < chunk + CHUNK && k < COUNT; k += GRAIN)
+                    load_shared<GRAIN>(to + k, at(e + k));
     }
-    template <unsigned COUNT>
-    __device__ void put(const T* from, unsigned e, unsigned own = COUNT) const {
+    template <unsigned COUNT, unsigned CHUNK>
+    __device__ void put(const T* from, unsigned e, int own) const {
 #pragma unroll
-        for (unsigned k = 0; k < COUNT; k += GRAIN)
-            if (k < own) store_shared<GRAIN>(at(e + k), from + k);
+        for (unsigned chunk = 0; chunk < COUNT; chunk += CHUNK)
+            if (int(chunk) < own)
+#pragma unroll
+                for (unsigned k = chunk; k < chunk + CHUNK && k < COUNT; k += GRAIN)
+                    store_shared<GRAIN>(at(e + k), from + k);
     }
 };
 
@@ -85,10 +91,12 @@ struct Mover {
     }
 };
 
-// Grid: ceil(units / (THREADS / LANES * LANE_PAIRS)) blocks of THREADS threads. A unit has LANES lanes of LANE_ROWS
-// rows each, the last ones fewer; a lane that owns pairs owns LANE_PAIRS. An output that is not WANTed is not touched.
+// Grid: ceil(units / (THREADS / LANES * LANE_PAIRS)) blocks of THREADS threads. ROW_LANES lanes of a unit share a row, and
+// each owns COLUMNS neighbouring columns of it; a lane does so in LANE_ROWS rows, the last ones in fewer. A lane that
+// owns pairs owns LANE_PAIRS. An output that is not WANTed is not touched.
 template <typename T, unsigned M, unsigned N, unsigned ROWS, unsigned SLICES, unsigned THREADS, unsigned LANES,
-          unsigned LANE_ROWS, unsigned LANE_PAIRS, bool WIDE, bool WANT_LOSS, bool WANT_DW, bool WANT_DX>
+          unsigned ROW_LANES, unsigned COLUMNS, unsigned LANE_ROWS, unsigned LANE_PAIRS, bool WIDE, bool WANT_LOSS,
+          bool WANT_DW, bool WANT_DX>
 __device__ inline void fused_staged(const T* W,  // (B, M, N)
                                     const T* x,  // (B, N)
                                     T* loss,     // (units,)
@@ -96,26 +104,36 @@ __device__ inline void fused_staged(const T* W,  // (B, M, N)
                                     T* dx,       // (units, N)
                                     index_t units) {
     constexpr unsigned BLOCK_UNITS = THREADS / LANES * LANE_PAIRS, VECTOR = 16 / sizeof(T);
-    constexpr unsigned W_SIZE = BLOCK_UNITS * ROWS * N, X_SIZE = BLOCK_UNITS * N, LANE_SIZE = LANE_ROWS * N;
+    constexpr unsigned W_SIZE = BLOCK_UNITS * ROWS * N, X_SIZE = BLOCK_UNITS * N, LANE_SIZE = LANE_ROWS * COLUMNS;
     static_assert(SLICES == 1 || BLOCK_UNITS == 1, "a slice has a block to itself");
     static_assert(LANE_PAIRS == 1 || LANES == 1, "only a lane that owns pairs owns several");
-    constexpr bool ALL_ROWS = LANES * LANE_ROWS == ROWS && M % ROWS == 0;  // each lane has LANE_ROWS
+    // A lane owns LANE_ROWS whole rows that follow each other, or columns of rows that are LANES / ROW_LANES apart, so
+    // that the lanes of a warp touch neighbouring elements.
+    constexpr bool WHOLE = ROW_LANES == 1, ALL_COLUMNS = ROW_LANES * COLUMNS == N;
+    constexpr bool ALL_ROWS = LANES * LANE_ROWS == ROWS * ROW_LANES && M % ROWS == 0;  // each lane has LANE_ROWS
+    constexpr unsigned SEGMENT = WHOLE ? LANE_SIZE : COLUMNS;  // of neighbouring elements
+    constexpr unsigned STEP = WHOLE ? 1 : LANES / ROW_LANES;  // rows
+    constexpr unsigned W_GRAIN = twos(!WHOLE ? N : BLOCK_UNITS == 1 ? SEGMENT : SEGMENT | ROWS * N, VECTOR);
+    constexpr unsigned X_CHUNK = (N - 1) % COLUMNS + 1;  // neighbouring columns that a lane has all or none of
+    constexpr unsigned W_CHUNK = X_CHUNK % W_GRAIN == 0 ? X_CHUNK : W_GRAIN;
     // Elements in one access: 16 bytes of them where every tile begins on a multiple of 16 bytes.
     constexpr unsigned W_WIDTH = WIDE && (SLICES == 1 ? BLOCK_UNITS * ROWS * N : M * N) % VECTOR == 0 ? VECTOR : 1;
     constexpr unsigned X_WIDTH = WIDE && X_SIZE % VECTOR == 0 ? VECTOR : 1;
-    typedef Tile<T, W_SIZE, LANE_SIZE, twos(BLOCK_UNITS == 1 ? LANE_SIZE : LANE_SIZE | ROWS * N, VECTOR)> W_Tile;
-    typedef Tile<T, X_SIZE, N, twos(N, VECTOR)> X_Tile;
+    typedef Tile<T, W_SIZE, SEGMENT, W_GRAIN> W_Tile;
+    typedef Tile<T, X_SIZE, COLUMNS, twos(N, VECTOR)> X_Tile;
     typedef Mover<T, W_SIZE, W_WIDTH, THREADS> W_Mover;
     typedef Mover<T, X_SIZE, X_WIDTH, THREADS> X_Mover;
-    constexpr unsigned SUMS = WANT_DX ? 1 + N : 1;    // over the unit's lanes: loss, dx_0, dx_1, ...
+    constexpr unsigned TOGETHER = LANES < WARP ? LANES : WARP, TEAMS = TOGETHER / ROW_LANES;  // lanes of one column
+    constexpr unsigned SUMS = WANT_DX ? 1 + COLUMNS : 1;   // of a lane: loss, dx of its columns
+    constexpr unsigned UNIT_SUMS = WANT_DX ? 1 + N : 1;    // loss, dx_0, dx_1, ...
     alignas(16) __shared__ T W_shared[W_Tile::ROOM];  // W first, dW after
     alignas(16) __shared__ T x_shared[X_Tile::ROOM];  // x first, dx after
-    __shared__ T warp_sums[LANES > WARP ? THREADS / WARP * SUMS : 1];
+    __shared__ T warp_sums[LANES > WARP ? THREADS / WARP * UNIT_SUMS : 1];
     const W_Tile W_tile = {W_shared};
     const X_Tile x_tile = {x_shared};
 
     // --- where this thread works -------------------------------------------------------------------------------------
-    const unsigned t = threadIdx.x, lane = t % LANES;
+    const unsigned t = threadIdx.x, lane = t % LANES, column = lane % ROW_LANES * COLUMNS;
     const index_t first = index_t(blockIdx.x) * BLOCK_UNITS, pair = first / SLICES;
     const unsigned units_here = units - first < BLOCK_UNITS ? unsigned(units - first) : BLOCK_UNITS;
     const unsigned row = unsigned(first % SLICES) * ROWS, rows = M - row < ROWS ? M - row : ROWS;
@@ -133,6 +151,7 @@ __device__ inline void fused_staged(const T* W,  // (B, M, N)
     };
     if (is_full) {
         copy_in(W_SIZE, X_SIZE);
+        if (t < W_Tile::ROOM - W_SIZE) *W_tile.at(W_SIZE + t) = T(0);  // a grain may reach beyond the last row
     } else {  // units and rows beyond the end are computed like all others, with zeros
         for (unsigned e = t; e < W_Tile::ROOM; e += THREADS) W_shared[e] = T(0);
         for (unsigned e = t; e < X_Tile::ROOM; e += THREADS) x_shared[e] = T(0);
@@ -141,47 +160,78 @@ __device__ inline void fused_staged(const T* W,  // (B, M, N)
     }
     __syncthreads();
 
+    // The lane's row i is row first_row + i * STEP of its unit, and is there where i * STEP < left.
+    const unsigned first_row = WHOLE ? lane * LANE_ROWS : lane / ROW_LANES;
+    const int left = int(rows - first_row), columns = ALL_COLUMNS || column + COLUMNS <= N ? COLUMNS : int(N - column);
+    const int own = !WHOLE ? columns : ALL_ROWS ? SEGMENT : left * int(N);  // elements of a segment; none if negative
+    const int last = WANT_DX ? columns : 0;  // of the lane's sums
+    const auto exists = [&](unsigned i) { return ALL_ROWS || int(i * STEP) < left; };
+
 #pragma unroll
     for (unsigned p = 0; p < LANE_PAIRS; ++p) {
-        // --- the rows of each lane: q = W x; s, g and loss; dW = g x^T, dx += W^T g ----------------------------------
-        const unsigned unit = p * (THREADS / LANES) + t / LANES, W_own_first = (unit * ROWS + lane * LANE_ROWS) * N;
-        const unsigned own = ALL_ROWS ? LANE_SIZE : lane * LANE_SIZE < rows * N ? rows * N - lane * LANE_SIZE : 0;
-        T W_own[LANE_SIZE], x_own[N], sums[SUMS] = {};
-        W_tile.template get<LANE_SIZE>(W_own, W_own_first, own);
-        x_tile.template get<N>(x_own, unit * N);
+        // --- W and x of each lane ------------------------------------------------------------------------------------
+        const unsigned unit = p * (THREADS / LANES) + t / LANES;
+        const unsigned W_begin = (unit * ROWS + first_row) * N + column;
+        T W_own[LANE_SIZE] = {}, x_own[COLUMNS] = {}, q[LANE_ROWS], g_own[LANE_ROWS], sums[SUMS] = {};
+#pragma unroll
+        for (unsigned k = 0; k < LANE_SIZE / SEGMENT; ++k)
+            if (exists(k)) W_tile.template get<SEGMENT, W_CHUNK>(W_own + k * SEGMENT, W_begin + k * STEP * N, own);
+        x_tile.template get<COLUMNS, X_CHUNK>(x_own, unit * N + column, columns);
+
+        // --- q = W x -------------------------------------------------------------------------------------------------
+#pragma unroll
+        for (unsigned i = 0; i < LANE_ROWS; ++i) q[i] = dot<COLUMNS>(W_own + i * COLUMNS, x_own, T(0));
+        sum_over_lanes<ROW_LANES, LANE_ROWS>(q, lane);
+
+        // --- s, g and loss: of the lanes that share rows, lane l does rows l, l + ROW_LANES, ... ---------------------
+#pragma unroll
+        for (unsigned k = 0; k * ROW_LANES < LANE_ROWS; ++k) {
+            const unsigned i = k * ROW_LANES + lane % ROW_LANES;
+            T s;
+            s_and_g(q[k], s, g_own[k]);
+            if ((LANE_ROWS % ROW_LANES == 0 || i < LANE_ROWS) && exists(i))
+                sums[0] = multiply_add(s, s, sums[0]);
+            else
+                g_own[k] = T(0);  // no row: s and g are NaN where x is infinite
+        }
+
+        // --- dW = g x^T, dx += W^T g ---------------------------------------------------------------------------------
 #pragma unroll
         for (unsigned i = 0; i < LANE_ROWS; ++i) {
-            if (i * N >= own) continue;
-            T* const W_row = W_own + i * N;
-            T s, g;
-            s_and_g(dot<N>(W_row, x_own, T(0)), s, g);
-            sums[0] = multiply_add(s, s, sums[0]);
-            if constexpr (WANT_DX) add_scaled<N>(sums + 1, g, W_row);
-            scale<N>(W_row, g, x_own);
+            T g = g_own[i / ROW_LANES];
+            if (ROW_LANES > 1) g = __shfl_sync(ALL_LANES, g, (t % WARP & -ROW_LANES) + i % ROW_LANES);
+            if constexpr (WANT_DX) add_scaled<COLUMNS>(sums + 1, g, W_own + i * COLUMNS);
+            scale<COLUMNS>(W_own + i * COLUMNS, g, x_own);
         }
-        if (WANT_DW) W_tile.template put<LANE_SIZE>(W_own, W_own_first, own);
+#pragma unroll
+        for (unsigned k = 0; WANT_DW && k < LANE_SIZE / SEGMENT; ++k)
+            if (exists(k)) W_tile.template put<SEGMENT, W_CHUNK>(W_own + k * SEGMENT, W_begin + k * STEP * N, own);
 
         // --- loss and dx of each unit: sums over its lanes -----------------------------------------------------------
         // All lanes of the unit read x before dx takes its place. dx of more lanes goes through warp_sums.
-        if (LANES > 1 && LANES <= WARP) __syncwarp();
-        constexpr unsigned TOGETHER = LANES < WARP ? LANES : WARP;
-        sum_over_lanes<TOGETHER, SUMS>(sums, lane);
-        if (WANT_LOSS && LANES <= WARP && lane == 0 && unit < units_here) __stcs(loss + first + unit, sums[0]);
-        if constexpr (LANES == 1 && WANT_DX) x_tile.template put<SUMS - 1>(sums + 1, unit * N);
+        if (TEAMS > 1 && LANES <= WARP) __syncwarp();
 #pragma unroll
-        for (unsigned k = 0; k * TOGETHER < SUMS; ++k) {
-            const unsigned which = k * TOGETHER + lane % TOGETHER;
-            if (LANES > WARP && which < SUMS) warp_sums[t / WARP * SUMS + which] = sums[k];
-            if (LANES > 1 && LANES <= WARP && 0 < which && which < SUMS) *x_tile.at(unit * N + which - 1) = sums[k];
-        }
+        for (unsigned d = 1; d < ROW_LANES; d *= 2) sums[0] += __shfl_xor_sync(ALL_LANES, sums[0], d);
+        sum_over_lanes<TOGETHER, SUMS, ROW_LANES>(sums, lane);
+        if (WANT_LOSS && LANES <= WARP && lane == 0 && unit < units_here) __stcs(loss + first + unit, sums[0]);
+        if constexpr (LANES <= WARP && TEAMS == 1 && WANT_DX)
+            x_tile.template put<COLUMNS, X_CHUNK>(sums + 1, unit * N + column, columns);
+        else
+#pragma unroll
+            for (unsigned k = 0; k * TEAMS < SUMS; ++k) {
+                const int which = k * TEAMS + lane % TOGETHER / ROW_LANES;
+                if (LANES > WARP && which <= last && (which > 0 || column == 0))
+                    warp_sums[t / WARP * UNIT_SUMS + column + which] = sums[k];
+                if (LANES <= WARP && 0 < which && which <= last) *x_tile.at(unit * N + column + which - 1) = sums[k];
+            }
     }
     __syncthreads();
     if constexpr (LANES > WARP) {
-        if (lane < SUMS && t / LANES < units_here) {
+        if (lane < UNIT_SUMS && t / LANES < units_here) {
             constexpr unsigned WARPS = LANES / WARP;
             T total = T(0);
 #pragma unroll
-            for (unsigned w = 0; w < WARPS; ++w) total += warp_sums[(t / LANES * WARPS + w) * SUMS + lane];
+            for (unsigned w = 0; w < WARPS; ++w) total += warp_sums[(t / LANES * WARPS + w) * UNIT_SUMS + lane];
             // Plain stores: at most two units of a block come here.
             if (WANT_LOSS && lane == 0) loss[first + t / LANES] = total;
             if (WANT_DX && lane > 0) dx[(first + t / LANES) * N + lane - 1] = total;

@@ -23,6 +23,8 @@ from sigmoid_l2.kernels.gpu.common import (
     multiply_add,
     s_and_g,
     scale,
+    shuffle,
+    shuffle_xor,
     store_global,
     store_shared,
     sum_over_lanes,
@@ -41,9 +43,13 @@ def place(PERMUTED: int, itemsize: int) -> Any:
     VECTOR, BANKS = 16 // itemsize, 128 // itemsize
 
     def function(e: Any) -> Any:
-        return np.uint32(e ^ (e // BANKS % PERMUTED) * VECTOR)  # unsigned: numba looks for no negative index
+        e = np.uint32(e)
+        return np.uint32(e ^ (e // BANKS % PERMUTED) * VECTOR)
 
-    return device(function)
+    def unchanged(e: Any) -> Any:
+        return e
+
+    return device(function if PERMUTED > 1 else unchanged)
 
 
 class Tile:
@@ -60,24 +66,32 @@ class Tile:
         self.ROOM = -(-SIZE // (PERMUTED * VECTOR)) * PERMUTED * VECTOR
         self.GRAIN, self.at = GRAIN, place(PERMUTED, itemsize)
 
-    def get(self, COUNT: int) -> Any:
-        """Copy COUNT elements from e on, or only the first ``own`` of them, to registers."""
-        GRAIN, at, load = self.GRAIN, self.at, load_shared(self.GRAIN)
+    def get(self, COUNT: int, CHUNK: int) -> Any:
+        """Copy COUNT elements from e on to registers: those chunks of which ``own`` has the first element."""
+        GRAIN, at, load, WHOLE = self.GRAIN, self.at, load_shared(self.GRAIN), COUNT // CHUNK * CHUNK
 
         def function(to: Any, to_at: Any, tile: Any, e: Any, own: Any) -> None:
-            for k in range(0, COUNT, GRAIN):
-                if k < own:
+            for chunk in range(0, WHOLE, CHUNK):
+                if chunk < own:
+                    for k in range(0, CHUNK, GRAIN):
+                        load(to, to_at + chunk + k, tile, at(e + chunk + k))
+            if own > WHOLE:  # a chunk with fewer elements, if any
+                for k in range(WHOLE, COUNT, GRAIN):
                     load(to, to_at + k, tile, at(e + k))
 
         return device(function)
 
-    def put(self, COUNT: int) -> Any:
+    def put(self, COUNT: int, CHUNK: int) -> Any:
         """Copy them from registers."""
-        GRAIN, at, store = self.GRAIN, self.at, store_shared(self.GRAIN)
+        GRAIN, at, store, WHOLE = self.GRAIN, self.at, store_shared(self.GRAIN), COUNT // CHUNK * CHUNK
 
         def function(tile: Any, e: Any, source: Any, source_at: Any, own: Any) -> None:
-            for k in range(0, COUNT, GRAIN):
-                if k < own:
+            for chunk in range(0, WHOLE, CHUNK):
+                if chunk < own:
+                    for k in range(0, CHUNK, GRAIN):
+                        store(tile, at(e + chunk + k), source, source_at + chunk + k)
+            if own > WHOLE:
+                for k in range(WHOLE, COUNT, GRAIN):
                     store(tile, at(e + k), source, source_at + k)
 
         return device(function)
@@ -93,51 +107,56 @@ class Mover:
     """
 
     def __init__(self, tile: Tile, SIZE: int, WIDTH: int, THREADS: int) -> None:
-        ROUNDS, at = -(-(SIZE // WIDTH) // THREADS), tile.at
+        ROUNDS, ROUND, at = -(-(SIZE // WIDTH) // THREADS), THREADS * WIDTH, tile.at
         SINGLE = ROUNDS * WIDTH
         self.HELD = SINGLE + 1
         load, store, load_one, store_one = (f(True, k) for k in (WIDTH, 1) for f in (load_global, store_global))
         get, put, get_one, put_one = (f(k) for k in (WIDTH, 1) for f in (load_shared, store_shared))
 
         @device
+        def places(count: Any, t: Any) -> Any:
+            """The thread's first element, that of its single one, and where the vectors end."""
+            t = np.uint32(min(t, np.uint32(THREADS - 1)))  # changes nothing, but tells the compiler that t < THREADS
+            rest = np.uint32(count) // WIDTH * WIDTH
+            return np.uint32(t * WIDTH), rest + t, rest
+
+        @device
         def from_global(held: Any, source: Any, tile_first: Any, count: Any, t: Any) -> None:
-            rest = count // WIDTH * WIDTH
+            first, single, rest = places(count, t)
+            begin = tile_first + first
             for r in range(ROUNDS):
-                e = (r * THREADS + t) * WIDTH
-                if e < rest:
-                    load(held, r * WIDTH, source, tile_first + e)
-            if rest + t < count:
-                load_one(held, SINGLE, source, tile_first + rest + t)
+                if np.uint32(first + r * ROUND) < rest:
+                    load(held, r * WIDTH, source, begin + r * ROUND)
+            if single < count:
+                load_one(held, SINGLE, source, tile_first + single)
 
         @device
         def to_tile(tile: Any, held: Any, count: Any, t: Any) -> None:
-            rest = count // WIDTH * WIDTH
+            first, single, rest = places(count, t)
             for r in range(ROUNDS):
-                e = (r * THREADS + t) * WIDTH
-                if e < rest:
-                    put(tile, at(e), held, r * WIDTH)
-            if rest + t < count:
-                put_one(tile, at(rest + t), held, SINGLE)
+                if np.uint32(first + r * ROUND) < rest:
+                    put(tile, at(np.uint32(first + r * ROUND)), held, r * WIDTH)
+            if single < count:
+                put_one(tile, at(single), held, SINGLE)
 
         @device
         def from_tile(held: Any, tile: Any, count: Any, t: Any) -> None:
-            rest = count // WIDTH * WIDTH
+            first, single, rest = places(count, t)
             for r in range(ROUNDS):
-                e = (r * THREADS + t) * WIDTH
-                if e < rest:
-                    get(held, r * WIDTH, tile, at(e))
-            if rest + t < count:
-                get_one(held, SINGLE, tile, at(rest + t))
+                if np.uint32(first + r * ROUND) < rest:
+                    get(held, r * WIDTH, tile, at(np.uint32(first + r * ROUND)))
+            if single < count:
+                get_one(held, SINGLE, tile, at(single))
 
         @device
         def to_global(target: Any, tile_first: Any, held: Any, count: Any, t: Any) -> None:
-            rest = count // WIDTH * WIDTH
+            first, single, rest = places(count, t)
+            begin = tile_first + first
             for r in range(ROUNDS):
-                e = (r * THREADS + t) * WIDTH
-                if e < rest:
-                    store(target, tile_first + e, held, r * WIDTH)
-            if rest + t < count:
-                store_one(target, tile_first + rest + t, held, SINGLE)
+                if np.uint32(first + r * ROUND) < rest:
+                    store(target, begin + r * ROUND, held, r * WIDTH)
+            if single < count:
+                store_one(target, tile_first + single, held, SINGLE)
 
         self.functions = from_global, to_tile, from_tile, to_global
 
@@ -145,26 +164,26 @@ class Mover:
 def each_row(row: Any, LANE_ROWS: int) -> Any:
     """The function that calls ``row`` for i = 0, 1, ..., LANE_ROWS - 1.
 
-    W_own[i * N + j] is a register only where the compiler knows i. For sm_100 it does not unroll a loop over long rows
-    (3 rows of 10 columns), so up to 4 rows are written out. A lane with more rows has short ones; 29 calls would take
-    numba-cuda-mlir minutes.
+    W_own[i * COLUMNS + j] is a register only where the compiler knows i. For sm_100 it does not unroll a loop over long
+    rows (3 rows of 10 columns), so up to 4 rows are written out. A lane with more rows has few columns of each; 29
+    calls would take numba-cuda-mlir minutes.
     """
     zero, one, two, three = map(np.int64, range(4))  # with literals numba would compile row four times
 
     @device
-    def loop(W_own: Any, x_own: Any, sums: Any, own: Any) -> None:
+    def loop(W_own: Any, x_own: Any, q: Any, g_own: Any, sums: Any, t: Any) -> None:
         for i in range(LANE_ROWS):
-            row(i, W_own, x_own, sums, own)
+            row(i, W_own, x_own, q, g_own, sums, t)
 
     @device
-    def written_out(W_own: Any, x_own: Any, sums: Any, own: Any) -> None:
-        row(zero, W_own, x_own, sums, own)
+    def written_out(W_own: Any, x_own: Any, q: Any, g_own: Any, sums: Any, t: Any) -> None:
+        row(zero, W_own, x_own, q, g_own, sums, t)
         if LANE_ROWS > 1:
-            row(one, W_own, x_own, sums, own)
+            row(one, W_own, x_own, q, g_own, sums, t)
         if LANE_ROWS > 2:
-            row(two, W_own, x_own, sums, own)
+            row(two, W_own, x_own, q, g_own, sums, t)
         if LANE_ROWS > 3:
-            row(three, W_own, x_own, sums, own)
+            row(three, W_own, x_own, q, g_own, sums, t)
 
     return written_out if LANE_ROWS <= 4 else loop
 
@@ -172,46 +191,62 @@ def each_row(row: Any, LANE_ROWS: int) -> Any:
 def staged_function(plan: Staged, M: int, N: int, itemsize: int, wide: bool, wanted: Wanted) -> Any:
     """The kernel's Python function for one (M, N). Grid: ceil(units / BLOCK_UNITS) blocks of THREADS threads.
 
-    A unit has LANES lanes of LANE_ROWS rows each, the last ones fewer; a lane that owns whole pairs owns LANE_PAIRS. An
-    output that is not wanted is not touched.
+    ROW_LANES lanes of a unit share a row; each owns COLUMNS neighbouring columns of it, the last ones fewer. A lane has
+    LANE_ROWS rows, the last ones fewer. One that owns whole pairs owns LANE_PAIRS. An output that is not wanted is not
+    touched.
     """
-    THREADS, LANES, LANE_ROWS, LANE_PAIRS, ROWS, SLICES = plan[:6]
+    THREADS, LANES, ROW_LANES, COLUMNS, LANE_ROWS, LANE_PAIRS, ROWS, SLICES = plan[:8]
     WANT_LOSS, WANT_DW, WANT_DX = wanted
     real, zero, one = framework.REALS[itemsize], TYPES[itemsize](0), TYPES[itemsize](1)
     BLOCK_UNITS, VECTOR = plan.block_units, 16 // itemsize
-    W_SIZE, X_SIZE, LANE_SIZE = BLOCK_UNITS * ROWS * N, BLOCK_UNITS * N, LANE_ROWS * N
+    W_SIZE, X_SIZE, LANE_SIZE = BLOCK_UNITS * ROWS * N, BLOCK_UNITS * N, LANE_ROWS * COLUMNS
     W_ALL, X_ALL = np.int64(W_SIZE), np.int64(X_SIZE)  # with literals numba would compile the movers twice
-    ALL_ROWS = LANES * LANE_ROWS == ROWS and M % ROWS == 0  # each lane has LANE_ROWS
     assert SLICES == 1 or BLOCK_UNITS == 1, "a slice has a block to itself"
     assert LANE_PAIRS == 1 or LANES == 1, "only a lane that owns pairs owns several"
+    # A lane owns LANE_ROWS whole rows that follow each other, or columns of rows that are LANES / ROW_LANES apart, so
+    # that the lanes of a warp touch neighbouring elements.
+    WHOLE, ALL_COLUMNS = ROW_LANES == 1, ROW_LANES * COLUMNS == N
+    ALL_ROWS = LANES * LANE_ROWS == ROWS * ROW_LANES and M % ROWS == 0  # each lane has LANE_ROWS
+    SEGMENT = LANE_SIZE if WHOLE else COLUMNS  # of neighbouring elements
+    SEGMENTS, STEP = LANE_SIZE // SEGMENT, 1 if WHOLE else LANES // ROW_LANES
+    W_GRAIN = twos(N if not WHOLE else SEGMENT if BLOCK_UNITS == 1 else SEGMENT | ROWS * N, VECTOR)
+    X_CHUNK = (N - 1) % COLUMNS + 1  # neighbouring columns that a lane has all or none of
+    W_CHUNK = X_CHUNK if X_CHUNK % W_GRAIN == 0 else W_GRAIN
     # Elements in one access: 16 bytes of them where every tile begins on a multiple of 16 bytes.
     W_WIDTH = VECTOR if wide and (W_SIZE if SLICES == 1 else M * N) % VECTOR == 0 else 1
     X_WIDTH = VECTOR if wide and X_SIZE % VECTOR == 0 else 1
-    W_Tile = Tile(W_SIZE, LANE_SIZE, twos(LANE_SIZE if BLOCK_UNITS == 1 else LANE_SIZE | ROWS * N, VECTOR), itemsize)
-    X_Tile = Tile(X_SIZE, N, twos(N, VECTOR), itemsize)
+    W_Tile, X_Tile = Tile(W_SIZE, SEGMENT, W_GRAIN, itemsize), Tile(X_SIZE, COLUMNS, twos(N, VECTOR), itemsize)
     W_Mover, X_Mover = Mover(W_Tile, W_SIZE, W_WIDTH, THREADS), Mover(X_Tile, X_SIZE, X_WIDTH, THREADS)
-    SUMS = 1 + N if WANT_DX else 1  # over the unit's lanes: loss, dx_0, dx_1, ...
     TOGETHER, WARPS = min(LANES, WARP), LANES // WARP
-    SHARES = -(-SUMS // TOGETHER)  # sums that a lane is left with
-    W_ROOM, X_ROOM, WARP_ROOM = W_Tile.ROOM, X_Tile.ROOM, THREADS // WARP * SUMS if LANES > WARP else 1
+    TEAMS = TOGETHER // ROW_LANES  # lanes of a column
+    SUMS, UNIT_SUMS = (1 + COLUMNS, 1 + N) if WANT_DX else (1, 1)  # of a lane, of a unit: loss, dx_0, dx_1, ...
+    Q_SHARES, SHARES = -(-LANE_ROWS // ROW_LANES), -(-SUMS // TEAMS)  # sums over lanes that a lane is left with
+    W_ROOM, X_ROOM, WARP_ROOM = W_Tile.ROOM, X_Tile.ROOM, THREADS // WARP * UNIT_SUMS if LANES > WARP else 1
+    W_BEYOND = W_ROOM - W_SIZE
     W_HELD, X_HELD = W_Mover.HELD, X_Mover.HELD
     W_from_global, W_to_tile, W_from_tile, W_to_global = W_Mover.functions
     x_from_global, x_to_tile, x_from_tile, x_to_global = X_Mover.functions
-    W_get, W_put = W_Tile.get(LANE_SIZE), W_Tile.put(LANE_SIZE)
-    x_get, x_put, x_at = X_Tile.get(N), X_Tile.put(N), X_Tile.at
-    dot_row, add_scaled_row, scale_row = dot(N), add_scaled(N), scale(N)
-    sum_lanes, store_one = sum_over_lanes(TOGETHER, SUMS), store_global(True, 1)
+    W_get, W_put, W_at = W_Tile.get(SEGMENT, W_CHUNK), W_Tile.put(SEGMENT, W_CHUNK), W_Tile.at
+    x_get, x_put, x_at = X_Tile.get(COLUMNS, X_CHUNK), X_Tile.put(COLUMNS, X_CHUNK), X_Tile.at
+    dot_row, add_scaled_row, scale_row = dot(COLUMNS), add_scaled(COLUMNS), scale(COLUMNS)
+    sum_rows, sum_lanes = sum_over_lanes(ROW_LANES, LANE_ROWS), sum_over_lanes(TOGETHER, SUMS, ROW_LANES)
+    store_one = store_global(True, 1)
+    LOSS_SHIFTS = ROW_LANES.bit_length() - 1
 
     @device
-    def row_step(i: Any, W_own: Any, x_own: Any, sums: Any, own: Any) -> None:
-        if i * N < own:
-            s, g = s_and_g(dot_row(W_own, i * N, x_own, 0, zero), one)
-            sums[0] = multiply_add(s, s, sums[0])
-            if WANT_DX:
-                add_scaled_row(sums, 1, g, W_own, i * N)
-            scale_row(W_own, i * N, g, x_own, 0)
+    def q_row(i: Any, W_own: Any, x_own: Any, q: Any, g_own: Any, sums: Any, t: Any) -> None:
+        q[i] = dot_row(W_own, i * COLUMNS, x_own, 0, zero)
 
-    lane_steps = each_row(row_step, LANE_ROWS)
+    @device
+    def gradients_row(i: Any, W_own: Any, x_own: Any, q: Any, g_own: Any, sums: Any, t: Any) -> None:
+        g = g_own[i // ROW_LANES]
+        if ROW_LANES > 1:
+            g = shuffle(g, t % WARP // ROW_LANES * ROW_LANES + i % ROW_LANES)
+        if WANT_DX:
+            add_scaled_row(sums, 1, g, W_own, i * COLUMNS)
+        scale_row(W_own, i * COLUMNS, g, x_own, 0)
+
+    q_rows, gradients_rows = each_row(q_row, LANE_ROWS), each_row(gradients_row, LANE_ROWS)
 
     def fused_staged(
         W: Any,  # (B, M, N)
@@ -227,17 +262,21 @@ def staged_function(plan: Staged, M: int, N: int, itemsize: int, wide: bool, wan
         W_held, x_held = cuda.local.array(W_HELD, real), cuda.local.array(X_HELD, real)
         # On the way out other registers, as each Mover of staged.cuh has its own.
         dW_held, dx_held = cuda.local.array(W_HELD, real), cuda.local.array(X_HELD, real)
-        W_own, x_own = cuda.local.array(LANE_SIZE, real), cuda.local.array(N, real)
+        W_own, x_own = cuda.local.array(LANE_SIZE, real), cuda.local.array(COLUMNS, real)
+        q, g_own = cuda.local.array(LANE_ROWS, real), cuda.local.array(Q_SHARES, real)
         sums = cuda.local.array(SUMS, real)
 
         # --- where this thread works ---------------------------------------------------------------------------------
-        t = cuda.threadIdx.x & (THREADS - 1)  # changes nothing, but tells the compiler that t >= 0
-        lane = t % LANES
+        # min changes nothing, but tells the compiler that t < THREADS. Unsigned 32-bit numbers: numba would make 64-bit
+        # ones of them, and look for negative indices.
+        t = np.uint32(cuda.threadIdx.x)
+        lane = np.uint32(t % LANES)
+        column = np.uint32(lane % ROW_LANES * COLUMNS)
         first = np.int64(np.uint32(cuda.blockIdx.x)) * BLOCK_UNITS
         pair = first // SLICES
-        units_here = min(units - first, BLOCK_UNITS)
+        units_here = np.uint32(min(units - first, BLOCK_UNITS))
         row = first % SLICES * ROWS
-        rows: Any = min(M - row, ROWS)
+        rows = np.uint32(min(M - row, ROWS))
         W_first = (pair * M + row) * N
         is_full = units_here == BLOCK_UNITS and rows == ROWS
 
@@ -248,15 +287,17 @@ def staged_function(plan: Staged, M: int, N: int, itemsize: int, wide: bool, wan
             x_from_global(x_held, x, pair * N, X_ALL, t)
             W_to_tile(W_tile, W_held, W_ALL, t)
             x_to_tile(x_tile, x_held, X_ALL, t)
+            if t < W_BEYOND:
+                W_tile[np.uint32(W_at(W_SIZE + t))] = zero  # a grain may reach beyond the last row
         else:  # units and rows beyond the end are computed like all others, with zeros
             e = t
             while e < W_ROOM:
-                W_tile[np.uint32(e)] = zero
-                e += THREADS
+                W_tile[e] = zero
+                e = np.uint32(e + THREADS)
             e = t
             while e < X_ROOM:
-                x_tile[np.uint32(e)] = zero
-                e += THREADS
+                x_tile[e] = zero
+                e = np.uint32(e + THREADS)
             cuda.syncthreads()
             W_from_global(W_held, W, W_first, units_here * rows * N, t)
             x_from_global(x_held, x, pair * N, units_here * N, t)
@@ -264,39 +305,74 @@ def staged_function(plan: Staged, M: int, N: int, itemsize: int, wide: bool, wan
             x_to_tile(x_tile, x_held, units_here * N, t)
         cuda.syncthreads()
 
-        for p in range(LANE_PAIRS):
-            # --- the rows of each lane: q = W x; s, g and loss; dW = g x^T, dx += W^T g ------------------------------
-            unit = p * (THREADS // LANES) + t // LANES
-            W_own_first = (unit * ROWS + lane * LANE_ROWS) * N
-            own = LANE_SIZE if ALL_ROWS else rows * N - lane * LANE_SIZE  # negative: none
+        # The lane's row i is row first_row + i * STEP of its unit, and is there where i * STEP < left.
+        first_row = np.uint32(lane * LANE_ROWS if WHOLE else lane // ROW_LANES)
+        left = np.int32(rows - first_row)
+        columns = np.int32(COLUMNS if ALL_COLUMNS else min(COLUMNS, N - column))  # none where negative
+        own = np.int32(columns if not WHOLE else SEGMENT if ALL_ROWS else left * N)  # of a segment
+        last = columns if WANT_DX else np.int32(0)  # of the lane's sums
+        p = np.uint32(0)
+        while p < LANE_PAIRS:
+            # --- W and x of each lane --------------------------------------------------------------------------------
+            unit = np.uint32(p * (THREADS // LANES) + t // LANES)
+            for k in range(LANE_SIZE):
+                W_own[k] = zero
+            for k in range(COLUMNS):
+                x_own[k] = zero
             for k in range(SUMS):
                 sums[k] = zero
-            W_get(W_own, 0, W_tile, W_own_first, own)
-            x_get(x_own, 0, x_tile, unit * N, N)
-            lane_steps(W_own, x_own, sums, own)
+            W_begin = np.uint32((unit * ROWS + first_row) * N + column)
+            for k in range(SEGMENTS):
+                if ALL_ROWS or k * STEP < left:
+                    W_get(W_own, k * SEGMENT, W_tile, W_begin + k * STEP * N, own)
+            x_get(x_own, 0, x_tile, np.uint32(unit * N + column), columns)
+
+            # --- q = W x ---------------------------------------------------------------------------------------------
+            q_rows(W_own, x_own, q, g_own, sums, t)
+            sum_rows(q, lane)
+
+            # --- s, g and loss: of the lanes that share rows, lane l does rows l, l + ROW_LANES, ... -----------------
+            for k in range(Q_SHARES):
+                i = np.int32(k * ROW_LANES + lane % ROW_LANES)
+                s, g = s_and_g(q[k], one)
+                if (LANE_ROWS % ROW_LANES == 0 or i < LANE_ROWS) and (ALL_ROWS or i * STEP < left):
+                    sums[0] = multiply_add(s, s, sums[0])
+                    g_own[k] = g
+                else:
+                    g_own[k] = zero  # no row: s and g are NaN where x is infinite
+
+            # --- dW = g x^T, dx += W^T g -----------------------------------------------------------------------------
+            gradients_rows(W_own, x_own, q, g_own, sums, t)
             if WANT_DW:
-                W_put(W_tile, W_own_first, W_own, 0, own)
+                for k in range(SEGMENTS):
+                    if ALL_ROWS or k * STEP < left:
+                        W_put(W_tile, W_begin + k * STEP * N, W_own, k * SEGMENT, own)
 
             # --- loss and dx of each unit: sums over its lanes -------------------------------------------------------
             # All lanes of the unit read x before dx takes its place. dx of more lanes goes through warp_sums.
-            if 1 < LANES <= WARP:
+            if TEAMS > 1 and LANES <= WARP:
                 cuda.syncwarp()
+            for k in range(LOSS_SHIFTS):
+                sums[0] += shuffle_xor(sums[0], 1 << k)
             sum_lanes(sums, lane)
             if WANT_LOSS and LANES <= WARP and lane == 0 and unit < units_here:
                 store_one(loss, first + unit, sums, 0)
-            if WANT_DX and LANES == 1:
-                x_put(x_tile, unit * N, sums, 1, N)
-            for k in range(SHARES):
-                which = k * TOGETHER + lane % TOGETHER
-                if LANES > WARP and which < SUMS:
-                    warp_sums[np.uint32(t // WARP * SUMS + which)] = sums[k]
-                if 1 < LANES <= WARP and 0 < which < SUMS:
-                    x_tile[x_at(unit * N + which - 1)] = sums[k]
+            if LANES <= WARP and TEAMS == 1:
+                if WANT_DX:
+                    x_put(x_tile, np.uint32(unit * N + column), sums, 1, columns)
+            else:
+                for k in range(SHARES):
+                    which = np.uint32(k * TEAMS + lane % TOGETHER // ROW_LANES)
+                    if LANES > WARP and which <= last and (which > 0 or column == 0):
+                        warp_sums[np.uint32(t // WARP * UNIT_SUMS + column + which)] = sums[k]
+                    if LANES <= WARP and 0 < which <= last:
+                        x_tile[np.uint32(x_at(unit * N + column + which - 1))] = sums[k]
+            p = np.uint32(p + 1)
         cuda.syncthreads()
-        if LANES > WARP and lane < SUMS and t // LANES < units_here:
+        if LANES > WARP and lane < UNIT_SUMS and t // LANES < units_here:
             sums[0] = zero
             for w in range(WARPS):
-                sums[0] += warp_sums[np.uint32((t // LANES * WARPS + w) * SUMS + lane)]
+                sums[0] += warp_sums[np.uint32((t // LANES * WARPS + w) * UNIT_SUMS + lane)]
             if WANT_LOSS and lane == 0:
                 store_one(loss, first + t // LANES, sums, 0)
             if WANT_DX and lane > 0:

@@ -27,8 +27,11 @@ WAYS = {
     "tiny": (131, 3, 3),
     "tiny, pairs in a row": (1031, 1, 1),
     "group": (9, 10, 10),
-    "block, staged": (3, 40, 30),
+    "group, shared rows": (9, 17, 16),  # 8 lanes of which 4 share a row; one has fewer rows
+    "group, one row": (70, 1, 31),  # of 16 and 15 columns
+    "block, staged": (3, 44, 30),  # lanes with 4, 2 and fewer rows
     "split, staged": (3, 1100, 10),
+    "split, shared rows": (3, 700, 17),  # lanes with 5 and 2 columns
     "group, rows": (9, 3, 40),
     "block, rows": (3, 20, 70),
     "block, a row": (2, 5, 1030),
@@ -48,14 +51,16 @@ SHAPES = [
     (10, 10),
     (13, 17),
     (300, 3),
+    (17, 25),
+    (31, 31),
     (3, 40),
     (2, 64),
 ]
 BORDERS = {
-    "float32": "9x3 tiny, 10x3 group, 1x15 tiny, 1x16 group, 319x3 group, 320x3 block, 3412x3 block, 3413x3 split, "
+    "float32": "9x3 tiny, 10x3 group, 1x15 tiny, 1x16 group, 416x3 group, 417x3 block, 3412x3 block, 3413x3 split, "
     "1x32 group, 1x33 group, 19x64 group, 20x64 block, 3x512 group, 3x513 block, 1x4096 block, 1x4097 block, "
     "2x16384 block, 2x16385 long",
-    "float64": "3x3 tiny, 4x3 group, 1x7 tiny, 1x8 group, 159x3 group, 160x3 block, 1705x3 block, 1706x3 split, "
+    "float64": "3x3 tiny, 4x3 group, 1x7 tiny, 1x8 group, 192x3 group, 193x3 block, 1705x3 block, 1706x3 split, "
     "3x16 group, 3x17 group, 19x64 group, 20x64 block, 3x256 group, 3x257 block, 1x2048 block, 1x2049 block, "
     "2x8192 block, 2x8193 long, 256x256 block, 257x256 split",
 }
