@@ -144,7 +144,7 @@ def test_the_empty_kernel_compiles():
     pytest.importorskip("cupy", exc_type=ImportError)
     from gpu import code
 
-    assert code.cupy_used(gpu_calls.empty_cupy_kernel(), "float32", (1, 1, 1, 1, 1), 90).shared == 0
+    assert code.cupy_used(gpu_calls.empty_cupy_kernel(), 90).shared == 0
 
 
 def test_without_a_gpu_it_says_so_in_one_line(monkeypatch, capsys):

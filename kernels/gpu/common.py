@@ -1,8 +1,8 @@
 """What the kernels in numba.cuda share: arithmetic, the steps of a row, sums over threads, moves; common.cuh is CuPy's.
 
 A function of compile-time constants, like ``dot(count)``, returns a device function. Where the .cuh takes a pointer,
-this takes an array and an index. Arrays are contiguous, in global or shared memory or in registers. ``one`` is 1 in the
-arrays' dtype, because numba makes float64 of a float32 and a Python number.
+this takes an array and an index. Arrays are contiguous, in shared memory or in registers; for global memory it takes an
+address and an index. ``one`` is 1 in the arrays' dtype, because numba makes float64 of a float32 and a Python number.
 """
 
 import math
@@ -154,7 +154,7 @@ def sum_over_row_threads(warps: int, count: int) -> Any:
 def load_global(wide: bool, width: int) -> Any:
     """Copy ``width`` neighbouring elements: in one access of an aligned address or, where not ``wide``, one by one.
 
-    The function takes the array and index to copy to, then those to copy from; their types say which memory each is in.
+    The function takes what and which index to copy to, then from.
     Its accesses have no hints to the cache as in common.cuh: ldcs and stcs of numba.cuda move single elements only.
     """
     move = framework.MOVERS[width if wide else 1]
@@ -170,3 +170,29 @@ def load_global(wide: bool, width: int) -> Any:
 
 store_global = load_global
 load_shared = store_shared = partial(load_global, True)  # of ``width`` elements
+
+
+@cache
+def load_value(itemsize: int) -> Any:
+    """One element of global memory."""
+    real, move = framework.REALS[itemsize], framework.MOVERS[1]
+
+    def function(source: Any, at: Any) -> Any:
+        held = cuda.local.array(1, real)
+        move(held, 0, source, at)
+        return held[0]
+
+    return device(function)
+
+
+@cache
+def store_value(itemsize: int) -> Any:
+    """Store one element in global memory."""
+    real, move = framework.REALS[itemsize], framework.MOVERS[1]
+
+    def function(target: Any, at: Any, value: Any) -> None:
+        held = cuda.local.array(1, real)
+        held[0] = value
+        move(target, at, held, 0)
+
+    return device(function)

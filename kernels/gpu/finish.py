@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sigmoid_l2.kernels import Wanted
-from sigmoid_l2.kernels.gpu.common import TYPES, cuda, framework
+from sigmoid_l2.kernels.gpu.common import TYPES, cuda, framework, load_value, store_value
 from sigmoid_l2.kernels.gpu.plan import BLOCK_THREADS, WARP
 
 
@@ -18,6 +18,7 @@ def finish_function(itemsize: int, wanted: Wanted) -> Any:
     GROUPS = BLOCK_THREADS // WARP
     WANT_LOSS, WANT_DX = wanted.loss, wanted.dx
     real, zero = framework.REALS[itemsize], TYPES[itemsize](0)
+    load, store = load_value(itemsize), store_value(itemsize)
 
     def finish(
         slice_loss: Any,  # (units,)
@@ -39,12 +40,12 @@ def finish_function(itemsize: int, wanted: Wanted) -> Any:
         if WANT_DX and j < n:
             k = group
             while k < slices:
-                total += slice_dx[b * slices + k, j]
+                total += load(slice_dx, (b * slices + k) * n + j)
                 k += GROUPS
         if WANT_LOSS and j == n:
             k = group
             while k < slices:
-                total += slice_loss[b * slices + k]
+                total += load(slice_loss, b * slices + k)
                 k += GROUPS
         sums[t] = total
         cuda.syncthreads()
@@ -55,8 +56,8 @@ def finish_function(itemsize: int, wanted: Wanted) -> Any:
         for k in range(1, GROUPS):
             total += sums[k * WARP + c]
         if WANT_DX and j < n:
-            dx[b, j] = total
+            store(dx, b * n + j, total)
         if WANT_LOSS and j == n:
-            loss[b] = total
+            store(loss, b, total)
 
     return finish

@@ -1,13 +1,14 @@
-"""How ``fused`` of both GPU libraries becomes launches: plain Python, which slices the arrays of either library.
+"""How ``fused`` of both GPU libraries becomes launches: plain Python and plain integers, the same for either library.
 
 ``launcher`` is the module launch_cupy or launch_numba. It builds the kernels (staged_kernel, rows_kernel, long_kernel,
-finish_kernel), runs one (run), tells where an array begins (address) and keeps the workspace.
+finish_kernel), runs one (run), tells where an array begins (address) and keeps the workspace. A kernel's arguments are
+int64: addresses, 0 for what is not wanted, and then sizes. The libraries take them in less time than arrays.
 """
 
 import threading
 from collections.abc import Callable, Iterator
 from functools import cache, wraps
-from typing import Any
+from typing import Any, NamedTuple
 
 from sigmoid_l2.kernels import Wanted
 from sigmoid_l2.kernels.gpu import plan
@@ -28,28 +29,59 @@ def once(build: Callable[..., Any]) -> Callable[..., Any]:
     return get
 
 
+class Batch(NamedTuple):
+    """The arrays of a batch by their addresses; that of an output that is not wanted is 0."""
+
+    W: int  # (B, m, n)
+    x: int  # (B, n)
+    loss: int  # (B,)
+    dW: int  # (B, m, n)
+    dx: int  # (B, n)
+    B: int
+    m: int
+    n: int
+    itemsize: int
+
+    @property
+    def wanted(self) -> Wanted:
+        """Which outputs are wanted."""
+        return Wanted(self.loss != 0, self.dW != 0, self.dx != 0)
+
+    def part(self, first: int, pairs: int) -> "Batch":
+        """The pairs from ``first`` on."""
+        sizes = self.m * self.n, self.n, 1, self.m * self.n, self.n  # elements of a pair
+        begins = [a and a + first * size * self.itemsize for a, size in zip(self[:5], sizes, strict=True)]
+        W, x, loss, dW, dx = begins
+        return self._replace(W=W, x=x, loss=loss, dW=dW, dx=dx, B=pairs)
+
+
 def fused(launcher: Any, W: Any, x: Any, loss: Any, dW: Any, dx: Any, stream: int | None) -> None:
     """Compute loss, dW and dx for a batch, in one launch.
 
     Where pairs are cut into slices, a second launch adds their sums; the batch then goes through in parts that fit the
     workspace.
     """
-    _, m, n = W.shape
-    p = plan.make_plan(m, n, W.dtype.itemsize)
-    if p.slices == 1 or (loss is None and dx is None):
-        _launch(launcher, p, stream, W, x, loss, dW, dx)
-        return
-    for part, slice_loss, slice_dx in _parts(p, launcher.workspace(stream), W, x, loss, dW, dx):
-        W_part, x_part, loss_part, dW_part, dx_part = part
-        _launch(launcher, p, stream, W_part, x_part, slice_loss, dW_part, slice_dx)
-        _finish(launcher, p, stream, slice_loss, slice_dx, loss_part, dx_part, len(W_part), n)
-
-
-def _launch(launcher: Any, p: Plan, stream: int | None, W: Any, x: Any, loss: Any, dW: Any, dx: Any) -> None:
-    """Run the kernel of ``p``, which writes ``loss`` and ``dx`` by unit."""
     B, m, n = W.shape
-    units, itemsize, wanted = B * p.slices, W.dtype.itemsize, Wanted.of(loss, dW, dx)
-    wide = not any(launcher.address(a) % plan.WIDE_BYTES for a in (W, x, dW, dx) if a is not None)  # loss moves singly
+    W_at, x_at, loss_at, dW_at, dx_at = (0 if a is None else launcher.address(a) for a in (W, x, loss, dW, dx))
+    batch = Batch(W_at, x_at, loss_at, dW_at, dx_at, B, m, n, W.dtype.itemsize)
+    p = plan.make_plan(m, n, batch.itemsize)
+    if p.slices == 1 or not (batch.loss or batch.dx):
+        _launch(launcher, p, stream, batch, batch.loss, batch.dx)
+        return
+    for part, slice_loss, slice_dx in _parts(p, launcher.address(launcher.workspace(stream)), batch):
+        _launch(launcher, p, stream, part, slice_loss, slice_dx)
+        _finish(launcher, p, stream, part, slice_loss, slice_dx)
+
+
+def are_aligned(*addresses: int) -> bool:
+    """Whether the widest accesses can be used."""
+    return not any(address % plan.WIDE_BYTES for address in addresses)
+
+
+def _launch(launcher: Any, p: Plan, stream: int | None, batch: Batch, loss: int, dx: int) -> None:
+    """Run the kernel of ``p``, which writes ``loss`` and ``dx`` by unit."""
+    W, x, _, dW, _, B, m, n, itemsize = batch
+    units, wide, wanted = B * p.slices, are_aligned(W, x, dW, dx), batch.wanted  # loss moves singly
     sizes: tuple[int, ...]
     if isinstance(p, Staged):
         kernel, sizes = launcher.staged_kernel(p, m, n, itemsize, wide, wanted), (units,)
@@ -59,37 +91,24 @@ def _launch(launcher: Any, p: Plan, stream: int | None, W: Any, x: Any, loss: An
         sizes = units, m, n, p.rows, p.slices
     else:
         kernel, sizes = launcher.long_kernel(p, itemsize, wanted), (m, n)
-    launcher.run(kernel, -(-units // p.block_units), p.threads, stream, (W, x), _filled(W, loss, dW, dx), sizes)
+    launcher.run(kernel, -(-units // p.block_units), p.threads, stream, (W, x, loss, dW, dx, *sizes))
 
 
-def _finish(
-    launcher: Any, p: Plan, stream: int | None, slice_loss: Any, slice_dx: Any, loss: Any, dx: Any, B: int, n: int
-) -> None:
-    """Add the sums of the slices of B pairs; a block does WARP columns of a pair's dx and loss."""
-    some_array = slice_loss if slice_dx is None else slice_dx
-    kernel = launcher.finish_kernel(some_array.dtype.itemsize, Wanted.of(loss, None, dx))
-    arrays = _filled(some_array, slice_loss, slice_dx), _filled(some_array, loss, dx)
-    launcher.run(kernel, B * (n // plan.WARP + 1), plan.BLOCK_THREADS, stream, *arrays, (n, p.slices))
+def _finish(launcher: Any, p: Plan, stream: int | None, batch: Batch, slice_loss: int, slice_dx: int) -> None:
+    """Add the sums of the slices of each pair; a block does WARP columns of a pair's dx and loss."""
+    kernel = launcher.finish_kernel(batch.itemsize, batch.wanted._replace(dW=False))
+    blocks = batch.B * (batch.n // plan.WARP + 1)
+    arguments = slice_loss, slice_dx, batch.loss, batch.dx, batch.n, p.slices
+    launcher.run(kernel, blocks, plan.BLOCK_THREADS, stream, arguments)
 
 
-def _filled(other: Any, *arrays: Any) -> list[Any]:
-    """Put ``other`` in place of each None: an argument must be an array, even if the kernel never touches it."""
-    return [other if a is None else a for a in arrays]
-
-
-def _parts(
-    p: Plan, workspace: Any, W: Any, x: Any, loss: Any, dW: Any, dx: Any
-) -> Iterator[tuple[list[Any], Any, Any]]:
-    """Cut the batch into parts that fit the workspace; yield each part's arrays, slice_loss and slice_dx.
+def _parts(p: Plan, workspace: int, batch: Batch) -> Iterator[tuple[Batch, int, int]]:
+    """Cut the batch into parts that fit the workspace; yield each part, and where its slice_loss and slice_dx begin.
 
     The workspace holds slice_dx (units, n), then slice_loss (units,).
     """
-    B, _, n = W.shape
-    sums = workspace.view(W.dtype)
-    pairs = sums.size // (p.slices * (n + 1))
-    for first in range(0, B, pairs):
-        part = [a if a is None or pairs >= B else a[first : first + pairs] for a in (W, x, loss, dW, dx)]
-        units = len(part[0]) * p.slices
-        slice_loss = None if loss is None else sums[units * n : units * (n + 1)]
-        slice_dx = None if dx is None else sums[: units * n].reshape(units, n)
-        yield part, slice_loss, slice_dx
+    pairs = plan.WORKSPACE_BYTES // (batch.itemsize * p.slices * (batch.n + 1))
+    for first in range(0, batch.B, pairs):
+        part = batch.part(first, min(pairs, batch.B - first))
+        slice_loss = workspace + part.B * p.slices * batch.n * batch.itemsize
+        yield part, part.loss and slice_loss, part.dx and workspace

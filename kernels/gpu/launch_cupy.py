@@ -1,7 +1,7 @@
 """The GPU kernels of the .cuh files as cupy.ElementwiseKernels.
 
 An ElementwiseKernel wraps its body in a loop over ``size`` indices. The bodies here have barriers, so every thread must
-make exactly one trip: ``size`` is the number of blocks times ``block_size``, and all arrays are raw.
+make exactly one trip: ``size`` is the number of blocks times ``block_size``. All parameters are integers.
 """
 
 import sys
@@ -64,13 +64,14 @@ def _kernel(
     sizes: str,
     registers: int | None = None,
 ) -> Any:
-    template_arguments = ", ".join([{4: "float", 8: "double"}[itemsize], *(str(int(a)) for a in template)])
-    arguments = ", ".join([*(f"&{a}[0]" for a in (inputs + " " + outputs).split()), *sizes.split()])
-    raw = f"raw float{8 * itemsize}"
+    real = {4: "float", 8: "double"}[itemsize]
+    pointers = [f"reinterpret_cast<const {real}*>({a})" for a in inputs.split()]
+    pointers += [f"reinterpret_cast<{real}*>({a})" for a in outputs.split()]
+    template_arguments = ", ".join([real, *(str(int(a)) for a in template)])
     return cupy.ElementwiseKernel(
-        in_params=", ".join([*(f"{raw} {a}" for a in inputs.split()), *(f"int64 {size}" for size in sizes.split())]),
-        out_params=", ".join(f"{raw} {a}" for a in outputs.split()),
-        operation=f"sigmoid_l2::{name}<{template_arguments}>({arguments}); return;",
+        in_params=", ".join(f"int64 {a}" for a in f"{inputs} {outputs} {sizes}".split()),
+        out_params="",
+        operation=f"sigmoid_l2::{name}<{template_arguments}>({', '.join(pointers + sizes.split())}); return;",
         name=f"sigmoid_l2_{name}",
         preamble=_text("common") + _text(name.removeprefix("fused_")),
         no_return=True,
@@ -86,18 +87,10 @@ def _text(stem: str) -> str:
 # --- what launch.py asks of a launcher -------------------------------------------------------------------------------
 
 
-def run(
-    kernel: Any,
-    blocks: int,
-    threads: int,
-    stream: int | None,
-    inputs: Sequence[Any],
-    outputs: Sequence[Any],
-    sizes: Sequence[int],
-) -> None:
+def run(kernel: Any, blocks: int, threads: int, stream: int | None, arguments: Sequence[int]) -> None:
     """Launch a kernel."""
     queue = None if stream is None else cupy_stream(stream)
-    kernel(*inputs, *sizes, *outputs, size=blocks * threads, block_size=threads, stream=queue)
+    kernel(*arguments, size=blocks * threads, block_size=threads, stream=queue)
 
 
 def address(a: Any) -> int:

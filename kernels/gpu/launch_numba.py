@@ -6,6 +6,7 @@ outputs are wanted.
 
 import sys
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from sigmoid_l2.gpu.numba_library import NumbaLibrary
@@ -22,17 +23,9 @@ from sigmoid_l2.kernels.gpu.staged import staged_function
 def fused(W: Any, x: Any, loss: Any, dW: Any, dx: Any, *, stream: int | None = None) -> None:
     """Compute loss, dW and dx for a batch on the current GPU; the contract is in ``sigmoid_l2.kernels``.
 
-    Arrays are numba's device arrays or anything with ``__cuda_array_interface__``.
+    Arrays are numba's, CuPy's or of the class DeviceArray.
     """
-    W, x, loss, dW, dx = (None if a is None else _device_array(a) for a in (W, x, loss, dW, dx))
     launch.fused(sys.modules[__name__], W, x, loss, dW, dx, stream=stream)
-
-
-def _device_array(a: Any) -> Any:
-    if hasattr(a, "copy_to_host"):  # numba's own
-        return a
-    # sync=False: streams are ordered by whoever passes them in; numba would wait for the producer's stream.
-    return cuda.as_cuda_array(a, sync=False)
 
 
 # --- the kernels -----------------------------------------------------------------------------------------------------
@@ -71,30 +64,27 @@ def _kernel(function: Any, threads: int, registers: int | None) -> Any:
 # --- what launch.py asks of a launcher -------------------------------------------------------------------------------
 
 
-def run(
-    kernel: Any,
-    blocks: int,
-    threads: int,
-    stream: int | None,
-    inputs: Sequence[Any],
-    outputs: Sequence[Any],
-    sizes: Sequence[int],
-) -> None:
-    """Launch a kernel without the framework's warning of fewer than 128 blocks: a small batch is no mistake."""
+def run(kernel: Any, blocks: int, threads: int, stream: int | None, arguments: Sequence[int]) -> None:
+    """Launch a kernel."""
+    _configured(kernel, blocks, threads, stream or 0)(*arguments)
+
+
+@lru_cache(maxsize=1024)  # numba keeps 128 per kernel and stream object
+def _configured(kernel: Any, blocks: int, threads: int, stream: int) -> Any:
+    """``kernel[blocks, threads, stream]`` without the warning of fewer than 128 blocks: a small batch is no mistake."""
     queue = cuda.external_stream(stream) if stream else 0
     with launch.one_at_a_time:
         before = framework.config.CUDA_LOW_OCCUPANCY_WARNINGS
         framework.config.CUDA_LOW_OCCUPANCY_WARNINGS = 0
         try:
-            launched = kernel[blocks, threads, queue]
+            return kernel[blocks, threads, queue]
         finally:
             framework.config.CUDA_LOW_OCCUPANCY_WARNINGS = before
-    launched(*inputs, *outputs, *sizes)
 
 
 def address(a: Any) -> int:
     """Where an array begins."""
-    return int(framework.address(a))
+    return int(a.device_ctypes_pointer.value if hasattr(a, "device_ctypes_pointer") else a.data.ptr)
 
 
 def workspace(stream: int | None) -> Any:

@@ -9,7 +9,17 @@ from typing import Any
 import numpy as np
 
 from sigmoid_l2.kernels import Wanted
-from sigmoid_l2.kernels.gpu.common import TYPES, cuda, framework, multiply, multiply_add, s_and_g, sum_over_row_threads
+from sigmoid_l2.kernels.gpu.common import (
+    TYPES,
+    cuda,
+    framework,
+    load_value,
+    multiply,
+    multiply_add,
+    s_and_g,
+    store_value,
+    sum_over_row_threads,
+)
 from sigmoid_l2.kernels.gpu.plan import WARP, Long
 
 
@@ -20,7 +30,7 @@ def long_function(plan: Long, itemsize: int, wanted: Wanted) -> Any:
     WARPS = THREADS // WARP
     Q_SUMS = 2 * WARPS
     real, zero, one = framework.REALS[itemsize], TYPES[itemsize](0), TYPES[itemsize](1)
-    sum_q = sum_over_row_threads(WARPS, 1)
+    sum_q, load, store = sum_over_row_threads(WARPS, 1), load_value(itemsize), store_value(itemsize)
 
     def fused_long(
         W: Any,  # (B, m, n)
@@ -38,11 +48,13 @@ def long_function(plan: Long, itemsize: int, wanted: Wanted) -> Any:
         total = zero
 
         for i in range(m):
+            row_first = (b * m + i) * n  # in W and dW
+
             # --- q = W x ---------------------------------------------------------------------------------------------
             q[0] = zero
             j = t
             while j < n:
-                q[0] = multiply_add(W[b, i, j], x[b, j], q[0])
+                q[0] = multiply_add(load(W, row_first + j), load(x, b * n + j), q[0])
                 j += THREADS
 
             # --- s, g and loss ---------------------------------------------------------------------------------------
@@ -53,11 +65,12 @@ def long_function(plan: Long, itemsize: int, wanted: Wanted) -> Any:
             j = t
             while j < n:
                 if WANT_DX:
-                    dx[b, j] = multiply_add(g, W[b, i, j], dx[b, j] if i > 0 else zero)
+                    before = load(dx, b * n + j) if i > 0 else zero
+                    store(dx, b * n + j, multiply_add(g, load(W, row_first + j), before))
                 if WANT_DW:
-                    dW[b, i, j] = multiply(g, x[b, j])
+                    store(dW, row_first + j, multiply(g, load(x, b * n + j)))
                 j += THREADS
         if WANT_LOSS and t == 0:
-            loss[b] = total
+            store(loss, b, total)
 
     return fused_long

@@ -25,6 +25,7 @@ from sigmoid_l2.kernels.gpu.common import (
     shuffle_xor,
     store_global,
     store_shared,
+    store_value,
     sum_over_row_threads,
 )
 from sigmoid_l2.kernels.gpu.plan import WARP, Rows
@@ -59,7 +60,7 @@ def add_teams(TEAMS: int, WIDTH: int, VECTORS: int, itemsize: int, WANT_LOSS: bo
     UNIT_THREADS, STEP = TEAMS * WARP, WARP * WIDTH
     COLUMNS = VECTORS * STEP
     zero = TYPES[itemsize](0)
-    store = store_shared(WIDTH)
+    store, store_one = store_shared(WIDTH), store_value(itemsize)
 
     def function(
         loss: Any,
@@ -87,13 +88,13 @@ def add_teams(TEAMS: int, WIDTH: int, VECTORS: int, itemsize: int, WANT_LOSS: bo
             total = zero
             for k in range(TEAMS):
                 total += loss_sums[first + k]
-            loss[unit] = total
+            store_one(loss, unit, total)
         j = t % UNIT_THREADS
         while WANT_DX and j < n:
             total = zero
             for k in range(TEAMS):
                 total += dx_sums[(first + k) * COLUMNS + j]
-            dx[unit, j] = total
+            store_one(dx, unit * n + j, total)
             j += UNIT_THREADS
 
     return device(function)
@@ -115,7 +116,7 @@ def rows_function(plan: Rows, itemsize: int, wide: bool, wanted: Wanted) -> Any:
     real, zero, one = framework.REALS[itemsize], TYPES[itemsize](0), TYPES[itemsize](1)
     load, store = load_row(wide, WIDTH, VECTORS, STEP), store_row(wide, WIDTH, VECTORS, STEP)
     dot_own, add_scaled_own, scale_own = dot(OWN), add_scaled(OWN), scale(OWN)
-    sum_q = sum_over_row_threads(WARPS, AT_ONCE)
+    sum_q, store_one = sum_over_row_threads(WARPS, AT_ONCE), store_value(itemsize)
     add = add_teams(TEAMS, WIDTH, VECTORS, itemsize, WANT_LOSS, WANT_DX)
 
     def fused_rows(
@@ -190,7 +191,7 @@ def rows_function(plan: Rows, itemsize: int, wide: bool, wanted: Wanted) -> Any:
             add(loss, dx, total, dx_own, unit, units, n, loss_sums, dx_sums, t)
         elif unit < units:
             if WANT_LOSS and t % ROW_THREADS == 0:
-                loss[unit] = total
+                store_one(loss, unit, total)
             if WANT_DX:
                 store(dx, unit * n + first, dx_own, 0, has_last)
 

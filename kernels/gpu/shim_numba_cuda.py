@@ -10,16 +10,12 @@ from numba.cuda.extending import intrinsic
 config = dispatcher.config  # which is in another module of numba-cuda from version to version
 REALS = {4: float32, 8: float64}  # by itemsize
 ALL_LANES = 0xFFFFFFFF
+GLOBAL = 1  # number of the address space
 
 
 def device(function: Any) -> Any:
     """A function that kernels call, compiled into them."""
     return cuda.jit(device=True, forceinline=True)(function)
-
-
-def address(array: Any) -> int:
-    """Where a device array begins."""
-    return int(array.device_ctypes_pointer.value)
 
 
 @device
@@ -51,23 +47,33 @@ def about_reciprocal(typing: Any, value: Any) -> Any:
     return value(value), generate
 
 
+def _pointer(context: Any, builder: Any, kind: Any, where: Any, index: Any, real: Any, count: int) -> Any:
+    """A pointer to ``count`` neighbours from ``index`` on of an array, or of the global memory from an address on."""
+    if isinstance(kind, types.Integer):
+        data = builder.inttoptr(where, ir.PointerType(context.get_data_type(real), addrspace=GLOBAL))
+    else:
+        data = context.make_array(kind)(context, builder, where).data
+    vector = ir.VectorType(context.get_data_type(real), count)
+    return builder.bitcast(builder.gep(data, [index]), vector.as_pointer(data.type.addrspace))
+
+
 def _mover(count: int) -> Any:
     """The function that copies ``count`` neighbouring elements in one access, of an aligned address.
 
-    It takes contiguous arrays of any shape, global, shared or in registers, and goes through them in C order.
+    It takes two places, each a memory and an index. A memory is a contiguous array of any shape, shared or in
+    registers, through which the index goes in C order, or an address in global memory.
     """
 
     @intrinsic
     def move(typing: Any, target: Any, to: Any, source: Any, at: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            def pointer(array: int) -> Any:
-                array_type = signature.args[array]
-                data = context.make_array(array_type)(context, builder, args[array]).data
-                vector = ir.VectorType(context.get_data_type(array_type.dtype), count)
-                return builder.bitcast(builder.gep(data, [args[array + 1]]), vector.as_pointer(data.type.addrspace))
+        real = source.dtype if isinstance(target, types.Integer) else target.dtype
 
-            align = count * target.dtype.bitwidth // 8
-            builder.store(builder.load(pointer(2), align=align), pointer(0), align=align)
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            read, write = (
+                _pointer(context, builder, signature.args[k], args[k], args[k + 1], real, count) for k in (2, 0)
+            )
+            align = count * real.bitwidth // 8
+            builder.store(builder.load(read, align=align), write, align=align)
             return context.get_dummy_value()
 
         return types.void(target, types.int64, source, types.int64), generate

@@ -14,17 +14,13 @@ from numba_cuda_mlir.numba_cuda.core import config as config  # for launch_numba
 from numba_cuda_mlir.types import float32, float64
 
 REALS = {4: float32, 8: float64}  # by itemsize
+GLOBAL = 1  # number of the address space
 DYNAMIC = -(2**31)  # LLVM's mark for an index that is a value
 
 
 def device(function: Any) -> Any:
     """A function that kernels call, compiled into them."""
     return cuda.jit(device=True, forceinline=True)(function)
-
-
-def address(array: Any) -> int:
-    """Where a device array begins."""
-    return int(array.__cuda_array_interface__["data"][0])
 
 
 def _shuffle(kind: Any) -> Any:
@@ -71,17 +67,24 @@ def _mover(count: int) -> Any:
 
     @intrinsic
     def move(typing: Any, target: Any, to: Any, source: Any, at: Any) -> Any:
-        def generate(lower: Any, result: Any, args: Any, kwargs: Any) -> None:
-            def pointer(array: int) -> Any:
-                data = lower.load_var(args[array])
-                index = lower.mlir_convert(lower.load_var(args[array + 1]), ir.IntegerType.get_signless(64))
-                # memref_to_llvm_ptr would take shared memory for global.
-                start, scalar = memref_data_pointer(data), data.type.element_type
-                return llvm.getelementptr(llvm.PointerType.get(), start, [index], [DYNAMIC], scalar, None)
+        real = source.dtype if isinstance(target, types.Integer) else target.dtype
 
-            elements = ir.VectorType.get([count], lower.load_var(args[0]).type.element_type)
-            align = count * target.dtype.bitwidth // 8
-            llvm.store(llvm.load(elements, pointer(2), alignment=align), pointer(0), alignment=align)
+        def generate(lower: Any, result: Any, args: Any, kwargs: Any) -> None:
+            def pointer(kind: Any, place: int) -> Any:
+                where = lower.load_var(args[place])
+                index = lower.mlir_convert(lower.load_var(args[place + 1]), ir.IntegerType.get_signless(64))
+                # memref_to_llvm_ptr would take shared memory for global.
+                start = (
+                    llvm.inttoptr(llvm.PointerType.get(GLOBAL), where)
+                    if isinstance(kind, types.Integer)
+                    else memref_data_pointer(where)
+                )
+                return llvm.getelementptr(start.type, start, [index], [DYNAMIC], lower.get_mlir_type(real), None)
+
+            elements = ir.VectorType.get([count], lower.get_mlir_type(real))
+            align = count * real.bitwidth // 8
+            read = llvm.load(elements, pointer(source, 2), alignment=align)
+            llvm.store(read, pointer(target, 0), alignment=align)
             lower.store_var(result, None)
 
         return types.void(target, to, source, at), generate

@@ -32,34 +32,34 @@ class Used(NamedTuple):
 def used(launch, chip):
     """What the machine code of a ``launches.Launch`` uses."""
     if launch.by_numba:
-        return numba_used(launch.kernel, launch.dtype, *launch.types, chip)
-    return cupy_used(launch.kernel, launch.dtype, launch.types[0], chip)
+        return numba_used(launch.kernel, len(launch.arguments), chip)
+    return cupy_used(launch.kernel, chip)
 
 
 @cache
-def cupy_ptx(kernel, dtype, dimensions, chip=90):
-    """The PTX of an ElementwiseKernel for raw arrays of ``dtype``; ``dimensions`` has the number of each array's."""
-    return _compile_cupy(kernel, dtype, dimensions, chip, "compute", "ptx").decode()
+def cupy_ptx(kernel, chip=90):
+    """The PTX of an ElementwiseKernel."""
+    return _compile_cupy(kernel, chip, "compute", "ptx").decode()
 
 
 @cache
-def cupy_used(kernel, dtype, dimensions, chip, *options):
+def cupy_used(kernel, chip, *options):
     """What its machine code uses, compiled with ``options`` beside its own."""
-    return _used(_compile_cupy(kernel, dtype, dimensions, chip, "sm", "cubin", *options), chip)
+    return _used(_compile_cupy(kernel, chip, "sm", "cubin", *options), chip)
 
 
-def _compile_cupy(kernel, dtype, dimensions, chip, arch, method, *options):
+def _compile_cupy(kernel, chip, arch, method, *options):
     import cupy
     from cupy._core import _kernel, core
     from cupy.cuda import compiler
 
-    T, dimensions = np.dtype(dtype).type, iter(dimensions)
+    T = np.float32  # of raw arrays, which the library's kernels do not have
 
     def argument(p):  # (kind, type, dtype, ndim, is contiguous, has 32-bit indices)
         if p.ctype is None:  # CuPy's own index
             return _kernel._ArgInfo(2, None, None, 1, True, False)
         if p.raw:
-            return _kernel._ArgInfo(1, cupy.ndarray, T, next(dimensions), True, False)
+            return _kernel._ArgInfo(1, cupy.ndarray, T, 1, True, False)
         return _kernel._ArgInfo(3, None, np.dtype(p.dtype).type, 0, True, False)
 
     compile_and_load = compiler._compile_module_with_cache
@@ -90,18 +90,18 @@ def _compile_cupy(kernel, dtype, dimensions, chip, arch, method, *options):
 
 
 @cache
-def numba_ptx(kernel, dtype, dimensions, integers, chip=90):
-    """The PTX, after link-time optimisation, of numba's dispatcher for contiguous arrays and then integers."""
-    library = _numba_library(kernel, dtype, dimensions, integers)
+def numba_ptx(kernel, arguments, chip=90):
+    """The PTX, after link-time optimisation, of numba's dispatcher for so many integers."""
+    library = _numba_library(kernel, arguments)
     return library.get_lto_ptx((*divmod(chip, 10), "a" if chip >= 90 else ""))
 
 
 @cache
-def numba_used(kernel, dtype, dimensions, integers, chip):
+def numba_used(kernel, arguments, chip):
     """What its machine code uses."""
     if shim.package() == "numba_cuda_mlir":
-        return _used(_link_successor(kernel, dtype, dimensions, integers, chip), chip)
-    library = _numba_library(kernel, dtype, dimensions, integers)
+        return _used(_link_successor(kernel, arguments, chip), chip)
+    library = _numba_library(kernel, arguments)
     cc = *divmod(chip, 10), "a" if chip >= 90 else ""  # as numba-cuda chooses it
     machine_code, log = library.get_cubin(cc).code, library.get_linkerinfo(cc)
     assert "warning" not in log.lower(), log
@@ -109,32 +109,36 @@ def numba_used(kernel, dtype, dimensions, integers, chip):
 
 
 @cache
-def _numba_library(kernel, dtype, dimensions, integers):
+def _numba_library(kernel, arguments):
     """numba-cuda's code library of a kernel for a device that is not there; it has the same LLVM IR for every chip."""
     from numba import types
     from numba.cuda import codegen, dispatcher
 
     device = SimpleNamespace(compute_capability=(9, 0), id=0)
     context = SimpleNamespace(get_context=lambda: SimpleNamespace(device=device))
-    signature = (*(types.Array(getattr(types, dtype), d, "C") for d in dimensions), *(types.int64,) * integers)
     with (
         mock.patch.object(dispatcher, "get_current_device", return_value=device),
         mock.patch.object(codegen, "devices", context),
     ):
         return dispatcher._Kernel(
-            kernel.py_func, signature, lto=True, launch_bounds=kernel.targetoptions["launch_bounds"]
+            kernel.py_func,
+            (types.int64,) * arguments,
+            lto=True,
+            launch_bounds=kernel.targetoptions["launch_bounds"],
         )._codelibrary
 
 
-def _link_successor(kernel, dtype, dimensions, integers, chip):
+def _link_successor(kernel, arguments, chip):
     """The machine code by numba-cuda-mlir, without link-time optimisation."""
     from cuda.core import Linker, LinkerOptions, ObjectCode
     from numba_cuda_mlir import cuda, tools, types
 
-    signature = (*(types.Array(getattr(types, dtype), d, "C") for d in dimensions), *(types.int64,) * integers)
     with mock.patch.object(tools, "_cached_cc", divmod(chip, 10)):
         text, _ = cuda.compile_ptx(
-            kernel.py_func, signature, cc=divmod(chip, 10), launch_bounds=kernel.targetoptions["launch_bounds"]
+            kernel.py_func,
+            (types.int64,) * arguments,
+            cc=divmod(chip, 10),
+            launch_bounds=kernel.targetoptions["launch_bounds"],
         )
     return Linker(ObjectCode.from_ptx(text.encode()), options=LinkerOptions(arch=f"sm_{chip}")).link("cubin").code
 

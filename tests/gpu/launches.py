@@ -8,7 +8,6 @@ import struct
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
-from math import prod
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -17,6 +16,7 @@ import numpy as np
 from gpu import code, machine, ptx
 from gpu.memory import Global
 from gpu.traffic import Traffic
+from sigmoid_l2.kernels.gpu import launch as host
 from sigmoid_l2.kernels.gpu import plan
 
 NAMES = ("W", "x", "loss", "dW", "dx")
@@ -29,10 +29,9 @@ class Launch(NamedTuple):
     """A kernel on its way to the device: what to compile, how it is launched, and with which arguments."""
 
     kernel: Any  # an ElementwiseKernel, or numba's dispatcher
-    dtype: str
     blocks: int
     threads: int
-    arguments: tuple[Any, ...]  # arrays and integers
+    arguments: tuple[int, ...]  # addresses and sizes
 
     @property
     def by_numba(self) -> bool:
@@ -44,37 +43,17 @@ class Launch(NamedTuple):
         """The kernel's: "staged", "rows", "long" or "finish"."""
         return (self.kernel.py_func.__name__ if self.by_numba else self.kernel.name).rpartition("_")[2]
 
-    @property
-    def types(self) -> tuple[tuple[int, ...], int]:
-        """The number of dimensions of each array, and how many integers come with them."""
-        dimensions = tuple(a.ndim for a in self.arguments if not isinstance(a, int))
-        return dimensions, len(self.arguments) - len(dimensions)
-
     def text(self) -> str:
         """The PTX that would run."""
         if self.by_numba:
-            return code.numba_ptx(self.kernel, self.dtype, *self.types)
-        return code.cupy_ptx(self.kernel, self.dtype, self.types[0])
+            return code.numba_ptx(self.kernel, len(self.arguments))
+        return code.cupy_ptx(self.kernel)
 
     def parameters(self) -> list[bytes]:
-        """The arguments as the kernel gets them."""
-        if self.by_numba:
-            return [struct.pack("<q", value) for a in self.arguments for value in _for_numba(a)]
-        size = self.blocks * self.threads  # an array is a struct, and at the end comes CuPy's index
-        return [*map(_for_cupy, self.arguments), struct.pack("<3q", size, size, 1)]
-
-
-def _layout(a: Any) -> tuple[int, ...]:
-    return *a.shape, *(prod(a.shape[axis + 1 :]) * a.itemsize for axis in range(a.ndim))
-
-
-def _for_cupy(a: Any) -> bytes:
-    values = (a,) if isinstance(a, int) else (a.ctypes.data, a.size, *_layout(a))
-    return struct.pack(f"<{len(values)}q", *values)
-
-
-def _for_numba(a: Any) -> tuple[int, ...]:
-    return (a,) if isinstance(a, int) else (0, 0, a.size, a.itemsize, a.ctypes.data, *_layout(a))
+        """The arguments as the kernel gets them; of CuPy's also its index at the end."""
+        size = self.blocks * self.threads
+        packed = [struct.pack("<q", a) for a in self.arguments]
+        return packed if self.by_numba else [*packed, struct.pack("<3q", size, size, 1)]
 
 
 def launches_of(backend: str, *arrays: Any, wide: bool | None = None) -> tuple[list[Launch], Global]:
@@ -89,9 +68,6 @@ def launches_of(backend: str, *arrays: Any, wide: bool | None = None) -> tuple[l
             memory.add(name, a)
     launched: list[Launch] = []
 
-    def address(a: Any) -> int:
-        return (0 if wide else a.itemsize) if wide is not None else a.ctypes.data
-
     launcher = importlib.import_module(f"sigmoid_l2.kernels.gpu.{MODULES[backend]}")
     _, m, n = W.shape
     room = WORKSPACE_PAIRS * plan.make_plan(m, n, W.itemsize).slices * (n + 1) * W.itemsize
@@ -102,13 +78,15 @@ def launches_of(backend: str, *arrays: Any, wide: bool | None = None) -> tuple[l
         return held.view(np.uint8)
 
     def recorded(build: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda *key: _Recorded(build(*key), W.dtype.name, launched)
+        return lambda *key: _Recorded(build(*key), launched)
 
+    builders = {name: recorded(getattr(launcher, name)) for name in BUILDERS}
     with ExitStack() as patches:
-        names = {name: recorded(getattr(launcher, name)) for name in BUILDERS}
-        patches.enter_context(mock.patch.multiple(launcher, address=address, workspace=workspace, **names))
-        if backend == "numba-cuda":
-            patches.enter_context(mock.patch.object(launcher, "_device_array", lambda a: a))
+        others = {"address": lambda a: a.ctypes.data, "workspace": workspace}
+        patches.enter_context(mock.patch.multiple(launcher, **others, **builders))
+        patches.enter_context(mock.patch.object(plan, "WORKSPACE_BYTES", room))
+        if wide is not None:
+            patches.enter_context(mock.patch.object(host, "are_aligned", return_value=wide))
         launcher.fused(*arrays)
     return launched, memory
 
@@ -116,17 +94,17 @@ def launches_of(backend: str, *arrays: Any, wide: bool | None = None) -> tuple[l
 class _Recorded:
     """A kernel whose launches are noted down, by the call of either library."""
 
-    def __init__(self, kernel: Any, dtype: str, launched: list[Launch]) -> None:
-        self.kernel, self.dtype, self.launched = kernel, dtype, launched
+    def __init__(self, kernel: Any, launched: list[Launch]) -> None:
+        self.kernel, self.launched = kernel, launched
 
     def __call__(self, *arguments: Any, size: int, block_size: int, stream: Any) -> None:
         """CuPy's."""
         assert size % block_size == 0, "a thread without a trip through CuPy's loop would miss the barriers"
-        self.launched.append(Launch(self.kernel, self.dtype, size // block_size, block_size, arguments))
+        self.launched.append(Launch(self.kernel, size // block_size, block_size, arguments))
 
     def __getitem__(self, configuration: tuple[int, int, Any]) -> Callable[..., None]:
         """numba's."""
-        return lambda *arguments: self.launched.append(Launch(self.kernel, self.dtype, *configuration[:2], arguments))
+        return lambda *arguments: self.launched.append(Launch(self.kernel, *configuration[:2], arguments))
 
 
 def run(

@@ -109,20 +109,20 @@ def test_local_memory_is_seen():
     cupy, _ = (pytest.importorskip(package, exc_type=ImportError) for package in ("cupy", "numba_cuda"))
     cuda = importlib.import_module("numba.cuda")
 
-    def local(W, loss):
-        a = cuda.local.array(64, np.float32)
+    def local(size):
+        a = cuda.local.array(64, np.int32)
         for k in range(64):
-            a[int(W[k])] = k
-        loss[0] = a[int(W[64])]
+            a[(size >> k) & 63] = k
+        if a[size & 63] == 64:
+            cuda.syncthreads()
 
-    text = "T a[64]; for (int k = 0; k < 64; ++k) a[int(W[k])] = k; loss[0] = a[int(W[64])];"
-    kernel = cupy.ElementwiseKernel("raw T W", "raw T loss", text, "local", no_return=True)
+    text = "int a[64]; for (int k = 0; k < 64; ++k) a[(size >> k) & 63] = k; if (a[size & 63] == 64) __syncthreads();"
+    kernel = cupy.ElementwiseKernel("int64 size", "", text, "local", no_return=True)
     in_numba = cuda.jit(launch_bounds=(32, 1))(local)
     for chip in FEW_CHIPS:
-        stack = code.cupy_used(kernel, "float32", (1, 1), chip).stack
-        assert stack == code.numba_used(in_numba, "float32", (1, 1), 0, chip).stack == 256
+        assert code.cupy_used(kernel, chip).stack == code.numba_used(in_numba, 1, chip).stack == 256
 
 
 def test_spills_are_seen():
     (launch,) = launched("cupy", 5, 5, "float32")[1]
-    assert code.cupy_used(launch.kernel, "float32", (3, 2, 1, 3, 2), 90, "--maxrregcount=24").stack > 0
+    assert code.cupy_used(launch.kernel, 90, "--maxrregcount=24").stack > 0
