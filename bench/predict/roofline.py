@@ -145,7 +145,7 @@ def predictions(case: Case) -> list[Row]:
 
 
 def fractions(rows: Iterable[Row], few: bool) -> str:
-    """A line for each kernel, shape and dtype: the fraction of the copy and what limits it; of few pairs also the time."""
+    """A line for each kernel, shape and dtype: the fraction of the copy, what limits it, and of few pairs the time."""
     lines: dict[tuple[str, ...], list[str]] = {}
     for row in rows:
         key = (row["backend"], f"{row['m']}x{row['n']} {row['dtype']}", f"{row['B']:,}" if few else row["class"])
@@ -180,9 +180,7 @@ def main() -> None:
 
     started = time.perf_counter()
     with ProcessPoolExecutor() as pool:
-        many, few = (
-            [row for rows in pool.map(predictions, cases) for row in rows] for cases in (CASES, FEW_CASES)
-        )
+        many, few = ([row for rows in pool.map(predictions, cases) for row in rows] for cases in (CASES, FEW_CASES))
     took = time.perf_counter() - started
     print("PREDICTION, not measured: fraction of the speed of a plain copy, and what limits it\n")
     print(fractions(many, few=False))

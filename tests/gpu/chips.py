@@ -47,7 +47,9 @@ CHIPS = {
     "L4": Chip(89, 58, 300, 270, 2.04, 48 << 20, "NVIDIA L4 datasheet; multiprocessors and L2: from memory"),
     "H100": Chip(90, 132, 3350, 3000, 1.755, 50 << 20, "NVIDIA H100 SXM datasheet; Hopper architecture whitepaper"),
     "H200": Chip(90, 132, 4800, 4300, 1.755, 50 << 20, "NVIDIA H200 SXM datasheet; the L2: the same chip as H100's"),
-    "B200": Chip(100, 148, 8000, 7200, 1.965, 126 << 20, "from memory; multiprocessors: chipsandcheese.com on the B200"),
+    "B200": Chip(
+        100, 148, 8000, 7200, 1.965, 126 << 20, "from memory; multiprocessors: chipsandcheese.com on the B200"
+    ),
 }
 REGISTERS = 65536  # of a multiprocessor
 REGISTERS_UNIT = 256  # a warp's registers are rounded up to a multiple
