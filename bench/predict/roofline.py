@@ -1,6 +1,9 @@
 """PREDICTION of the GPU kernels' speed, made without a GPU: which part of the speed of a plain copy they reach.
 
-python bench/predict/roofline.py [-o FILE.json]      needs what the tests need, and takes two minutes on two cores
+python bench/predict/roofline.py [-o FILE.json] [--before FILE.json]
+
+It needs what the tests need, and takes two minutes on two cores. With --before it also prints what is different from an
+earlier run.
 
 For each kernel this executes the PTX of one block, as the tests do (tests/gpu), and counts its accesses to memory, its
 instructions, and its trips to memory: how often a load waits for another. Registers and shared memory are those of the
@@ -14,7 +17,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from datetime import date
 from functools import cache
@@ -28,15 +31,27 @@ from sigmoid_l2.kernels.gpu import plan
 
 sys.path += [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2] / "tests")]
 import model
+import tables
 from gpu import code, launches
 from gpu.chips import CHIPS, WARP, Chip, occupancy, resident_blocks
 from model import SECTOR_BYTES, Work
-from report import markdown
 from results import Row
 from workload import Case
 
 # Every class of sizes in both dtypes; of each, what is most used, and what divides badly.
-SHAPES = ((1, 1), (3, 3), (1, 32), (8, 8), (16, 16), (30, 30), (31, 31), (32, 32), (20, 70), (64, 64), (100, 33))
+SHAPES: tuple[tuple[int, int], ...] = (
+    (1, 1),
+    (3, 3),
+    (1, 32),
+    (8, 8),
+    (16, 16),
+    (30, 30),
+    (31, 31),
+    (32, 32),
+    (20, 70),
+    (64, 64),
+    (100, 33),
+)
 SHAPES += ((10, 784), (784, 10), (256, 256), (4, 20000), (8192, 8192))
 BYTES_OF_W = 256 << 20  # of a batch that keeps every chip busy
 FEW = ((3, 3, 1), (3, 3, 1000), (256, 256, 100), (1000, 1000, 1), (1000, 1000, 10))  # (m, n, B) that may not
@@ -144,50 +159,20 @@ def predictions(case: Case) -> list[Row]:
     ]
 
 
-def fractions(rows: Iterable[Row], few: bool) -> str:
-    """A line for each kernel, shape and dtype: the fraction of the copy, what limits it, and of few pairs the time."""
-    lines: dict[tuple[str, ...], list[str]] = {}
-    for row in rows:
-        key = (row["backend"], f"{row['m']}x{row['n']} {row['dtype']}", f"{row['B']:,}" if few else row["class"])
-        cell = f"{row['predicted_fraction_of_copy']:.2f} {row['limit']}"
-        lines.setdefault(key, [*key]).append(f"{row['predicted_us']:.1f} µs, {cell}" if few else cell)
-    head = ("kernel", "case", "B" if few else "class", *(f"PREDICTION for {chip}" for chip in CHIPS))
-    return markdown(head, lines.values(), words=3)
-
-
-def counts(rows: Iterable[Row], chip: str = "H200") -> str:
-    """What the predictions for one chip come from."""
-    lines = [
-        [
-            row["backend"],
-            f"{row['m']}x{row['n']} {row['dtype']}, B = {row['B']:,}",
-            *(f"{row[key]:.0f}" for key in ("instructions", "trips", "registers", "shared", "resident_blocks")),
-            f"{row['bytes_in_flight'] / 1024:.0f}",
-        ]
-        for row in rows
-        if row["chip"] == chip
-    ]
-    head = ("kernel", "case", "instructions a warp", "trips", "registers", "shared bytes", "blocks", "KiB in flight")
-    return markdown(head, lines, words=2)
-
-
 def main() -> None:
     """Compile, execute, count, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = Path(__file__).resolve().parents[1] / "results" / "roofline-prediction.json"
     parser.add_argument("-o", type=Path, metavar="FILE", default=default, help="default: bench/results/")
+    parser.add_argument("--before", type=Path, metavar="FILE", help="of an earlier run")
     args = parser.parse_args()
+    before = json.loads(args.before.read_text(encoding="utf-8"))["rows"] if args.before else None
 
     started = time.perf_counter()
     with ProcessPoolExecutor() as pool:
         many, few = ([row for rows in pool.map(predictions, cases) for row in rows] for cases in (CASES, FEW_CASES))
     took = time.perf_counter() - started
-    print("PREDICTION, not measured: fraction of the speed of a plain copy, and what limits it\n")
-    print(fractions(many, few=False))
-    print("\nPREDICTION, not measured: few pairs\n")
-    print(fractions(few, few=True))
-    print("\nCounted in the PTX, and used by the machine code for H200; blocks and bytes are of a multiprocessor\n")
-    print(counts(many + few))
+    tables.show(many, few, before)
     chips = {name: chip._asdict() for name, chip in CHIPS.items()}
     results = {"what": "PREDICTION, not measured", "date": str(date.today()), "chips": chips, "rows": many + few}
     args.o.parent.mkdir(parents=True, exist_ok=True)
