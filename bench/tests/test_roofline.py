@@ -4,7 +4,9 @@ import importlib
 
 import pytest
 
-chips, model, roofline, workload = map(importlib.import_module, ["gpu.chips", "model", "roofline", "workload"])
+chips, model, roofline, tables, workload = map(
+    importlib.import_module, ["gpu.chips", "model", "roofline", "tables", "workload"]
+)
 H100, H200, T4 = (chips.CHIPS[name] for name in ("H100", "H200", "T4"))
 
 
@@ -172,3 +174,23 @@ def test_pairs_that_are_cut_up_take_two_launches(backend, package):
     assert (launch.name, finish.name) == ("rows", "finish")
     assert work.trips > sums.trips > 0
     assert len(work.asked) * launch.blocks * 32 == pytest.approx(case.traffic, rel=0.02)
+
+
+ROW = {"m": 3, "n": 3, "dtype": "float32", "B": 7, "class": "tiny", "limit": "memory", "chip": "H200"}
+ROW |= {"predicted_fraction_of_copy": 0.9, "predicted_us": 2, "instructions": 230, "bytes_in_flight": 2048}
+
+
+def test_tables_name_both_kernels_once_where_they_agree():
+    rows = [ROW, ROW | {"predicted_fraction_of_copy": 0.5, "limit": "issue"}]
+    line = tables.by_chip(rows, lambda pair: "", lambda pair: tables._fractions(pair) + tables._limits(pair))
+    assert line.endswith("| 3x3 float32, B = 7 |  | 0.90 / 0.50memory / issue |")
+    assert tables._us(rows) == "2.0"
+
+
+def test_table_of_changes():
+    same = ROW | {"m": 4}
+    before = [ROW, ROW, same, same]
+    after = [ROW | {"instructions": 200}, ROW | {"bytes_in_flight": 4096}, same, same, ROW | {"m": 5}]
+    *_, rule, line = tables.changes(before, after, ["H200"]).splitlines()
+    assert "---" in rule
+    assert line == "| 3x3 float32, B = 7 | 230 → 200 / 230 | 2 → 2 / 4 | 0.90 | memory |"
