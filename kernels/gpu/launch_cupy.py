@@ -89,7 +89,8 @@ def _text(stem: str) -> str:
 
 def run(kernel: Any, blocks: int, threads: int, stream: int | None, arguments: Sequence[int]) -> None:
     """Launch a kernel."""
-    queue = None if stream is None else cupy_stream(stream)
+    # None is the current stream, of which no object has to be made.
+    queue = None if stream in (None, cupy.cuda.get_current_stream().ptr) else cupy_stream(stream)
     kernel(*arguments, size=blocks * threads, block_size=threads, stream=queue)
 
 
