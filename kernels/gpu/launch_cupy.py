@@ -90,7 +90,8 @@ def _text(stem: str) -> str:
 def run(kernel: Any, blocks: int, threads: int, stream: int | None, arguments: Sequence[int]) -> None:
     """Launch a kernel."""
     # None is the current stream, of which no object has to be made.
-    queue = None if stream in (None, cupy.cuda.get_current_stream().ptr) else cupy_stream(stream)
+    is_current = stream is None or stream == cupy.cuda.get_current_stream().ptr
+    queue = None if is_current else cupy_stream(stream)
     kernel(*arguments, size=blocks * threads, block_size=threads, stream=queue)
 
 
