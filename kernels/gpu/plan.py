@@ -157,7 +157,9 @@ def _staged(m: int, n: int, itemsize: int) -> Staged:
         return Staged(STAGED_THREADS, 1, 1, n, m, pairs, m, 1, None)
     row_lanes, columns = _share_row(m, n, itemsize)
     parts = rows * row_lanes
-    lanes = max(min(parts, max(2, row_lanes)), -(-parts // (LANE_BYTES // (columns * itemsize))))
+    # Eight accesses of 16 bytes that belong to one unit have no bank conflicts.
+    least = min(parts, 2) if row_lanes == 1 else max(row_lanes, min(8, _power_of_two_to(parts // 2)))
+    lanes = max(least, -(-parts // (LANE_BYTES // (columns * itemsize))))
     lanes = _power_of_two_from(lanes) if lanes <= WARP else -(-lanes // WARP) * WARP
     threads = max(1, STAGED_THREADS // lanes) * lanes
     # The warps of two blocks or of 512 threads are dealt out to four parts of a multiprocessor, each with a quarter of

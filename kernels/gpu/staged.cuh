@@ -1,5 +1,6 @@
 // staged.cuh: the kernel for short rows. A block carries a tile of units through shared memory, so that neighbouring
-// threads touch neighbouring addresses of global memory however short a row is. A lane owns consecutive rows of a unit.
+// threads touch neighbouring addresses of global memory however short a row is. A lane owns rows of a unit, or shares
+// them with other lanes.
 
 #ifndef SIGMOID_L2_STAGED_CUH
 #define SIGMOID_L2_STAGED_CUH
@@ -107,14 +108,14 @@ __device__ inline void fused_staged(const T* W,  // (B, M, N)
     constexpr unsigned W_SIZE = BLOCK_UNITS * ROWS * N, X_SIZE = BLOCK_UNITS * N, LANE_SIZE = LANE_ROWS * COLUMNS;
     static_assert(SLICES == 1 || BLOCK_UNITS == 1, "a slice has a block to itself");
     static_assert(LANE_PAIRS == 1 || LANES == 1, "only a lane that owns pairs owns several");
-    // A lane owns LANE_ROWS whole rows that follow each other, or columns of rows that are LANES / ROW_LANES apart, so
-    // that the lanes of a warp touch neighbouring elements.
+    // A lane owns LANE_ROWS whole rows that follow each other, or columns of rows that are STEP apart: so the lanes of a
+    // warp touch neighbouring elements.
     constexpr bool WHOLE = ROW_LANES == 1, ALL_COLUMNS = ROW_LANES * COLUMNS == N;
     constexpr bool ALL_ROWS = LANES * LANE_ROWS == ROWS * ROW_LANES && M % ROWS == 0;  // each lane has LANE_ROWS
     constexpr unsigned SEGMENT = WHOLE ? LANE_SIZE : COLUMNS;  // of neighbouring elements
     constexpr unsigned STEP = WHOLE ? 1 : LANES / ROW_LANES;  // rows
     constexpr unsigned W_GRAIN = twos(!WHOLE ? N : BLOCK_UNITS == 1 ? SEGMENT : SEGMENT | ROWS * N, VECTOR);
-    constexpr unsigned X_CHUNK = (N - 1) % COLUMNS + 1;  // neighbouring columns that a lane has all or none of
+    constexpr unsigned X_CHUNK = (N - 1) % COLUMNS + 1;  // columns that a lane has all or none of
     constexpr unsigned W_CHUNK = X_CHUNK % W_GRAIN == 0 ? X_CHUNK : W_GRAIN;
     // Elements in one access: 16 bytes of them where every tile begins on a multiple of 16 bytes.
     constexpr unsigned W_WIDTH = WIDE && (SLICES == 1 ? BLOCK_UNITS * ROWS * N : M * N) % VECTOR == 0 ? VECTOR : 1;
@@ -124,8 +125,9 @@ __device__ inline void fused_staged(const T* W,  // (B, M, N)
     typedef Mover<T, W_SIZE, W_WIDTH, THREADS> W_Mover;
     typedef Mover<T, X_SIZE, X_WIDTH, THREADS> X_Mover;
     constexpr unsigned TOGETHER = LANES < WARP ? LANES : WARP, TEAMS = TOGETHER / ROW_LANES;  // lanes of one column
-    constexpr unsigned SUMS = WANT_DX ? 1 + COLUMNS : 1;   // of a lane: loss, dx of its columns
-    constexpr unsigned UNIT_SUMS = WANT_DX ? 1 + N : 1;    // loss, dx_0, dx_1, ...
+    constexpr unsigned SUMS = WANT_DX ? 1 + COLUMNS : 1;           // of a lane: loss, and dx of its columns
+    constexpr unsigned UNIT_SUMS = WANT_DX ? 1 + N : 1;            // loss, dx_0, dx_1, ...
+    constexpr unsigned OWN_G = (LANE_ROWS + ROW_LANES - 1) / ROW_LANES;  // of the rows that a lane shares
     alignas(16) __shared__ T W_shared[W_Tile::ROOM];  // W first, dW after
     alignas(16) __shared__ T x_shared[X_Tile::ROOM];  // x first, dx after
     __shared__ T warp_sums[LANES > WARP ? THREADS / WARP * UNIT_SUMS : 1];
@@ -172,7 +174,7 @@ __device__ inline void fused_staged(const T* W,  // (B, M, N)
         // --- W and x of each lane ------------------------------------------------------------------------------------
         const unsigned unit = p * (THREADS / LANES) + t / LANES;
         const unsigned W_begin = (unit * ROWS + first_row) * N + column;
-        T W_own[LANE_SIZE] = {}, x_own[COLUMNS] = {}, q[LANE_ROWS], g_own[LANE_ROWS], sums[SUMS] = {};
+        T W_own[LANE_SIZE] = {}, x_own[COLUMNS] = {}, q[LANE_ROWS], g_own[OWN_G], sums[SUMS] = {};
 #pragma unroll
         for (unsigned k = 0; k < LANE_SIZE / SEGMENT; ++k)
             if (exists(k)) W_tile.template get<SEGMENT, W_CHUNK>(W_own + k * SEGMENT, W_begin + k * STEP * N, own);
@@ -185,7 +187,7 @@ __device__ inline void fused_staged(const T* W,  // (B, M, N)
 
         // --- s, g and loss: of the lanes that share rows, lane l does rows l, l + ROW_LANES, ... ---------------------
 #pragma unroll
-        for (unsigned k = 0; k * ROW_LANES < LANE_ROWS; ++k) {
+        for (unsigned k = 0; k < OWN_G; ++k) {
             const unsigned i = k * ROW_LANES + lane % ROW_LANES;
             T s;
             s_and_g(q[k], s, g_own[k]);

@@ -1,8 +1,8 @@
 """The kernel for short rows: staged.cuh in numba.cuda.
 
 A block carries a tile of units through shared memory, so that neighbouring threads touch neighbouring addresses of
-global memory however short a row is. A lane owns consecutive rows of a unit. Names in capitals are constants of a
-compiled kernel.
+global memory however short a row is. A lane owns rows of a unit, or shares them with other lanes. Names in capitals are
+constants of a compiled kernel.
 """
 
 from functools import cache
@@ -203,14 +203,14 @@ def staged_function(plan: Staged, M: int, N: int, itemsize: int, wide: bool, wan
     W_ALL, X_ALL = np.int64(W_SIZE), np.int64(X_SIZE)  # with literals numba would compile the movers twice
     assert SLICES == 1 or BLOCK_UNITS == 1, "a slice has a block to itself"
     assert LANE_PAIRS == 1 or LANES == 1, "only a lane that owns pairs owns several"
-    # A lane owns LANE_ROWS whole rows that follow each other, or columns of rows that are LANES / ROW_LANES apart, so
-    # that the lanes of a warp touch neighbouring elements.
+    # A lane owns LANE_ROWS whole rows that follow each other, or columns of rows that are STEP apart: so the lanes of a
+    # warp touch neighbouring elements.
     WHOLE, ALL_COLUMNS = ROW_LANES == 1, ROW_LANES * COLUMNS == N
     ALL_ROWS = LANES * LANE_ROWS == ROWS * ROW_LANES and M % ROWS == 0  # each lane has LANE_ROWS
     SEGMENT = LANE_SIZE if WHOLE else COLUMNS  # of neighbouring elements
     SEGMENTS, STEP = LANE_SIZE // SEGMENT, 1 if WHOLE else LANES // ROW_LANES
     W_GRAIN = twos(N if not WHOLE else SEGMENT if BLOCK_UNITS == 1 else SEGMENT | ROWS * N, VECTOR)
-    X_CHUNK = (N - 1) % COLUMNS + 1  # neighbouring columns that a lane has all or none of
+    X_CHUNK = (N - 1) % COLUMNS + 1  # columns that a lane has all or none of
     W_CHUNK = X_CHUNK if X_CHUNK % W_GRAIN == 0 else W_GRAIN
     # Elements in one access: 16 bytes of them where every tile begins on a multiple of 16 bytes.
     W_WIDTH = VECTOR if wide and (W_SIZE if SLICES == 1 else M * N) % VECTOR == 0 else 1
@@ -220,7 +220,7 @@ def staged_function(plan: Staged, M: int, N: int, itemsize: int, wide: bool, wan
     TOGETHER, WARPS = min(LANES, WARP), LANES // WARP
     TEAMS = TOGETHER // ROW_LANES  # lanes of a column
     SUMS, UNIT_SUMS = (1 + COLUMNS, 1 + N) if WANT_DX else (1, 1)  # of a lane, of a unit: loss, dx_0, dx_1, ...
-    Q_SHARES, SHARES = -(-LANE_ROWS // ROW_LANES), -(-SUMS // TEAMS)  # sums over lanes that a lane is left with
+    OWN_G, SHARES = -(-LANE_ROWS // ROW_LANES), -(-SUMS // TEAMS)  # sums over lanes that a lane is left with
     W_ROOM, X_ROOM, WARP_ROOM = W_Tile.ROOM, X_Tile.ROOM, THREADS // WARP * UNIT_SUMS if LANES > WARP else 1
     W_BEYOND = W_ROOM - W_SIZE
     W_HELD, X_HELD = W_Mover.HELD, X_Mover.HELD
@@ -263,7 +263,7 @@ def staged_function(plan: Staged, M: int, N: int, itemsize: int, wide: bool, wan
         # On the way out other registers, as each Mover of staged.cuh has its own.
         dW_held, dx_held = cuda.local.array(W_HELD, real), cuda.local.array(X_HELD, real)
         W_own, x_own = cuda.local.array(LANE_SIZE, real), cuda.local.array(COLUMNS, real)
-        q, g_own = cuda.local.array(LANE_ROWS, real), cuda.local.array(Q_SHARES, real)
+        q, g_own = cuda.local.array(LANE_ROWS, real), cuda.local.array(OWN_G, real)
         sums = cuda.local.array(SUMS, real)
 
         # --- where this thread works ---------------------------------------------------------------------------------
@@ -332,7 +332,7 @@ def staged_function(plan: Staged, M: int, N: int, itemsize: int, wide: bool, wan
             sum_rows(q, lane)
 
             # --- s, g and loss: of the lanes that share rows, lane l does rows l, l + ROW_LANES, ... -----------------
-            for k in range(Q_SHARES):
+            for k in range(OWN_G):
                 i = np.int32(k * ROW_LANES + lane % ROW_LANES)
                 s, g = s_and_g(q[k], one)
                 if (LANE_ROWS % ROW_LANES == 0 or i < LANE_ROWS) and (ALL_ROWS or i * STEP < left):

@@ -19,14 +19,15 @@ SHARED_BYTES = 48 * 1024  # that a block may declare, on every chip
 
 # (m, n) in float32 and in float64: for each kernel the most that a lane or a thread owns, and some in between.
 TINY_4, TINY_8 = [(1, 1), (3, 3), (5, 5), (29, 1)], [(3, 3), (1, 7), (13, 1)]
-STAGED_4, STAGED_8 = [(10, 10), (30, 30), (784, 10), (319, 32), (20000, 1)], [(14, 1), (16, 16), (2000, 16)]
+STAGED_4 = [(10, 10), (30, 30), (32, 32), (33, 31), (1, 31), (500, 20), (784, 10), (319, 32), (20000, 1)]
+STAGED_8 = [(14, 1), (16, 16), (33, 6), (784, 10), (2000, 16)]
 # For each size of a team, and with each number of rows at once; also of rows that no vector divides.
 ROWS_4 = [(3, 33), (784, 100), (80, 512), (9, 511), (9, 4096), (2, 16383), (100, 16000)]
 ROWS_8 = [(80, 256), (9, 2047), (2, 8192)]
 LONG = [(2, 20000)]
 # More of CuPy's, which are compiled sooner.
-CUPY_STAGED_4 = [(1, 32), (300, 3), (3413, 3), (4096, 32)]
-CUPY_STAGED_8 = [(5, 5), (1, 16), (784, 10), (1706, 3), (5120, 3), (20000, 1), (4096, 16)]
+CUPY_STAGED_4 = [(1, 32), (17, 25), (300, 3), (3413, 3), (4096, 32)]
+CUPY_STAGED_8 = [(5, 5), (1, 16), (17, 9), (33, 15), (1706, 3), (5120, 3), (20000, 1), (4096, 16)]
 CUPY_ROWS_4 = [(64, 64), (64, 128), (256, 256), (9, 1024), (9, 4095), (2, 16384)]
 CUPY_ROWS_8 = [(3, 17), (64, 64), (9, 255), (9, 1024), (9, 2048)]
 
