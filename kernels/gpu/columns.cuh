@@ -54,10 +54,11 @@ __device__ inline void columns_gradients(const T* W,        // (B, m, n)
 
     // --- where this thread works -------------------------------------------------------------------------------------
     const unsigned column_slices = WANT_DW || WANT_DX ? (n - 1) / COLUMNS + 1 : 1;
-    const unsigned block = gridDim.x - 1 - blockIdx.x, unit = block / column_slices, pair = unit / slices;
+    const unsigned column_slice = blockIdx.x % column_slices;
+    const unsigned unit = (gridDim.x - 1 - blockIdx.x) / column_slices, pair = unit / slices;
     const unsigned row = unit % slices * rows, end = m - row < rows ? m - row : rows;
     const unsigned t = threadIdx.x, lane = t % WARP, warp = t / WARP;
-    const unsigned first = block % column_slices * COLUMNS + t * WIDTH;
+    const unsigned first = column_slice * COLUMNS + t * WIDTH;
     const unsigned own = first < n ? (n - first - 1) / STEP + 1 : 0;  // groups that are there, or more
     index_t W_at = (index_t(pair) * m + row) * n + first;             // of row i + r, in W and dW
     T x_own[VECTORS * WIDTH], dx_own[VECTORS * WIDTH] = {}, total = T(0);
@@ -99,7 +100,7 @@ __device__ inline void columns_gradients(const T* W,        // (B, m, n)
     }
 
     // --- loss and dx of the unit -------------------------------------------------------------------------------------
-    if (WANT_LOSS && block % column_slices == 0) {
+    if (WANT_LOSS && column_slice == 0) {
         total = sum_over_row_threads<WARPS, 1>(&total, loss_sums);
         if (t == 0) loss[unit] = total;
     }

@@ -126,13 +126,15 @@ def columns_gradients_function(plan: Columns, itemsize: int, wide: bool, wanted:
 
         # --- where this thread works ---------------------------------------------------------------------------------
         column_slices = np.uint32((n - 1) // COLUMNS + 1 if WANT_DW or WANT_DX else 1)
-        block = np.uint32(cuda.gridDim.x - 1 - cuda.blockIdx.x)
-        unit = np.uint32(block // column_slices)
+        block = np.uint32(cuda.blockIdx.x)
+        column_slice = np.uint32(block % column_slices)
+        unit = np.uint32(np.uint32(cuda.gridDim.x - 1 - block) // column_slices)
         pair, row = np.int64(unit // np.uint32(slices)), np.int64(unit % np.uint32(slices)) * rows
         end = np.uint32(min(m - row, rows))
         t = np.uint32(cuda.threadIdx.x)
         lane, warp = np.uint32(t % WARP), np.uint32(t // WARP)
-        first = np.int64(block % column_slices) * COLUMNS + t * WIDTH
+        first = np.int64(column_slice) * COLUMNS + t * WIDTH
+        own = np.uint32((n - first - 1) // STEP + 1 if first < n else 0)  # groups that are there, or more
         W_at = (pair * m + row) * n + first  # of row i + r, in W and dW
         q_at = (pair * m + row) * q_slices + lane
         for k in range(OWN):
@@ -141,7 +143,7 @@ def columns_gradients_function(plan: Columns, itemsize: int, wide: bool, wanted:
         turn = np.uint32(0)
 
         for k in range(VECTORS):
-            if WANT_DW and first + k * STEP < n:
+            if WANT_DW and k < own:
                 load(x_own, k * WIDTH, x, pair * n + first + k * STEP)
         i = np.uint32(0)
         while i < end:
@@ -165,13 +167,13 @@ def columns_gradients_function(plan: Columns, itemsize: int, wide: bool, wanted:
             while r < G_ROWS and i + r < end and (WANT_DW or WANT_DX):
                 g_row = g_rows[np.uint32(turn * G_ROWS + r)]
                 for k in range(VECTORS):
-                    if WANT_DX and first + k * STEP < n:
+                    if WANT_DX and k < own:
                         load(W_row, k * WIDTH, W, W_at + k * STEP)
                 for k in range(VECTORS):
                     scale_group(dW_own, 0, g_row, x_own, k * WIDTH)
-                    if WANT_DW and first + k * STEP < n:
+                    if WANT_DW and k < own:
                         store(dW, W_at + k * STEP, dW_own, 0)
-                    if WANT_DX and first + k * STEP < n:
+                    if WANT_DX and k < own:
                         add_scaled_group(dx_own, k * WIDTH, g_row, W_row, k * WIDTH)
                 W_at += n
                 r = np.uint32(r + 1)
@@ -179,12 +181,12 @@ def columns_gradients_function(plan: Columns, itemsize: int, wide: bool, wanted:
             i = np.uint32(i + G_ROWS)
 
         # --- loss and dx of the unit ---------------------------------------------------------------------------------
-        if WANT_LOSS and block % column_slices == 0:
+        if WANT_LOSS and column_slice == 0:
             loss_own = sum_loss(total, loss_sums, 0)
             if t == 0:
                 store_one(loss, unit, loss_own)
         for k in range(VECTORS):
-            if WANT_DX and first + k * STEP < n:
+            if WANT_DX and k < own:
                 store(dx, unit * n + first + k * STEP, dx_own, k * WIDTH)
 
     return columns_gradients

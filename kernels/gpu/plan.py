@@ -66,7 +66,8 @@ LONG_SHARED_BYTES = 40 * 1024
 # Rows that a slice of a long row's pair has, at least. A slice writes 2 n values beside the 64 n of W and dW, and
 # finish reads n: 5 % more.
 LONG_SLICE_ROWS = 32
-# Bytes of a row that a thread has in a slice of columns: 48 KiB in flight in four blocks of a multiprocessor.
+# Bytes of a row that a thread has in a slice of columns: 48 KiB in flight in four blocks of a multiprocessor. Where
+# rows are no whole vectors it is two thirds: more conditions leave fewer registers.
 COLUMNS_BYTES = 48
 # Values of a pair's parts of q, at most (or one a row): half of the workspace in float64.
 Q_PARTS = 1 << 21
@@ -79,7 +80,7 @@ HELD_BYTES = 160  # of W that a lane with STAGED_REGISTERS may hold
 MOST_REGISTERS = 255  # for lanes that hold more: 2000x16 in float64 needs 154
 ROWS_REGISTERS = 80  # for 768 resident threads
 LONG_ROW_REGISTERS = 128  # for one block of LONG_ROW_THREADS
-COLUMNS_REGISTERS = 64  # for 1024 resident threads; rows that are no whole vectors have ROWS_REGISTERS
+COLUMNS_REGISTERS = 64  # for 1024 resident threads
 FINISH_REGISTERS = 64  # for 1024 resident threads; numba.cuda's kernel has 80 without a bound
 
 
@@ -234,15 +235,14 @@ def _long(m: int, n: int, itemsize: int) -> Long:
 
 def _columns(m: int, n: int, itemsize: int) -> Columns:
     width = next(w for w in (WIDE_BYTES // itemsize, 2, 1) if n % w == 0)
-    vectors = COLUMNS_BYTES // (width * itemsize)
+    vectors = (COLUMNS_BYTES if width * itemsize == WIDE_BYTES else COLUMNS_BYTES * 2 // 3) // (width * itemsize)
     columns = BLOCK_THREADS * vectors * width
     q_slices = max(1, min(WARP, n // (2 * columns), Q_PARTS // m))
     q_columns = -(-n // (q_slices * columns)) * columns
     rows = -(-m // max(1, min(MAX_SLICES * columns // n, m // LONG_SLICE_ROWS)))
     at_once = min(4, _power_of_two_to(m))
     sizes = q_columns, -(-n // q_columns), rows, -(-m // rows)
-    registers = COLUMNS_REGISTERS if width * itemsize == WIDE_BYTES else ROWS_REGISTERS
-    return Columns(BLOCK_THREADS, width, vectors, at_once, *sizes, registers)
+    return Columns(BLOCK_THREADS, width, vectors, at_once, *sizes, COLUMNS_REGISTERS)
 
 
 def _power_of_two_from(size: int) -> int:
