@@ -31,7 +31,7 @@ BETWEEN = "a thread moves its vector element by element, and finds in L1 what on
 X_AGAIN = "x of a long row has no room in the registers: it is read once more for each row, from the cache"
 MORE = {
     (2, 20000, "float32", True): (1.34, 1, X_AGAIN),
-    (2, 10001, "float64", True): (1.34, 1, X_AGAIN),
+    (2, 10001, "float64", True): (1.38, 1, X_AGAIN),
     (20, 70, "float32", True): (1.21, 1, ROWS_IN_SECTORS),
     (100, 33, "float32", True): (1.46, 1, ROWS_IN_SECTORS),
     (10, 785, "float32", True): (1.19, 1, ROWS_IN_SECTORS),
