@@ -163,8 +163,8 @@ def columns_gradients_function(plan: Columns, itemsize: int, wide: bool, wanted:
             cuda.syncthreads()
 
             # --- dW = g x^T, dx += W^T g -----------------------------------------------------------------------------
-            r = np.uint32(0)
-            while r < G_ROWS and i + r < end and (WANT_DW or WANT_DX):
+            r, here = np.uint32(0), np.uint32(min(end - i, G_ROWS))
+            while r < here and (WANT_DW or WANT_DX):
                 g_row = g_rows[np.uint32(turn * G_ROWS + r)]
                 for k in range(VECTORS):
                     if WANT_DX and k < own:

@@ -5,7 +5,7 @@ All kernels but the last pair read W once:
 * *staged*, rows of up to 128 bytes: contiguous rows of W go through shared memory, a lane owns consecutive rows;
 * *rows*, longer rows: straight from global memory, a warp owns a row, or for very long rows a block does;
 * *long*, rows of more than 64 KiB: they fill the registers of a block that has a multiprocessor to itself;
-* *columns*, rows of more than 104 KiB: two kernels cut a pair into slices of columns, so both read W.
+* *columns*, rows of more than 96 KiB: two kernels cut a pair into slices of columns, so both read W.
 
 The size of a pair makes the classes *tiny* (one lane per pair), *group* (2 to 32 lanes per pair), *block* (up to one
 block per pair), *split* (many blocks per pair: each does a slice of its rows and stores its loss and dx in a workspace;
@@ -50,18 +50,18 @@ TEAM_ROWS = 10
 SLICE_BYTES = 512 * 1024
 # Slices of a pair, at most: two blocks for each of 132 multiprocessors. More would make the slices' sums costly.
 MAX_SLICES = 256
-# Bytes of the workspace; a batch whose slices need more is launched in parts. A pair of long rows needs up to 27 MB.
+# Bytes of the workspace; a batch whose slices need more is launched in parts. A pair of long rows needs up to 25 MB.
 WORKSPACE_BYTES = 32 << 20
 
-# Bytes of the longest row that one block does: 104 KiB. A thread then holds 52 values of W and 32 of dx, and the
-# compilers find room for them in LONG_ROW_REGISTERS; with 56 and 36, numba.cuda's kernel spills 40 bytes.
-LONG_BYTES = 26 * 4096
+# Bytes of the longest row that one block does: 96 KiB. A thread then holds 48 values of W and 28 of dx, and the
+# compilers find room for them in LONG_ROW_REGISTERS; with 50 and 30, numba.cuda's kernel spills 16 bytes on sm_120.
+LONG_BYTES = 24 * 4096
 # Bytes of an access for these rows, at most. With 16 bytes, which take four neighbouring registers that begin on a
 # multiple of four, both compilers spill 8 to 24 bytes. At 128 bytes a cycle for any access of a whole warp, W, x and dW
 # take the level 1 cache a fifth of the time that W and dW take an H200's memory.
 LONG_WIDE_BYTES = 8
 # Bytes of dx that such a block keeps in shared memory instead of registers: 20 values a thread of the 48 KiB that a
-# block may declare. Without them the longest row would have 84 KiB.
+# block may declare. Without them the longest row would have 76 KiB.
 LONG_SHARED_BYTES = 40 * 1024
 # Rows that a slice of a long row's pair has, at least. A slice writes 2 n values beside the 64 n of W and dW, and
 # finish reads n: 5 % more.
