@@ -36,7 +36,7 @@ import sigmoid_l2 as sl2
 BACKENDS = ("cupy", "numba-cuda")
 DTYPES = ("float32", "float64")
 # W beside the copy: the shapes of the CPU's table, one huge pair, and rows too long for the registers of a block.
-SHAPES = ((3, 3), *sorted(bench_cpu.SHAPES, key=prod), (8192, 8192), (4, 20000))
+SHAPES = ((3, 3), *sorted(bench_cpu.SHAPES, key=prod), (8192, 8192), (4, 10000), (4, 20000), (4, 30000))
 # m, n and B of few pairs. In the time that a launch takes, the chip moves as much as several of these have.
 FEW_PAIRS = ((1000, 1000, 1), (1000, 1000, 10), (256, 256, 100))
 ROUNDS = 21

@@ -32,7 +32,7 @@ CLASSES = (
     (3, 5000, 2),
     (2000, 20, 2),  # slices of a pair, staged in float32
     (700, 784, 2),
-    (2, 20000, 2),  # rows too long for registers
+    (2, 20000, 2),  # rows that fill a block's registers, and in float64 slices of columns
 )
 
 

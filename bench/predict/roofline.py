@@ -28,6 +28,7 @@ from unittest import mock
 import numpy as np
 
 from sigmoid_l2.kernels.gpu import plan
+from sigmoid_l2.kernels.gpu.launch import sums_of_pair
 
 sys.path += [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2] / "tests")]
 import model
@@ -74,8 +75,9 @@ def launches_of(backend: str, case: Case) -> tuple[Launched, ...]:
     """The launches of a call: one, or for pairs that are cut up two for each part of the batch."""
     B, m, n, dtype = case.B, case.m, case.n, case.dtype
     arrays = [_zeros(shape, dtype) for shape in ((B, m, n), (B, n), (B,), (B, m, n), (B, n))]
-    slices = plan.make_plan(m, n, np.dtype(dtype).itemsize).slices
-    pairs = max(1, min(B, plan.WORKSPACE_BYTES // (slices * (n + 1) * np.dtype(dtype).itemsize)))
+    itemsize = np.dtype(dtype).itemsize
+    sums = sums_of_pair(plan.make_plan(m, n, itemsize), m, n)
+    pairs = max(1, min(B, plan.WORKSPACE_BYTES // (itemsize * max(1, sums))))
     with mock.patch.object(launches, "WORKSPACE_PAIRS", pairs):
         launched, memory = launches.launches_of(backend, *arrays)
     works: dict[tuple[str, int], Work] = {}  # the first parts of a batch do the same

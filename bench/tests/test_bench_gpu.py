@@ -164,7 +164,7 @@ def ways(sizes):
             elif isinstance(p, Rows):
                 yield from (("rows", p.row_threads, p.teams > 1), ("slices", p.slices > 1))
             else:
-                yield "long"
+                yield type(p).__name__
 
 
 def test_the_sanitizer_meets_every_way():
@@ -176,7 +176,7 @@ def test_the_sanitizer_meets_every_way():
 def test_the_shapes_have_every_class_and_the_size(size):
     for dtype, itemsize in (("float32", 4), ("float64", 8)):
         classes = {size_class(make_plan(m, n, itemsize)) for m, n in bench_gpu.SHAPES}
-        assert classes == {"tiny", "group", "block", "split", "long"}
+        assert classes == {"tiny", "group", "block", "split", "long", "columns"}
         for m, n in bench_gpu.SHAPES:
             B = bench_gpu.Case.sized("gpu", dtype, m, n, size).B
             assert B == 1 or size * 0.5 < B * m * n * itemsize <= size

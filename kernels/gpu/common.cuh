@@ -12,7 +12,7 @@
 // a sum depends neither on it nor on B or the place in the batch.
 //
 // The kernels are device functions that every thread of a one-dimensional block calls exactly once. Their files need
-// the text of this one before theirs. They include nothing. They use only threadIdx.x, blockIdx.x, __shared__,
+// the text of this one before theirs. They include nothing. They use only threadIdx.x, blockIdx.x, gridDim.x, __shared__,
 // __syncthreads, __syncwarp, __shfl_sync, __shfl_xor_sync, __ldcs, __stcs, float2, float4, double2, exp and
 // __fmaf_ieee_rn of CUDA, so a host compiler with a stand-in for those can run them.
 
@@ -155,13 +155,15 @@ union Vector {
 
 // Copy WIDTH neighbouring elements between global memory and registers: in one access of an aligned address or, where
 // WIDE is false, one by one. They use intrinsic functions, because the compiler sometimes splits a plain store of
-// float4. The intrinsics also tell the cache that nothing is used again.
-template <bool WIDE, unsigned WIDTH, typename T>
+// float4. The intrinsics also tell the cache that nothing is used again, unless AGAIN says that it is.
+template <bool WIDE, unsigned WIDTH, bool AGAIN = false, typename T>
 __device__ inline void load_global(T* to, const T* from) {
+    typedef typename Packed<T, WIDTH>::type packed_t;
+    const packed_t* const packed = reinterpret_cast<const packed_t*>(from);
     Vector<T, WIDTH> vector;
-    if (WIDE) vector.packed = __ldcs(reinterpret_cast<const typename Packed<T, WIDTH>::type*>(from));
+    if (WIDE) vector.packed = AGAIN ? *packed : __ldcs(packed);
 #pragma unroll
-    for (unsigned v = 0; v < WIDTH; ++v) to[v] = WIDE ? vector.at[v] : __ldcs(from + v);
+    for (unsigned v = 0; v < WIDTH; ++v) to[v] = WIDE ? vector.at[v] : AGAIN ? from[v] : __ldcs(from + v);
 }
 template <bool WIDE, unsigned WIDTH, typename T>
 __device__ inline void store_global(T* to, const T* from) {

@@ -131,17 +131,18 @@ def sum_over_row_threads(warps: int, count: int) -> Any:
     sum_lanes = sum_over_lanes(WARP, count)
 
     def function(v: Any, sums: Any, at: Any) -> Any:
-        lane, warp = cuda.threadIdx.x % WARP, cuda.threadIdx.x // WARP
+        t = np.uint32(cuda.threadIdx.x)  # unsigned: numba then does not look for negative indices
+        lane, warp = np.uint32(t % WARP), np.uint32(t // WARP)
         sum_lanes(v, lane)
         if warps == 1:
             return v[0]
         if lane < count:
-            sums[at + warp * count + lane] = v[0]
+            sums[np.uint32(at + warp * count + lane)] = v[0]
         cuda.syncthreads()
-        first = np.uint32(at + lane % count)  # unsigned: numba then does not look for negative indices
+        first = np.uint32(at + lane % count)
         total = sums[first]
         for w in range(1, warps):
-            total += sums[first + w * count]
+            total += sums[np.uint32(first + w * count)]
         return total
 
     return device(function)

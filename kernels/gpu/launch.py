@@ -1,7 +1,8 @@
 """How ``fused`` of both GPU libraries becomes launches: plain Python and plain integers, the same for either library.
 
 ``launcher`` is the module launch_cupy or launch_numba. It builds the kernels (staged_kernel, rows_kernel, long_kernel,
-finish_kernel), runs one (run), tells where an array begins (address) and keeps the workspace. A kernel's arguments are
+columns_q_kernel, columns_gradients_kernel, finish_kernel), runs one (run), tells where an array begins (address) and
+keeps the workspace. A kernel's arguments are
 int64: addresses, 0 for what is not wanted, and then sizes. The libraries take them in less time than arrays.
 """
 
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 
 from sigmoid_l2.kernels import Wanted
 from sigmoid_l2.kernels.gpu import plan
-from sigmoid_l2.kernels.gpu.plan import Plan, Rows, Staged
+from sigmoid_l2.kernels.gpu.plan import Columns, Long, Plan, Rows, Staged
 
 one_at_a_time = threading.Lock()
 
@@ -59,21 +60,27 @@ class Batch(NamedTuple):
 
 
 def fused(launcher: Any, W: Any, x: Any, loss: Any, dW: Any, dx: Any, stream: int | None) -> None:
-    """Compute loss, dW and dx for a batch, in one launch.
+    """Compute loss, dW and dx for a batch, in one launch, or in two where pairs are cut into slices of columns.
 
-    Where pairs are cut into slices, a second launch adds their sums; the batch then goes through in parts that fit the
-    workspace.
+    Where they are cut into slices of rows, one more launch adds their sums. The batch goes through in parts whose sums
+    fit the workspace.
     """
     B, m, n = W.shape
     W_at, x_at, loss_at, dW_at, dx_at = (0 if a is None else launcher.address(a) for a in (W, x, loss, dW, dx))
     batch = Batch(W_at, x_at, loss_at, dW_at, dx_at, B, m, n, W.dtype.itemsize)
     p = plan.make_plan(m, n, batch.itemsize)
-    if p.slices == 1 or not (batch.loss or batch.dx):
+    has_sums = p.slices > 1 and bool(batch.loss or batch.dx)
+    if not has_sums and not isinstance(p, Columns):
         _launch(launcher, p, stream, batch, batch.loss, batch.dx)
         return
-    for part, slice_loss, slice_dx in _parts(p, launcher.address(launcher.workspace(stream)), batch):
-        _launch(launcher, p, stream, part, slice_loss, slice_dx)
-        _finish(launcher, p, stream, part, slice_loss, slice_dx)
+    for part, slice_loss, slice_dx, q_parts in _parts(p, launcher.address(launcher.workspace(stream)), batch):
+        loss, dx = (slice_loss, slice_dx) if has_sums else (part.loss, part.dx)
+        if isinstance(p, Columns):
+            _launch_columns(launcher, p, stream, part, loss, dx, q_parts)
+        else:
+            _launch(launcher, p, stream, part, loss, dx)
+        if has_sums:
+            _finish(launcher, p, stream, part, slice_loss, slice_dx)
 
 
 def are_aligned(*addresses: int) -> bool:
@@ -81,7 +88,7 @@ def are_aligned(*addresses: int) -> bool:
     return not any(address % plan.WIDE_BYTES for address in addresses)
 
 
-def _launch(launcher: Any, p: Plan, stream: int | None, batch: Batch, loss: int, dx: int) -> None:
+def _launch(launcher: Any, p: Staged | Rows | Long, stream: int | None, batch: Batch, loss: int, dx: int) -> None:
     """Run the kernel of ``p``, which writes ``loss`` and ``dx`` by unit."""
     W, x, _, dW, _, B, m, n, itemsize = batch
     units, wide, wanted = B * p.slices, are_aligned(W, x, dW, dx), batch.wanted  # loss moves singly
@@ -93,8 +100,23 @@ def _launch(launcher: Any, p: Plan, stream: int | None, batch: Batch, loss: int,
         kernel = launcher.rows_kernel(p._replace(rows=0, slices=0), itemsize, wide, wanted)
         sizes = units, m, n, p.rows, p.slices
     else:
-        kernel, sizes = launcher.long_kernel(p, itemsize, wanted), (m, n)
+        kernel = launcher.long_kernel(p._replace(rows=0, slices=0), itemsize, wide, wanted)
+        sizes = m, n, p.rows, p.slices
     launcher.run(kernel, -(-units // p.block_units), p.threads, stream, (W, x, loss, dW, dx, *sizes))
+
+
+def _launch_columns(
+    launcher: Any, p: Columns, stream: int | None, batch: Batch, loss: int, dx: int, q_parts: int
+) -> None:
+    """Run both kernels of columns; the first passes ``q_parts`` to the second, which writes ``loss`` and ``dx``."""
+    W, x, _, dW, _, B, m, n, itemsize = batch
+    key, wide = p._replace(rows=0, slices=0, q_columns=0, q_slices=0), are_aligned(W, x, dW, dx)
+    column_slices = -(-n // p.columns) if dW or dx else 1  # the first has the loss
+    kernel, sizes = launcher.columns_q_kernel(key, itemsize, wide), (m, n, p.q_columns, p.q_slices)
+    launcher.run(kernel, B * -(-m // p.at_once) * p.q_slices, p.threads, stream, (W, x, q_parts, *sizes))
+    kernel = launcher.columns_gradients_kernel(key, itemsize, wide, batch.wanted)
+    arguments = W, x, q_parts, loss, dW, dx, m, n, p.rows, p.slices, p.q_slices
+    launcher.run(kernel, B * p.slices * column_slices, p.threads, stream, arguments)
 
 
 def _finish(launcher: Any, p: Plan, stream: int | None, batch: Batch, slice_loss: int, slice_dx: int) -> None:
@@ -105,13 +127,19 @@ def _finish(launcher: Any, p: Plan, stream: int | None, batch: Batch, slice_loss
     launcher.run(kernel, blocks, plan.BLOCK_THREADS, stream, arguments)
 
 
-def _parts(p: Plan, workspace: int, batch: Batch) -> Iterator[tuple[Batch, int, int]]:
-    """Cut the batch into parts that fit the workspace; yield each part, and where its slice_loss and slice_dx begin.
+def sums_of_pair(p: Plan, m: int, n: int) -> int:
+    """Values of a pair in the workspace: slice_dx and slice_loss, and the parts of q."""
+    return (p.slices * (n + 1) if p.slices > 1 else 0) + (m * p.q_slices if isinstance(p, Columns) else 0)
 
-    The workspace holds slice_dx (units, n), then slice_loss (units,).
+
+def _parts(p: Plan, workspace: int, batch: Batch) -> Iterator[tuple[Batch, int, int, int]]:
+    """Cut the batch into parts that fit the workspace; yield each, and where slice_loss, slice_dx and q_parts begin.
+
+    The workspace holds slice_dx (units, n), slice_loss (units,) and q_parts (pairs, m, q_slices).
     """
-    pairs = plan.WORKSPACE_BYTES // (batch.itemsize * p.slices * (batch.n + 1))
+    pairs = plan.WORKSPACE_BYTES // (batch.itemsize * sums_of_pair(p, batch.m, batch.n))
     for first in range(0, batch.B, pairs):
         part = batch.part(first, min(pairs, batch.B - first))
-        slice_loss = workspace + part.B * p.slices * batch.n * batch.itemsize
-        yield part, part.loss and slice_loss, part.dx and workspace
+        units = part.B * p.slices if p.slices > 1 else 0
+        slice_loss, q_parts = (workspace + units * values * batch.itemsize for values in (batch.n, batch.n + 1))
+        yield part, part.loss and slice_loss, part.dx and workspace, q_parts

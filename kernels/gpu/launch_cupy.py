@@ -14,7 +14,7 @@ import cupy
 from sigmoid_l2.gpu.cupy_library import CupyLibrary, cupy_stream
 from sigmoid_l2.kernels import Wanted
 from sigmoid_l2.kernels.gpu import launch, plan
-from sigmoid_l2.kernels.gpu.plan import Long, Rows, Staged
+from sigmoid_l2.kernels.gpu.plan import Columns, Long, Rows, Staged
 
 
 def fused(W: Any, x: Any, loss: Any, dW: Any, dx: Any, *, stream: int | None = None) -> None:
@@ -44,9 +44,24 @@ def rows_kernel(p: Rows, itemsize: int, wide: bool, wanted: Wanted) -> Any:
 
 
 @launch.once
-def long_kernel(p: Long, itemsize: int, wanted: Wanted) -> Any:
-    """The kernel of long.cuh."""
-    return _kernel("fused_long", itemsize, (p.threads, *wanted), "W x", "loss dW dx", "m n")
+def long_kernel(p: Long, itemsize: int, wide: bool, wanted: Wanted) -> Any:
+    """The kernel of long.cuh, to which the plan's ``rows`` and ``slices`` are arguments."""
+    template = p.threads, p.width, p.vectors, p.shared, wide, *wanted
+    return _kernel("fused_long", itemsize, template, "W x", "loss dW dx", "m n rows slices", p.registers)
+
+
+@launch.once
+def columns_q_kernel(p: Columns, itemsize: int, wide: bool) -> Any:
+    """The first kernel of columns.cuh, to which ``q_columns`` and ``q_slices`` are arguments."""
+    template = p.threads, p.width, p.at_once, wide
+    return _kernel("columns_q", itemsize, template, "W x", "q_parts", "m n columns slices", p.registers)
+
+
+@launch.once
+def columns_gradients_kernel(p: Columns, itemsize: int, wide: bool, wanted: Wanted) -> Any:
+    """The second, to which ``rows``, ``slices`` and ``q_slices`` are arguments."""
+    template, sizes = (p.threads, p.width, p.vectors, wide, *wanted), "m n rows slices q_slices"
+    return _kernel("columns_gradients", itemsize, template, "W x q_parts", "loss dW dx", sizes, p.registers)
 
 
 @launch.once
@@ -74,7 +89,7 @@ def _kernel(
         out_params="",
         operation=f"sigmoid_l2::{name}<{template_arguments}>({', '.join(pointers + sizes.split())}); return;",
         name=f"sigmoid_l2_{name}",
-        preamble=_text("common") + _text(name.removeprefix("fused_")),
+        preamble=_text("common") + _text(name.removeprefix("fused_").partition("_")[0]),
         no_return=True,
         options=() if registers is None else (f"--maxrregcount={registers}",),
     )

@@ -12,10 +12,11 @@ from typing import Any
 from sigmoid_l2.gpu.numba_library import NumbaLibrary
 from sigmoid_l2.kernels import Wanted
 from sigmoid_l2.kernels.gpu import launch, plan
+from sigmoid_l2.kernels.gpu.columns import columns_gradients_function, columns_q_function
 from sigmoid_l2.kernels.gpu.common import cuda, framework
 from sigmoid_l2.kernels.gpu.finish import finish_function
 from sigmoid_l2.kernels.gpu.long import long_function
-from sigmoid_l2.kernels.gpu.plan import Long, Rows, Staged
+from sigmoid_l2.kernels.gpu.plan import Columns, Long, Rows, Staged
 from sigmoid_l2.kernels.gpu.rows import rows_function
 from sigmoid_l2.kernels.gpu.staged import staged_function
 
@@ -44,9 +45,21 @@ def rows_kernel(p: Rows, itemsize: int, wide: bool, wanted: Wanted) -> Any:
 
 
 @launch.once
-def long_kernel(p: Long, itemsize: int, wanted: Wanted) -> Any:
-    """The kernel of long.py."""
-    return _kernel(long_function(p, itemsize, wanted), p.threads, p.registers)
+def long_kernel(p: Long, itemsize: int, wide: bool, wanted: Wanted) -> Any:
+    """The kernel of long.py, to which the plan's ``rows`` and ``slices`` are arguments."""
+    return _kernel(long_function(p, itemsize, wide, wanted), p.threads, p.registers)
+
+
+@launch.once
+def columns_q_kernel(p: Columns, itemsize: int, wide: bool) -> Any:
+    """The first kernel of columns.py, to which ``q_columns`` and ``q_slices`` are arguments."""
+    return _kernel(columns_q_function(p, itemsize, wide), p.threads, p.registers)
+
+
+@launch.once
+def columns_gradients_kernel(p: Columns, itemsize: int, wide: bool, wanted: Wanted) -> Any:
+    """The second, to which ``rows``, ``slices`` and ``q_slices`` are arguments."""
+    return _kernel(columns_gradients_function(p, itemsize, wide, wanted), p.threads, p.registers)
 
 
 @launch.once

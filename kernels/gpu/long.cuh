@@ -1,44 +1,91 @@
-// long.cuh: the kernel for rows that the registers of a block do not hold. A block owns a pair and reads W twice; a
-// thread owns every THREADS-th column. dx is summed in its own place: a column belongs to one thread, so that needs no
-// barrier.
+// long.cuh: the kernel for rows that fill the registers of a whole block, one block a multiprocessor. A block owns a
+// unit and goes from row to row. A thread owns the same columns of each: VECTORS groups of WIDTH neighbouring columns;
+// groups are STEP columns apart. A row of W and dx stay in registers, dx of the first SHARED groups in shared memory.
+//
+// There is no room for x. It is read once a row, from the cache: a group serves dW of this row and q of the next one,
+// whose W is on its way as soon as a group of W has gone into dx.
 
 #ifndef SIGMOID_L2_LONG_CUH
 #define SIGMOID_L2_LONG_CUH
 
 namespace sigmoid_l2 {
 
-// Grid: B blocks of THREADS threads.
-template <typename T, unsigned THREADS, bool WANT_LOSS, bool WANT_DW, bool WANT_DX>
+// Grid: a block of THREADS threads for each unit. VECTORS is the smallest number with VECTORS * STEP >= n.
+template <typename T, unsigned THREADS, unsigned WIDTH, unsigned VECTORS, unsigned SHARED, bool WIDE, bool WANT_LOSS,
+          bool WANT_DW, bool WANT_DX>
 __device__ inline void fused_long(const T* W,  // (B, m, n)
                                   const T* x,  // (B, n)
-                                  T* loss,     // (B,)
+                                  T* loss,     // (units,)
                                   T* dW,       // (B, m, n)
-                                  T* dx,       // (B, n)
-                                  index_t m, index_t n) {
-    constexpr unsigned WARPS = THREADS / WARP;
-    __shared__ T q_sums[2 * WARPS];
-    const unsigned t = threadIdx.x;
-    const index_t b = blockIdx.x;
-    T total = T(0);
+                                  T* dx,       // (units, n)
+                                  unsigned m, unsigned n, unsigned rows, unsigned slices) {
+    constexpr unsigned WARPS = THREADS / WARP, STEP = THREADS * WIDTH;
+    __shared__ T q_sums[2 * WARPS];  // for sum_over_row_threads, which uses the halves in turn
+    alignas(16) __shared__ T dx_shared[SHARED * STEP];
 
-    for (index_t i = 0; i < m; ++i) {
-        const index_t row_first = (b * m + i) * n;  // in W and dW
+    // --- where this thread works -------------------------------------------------------------------------------------
+    const unsigned t = threadIdx.x, first = t * WIDTH;  // first: column
+    const unsigned unit = blockIdx.x, pair = unit / slices, row = unit % slices * rows;
+    const unsigned end = m - row < rows ? m - row : rows;
+    const bool has_last = first + (VECTORS - 1) * STEP < n;
+    const index_t W_first = (index_t(pair) * m + row) * n + first;
+    T W_row[VECTORS * WIDTH], dx_own[(VECTORS - SHARED) * WIDTH] = {}, x_own[WIDTH], dW_own[WIDTH], dx_read[WIDTH];
+    T q[1] = {}, s, g, total = T(0);
+    x += index_t(pair) * n + first;
+    W += W_first, dW += W_first;  // of row i
 
-        // --- q = W x -------------------------------------------------------------------------------------------------
-        T q[1] = {}, s, g;
-        for (index_t j = t; j < n; j += THREADS) q[0] = multiply_add(W[row_first + j], x[b * n + j], q[0]);
-
+    // --- q = W x of the first row ------------------------------------------------------------------------------------
+#pragma unroll
+    for (unsigned k = 0; k < VECTORS; ++k)
+        if (k + 1 < VECTORS || has_last) load_global<WIDE, WIDTH>(W_row + k * WIDTH, W + k * STEP);
+#pragma unroll
+    for (unsigned k = 0; k < VECTORS; ++k) {
+        const T zeros[WIDTH] = {};
+        if (WANT_DX && k < SHARED) store_shared<WIDTH>(dx_shared + k * STEP + first, zeros);
+        if (k + 1 == VECTORS && !has_last) break;
+        load_global<WIDE, WIDTH, true>(x_own, x + k * STEP);
+        q[0] = dot<WIDTH>(W_row + k * WIDTH, x_own, q[0]);
+    }
+    for (unsigned i = 0; i < end; ++i, W += n, dW += n) {
         // --- s, g and loss -------------------------------------------------------------------------------------------
         s_and_g(sum_over_row_threads<WARPS, 1>(q, q_sums + i % 2 * WARPS), s, g);
         total = multiply_add(s, s, total);
 
-        // --- dW = g x^T, dx += W^T g ---------------------------------------------------------------------------------
-        for (index_t j = t; j < n; j += THREADS) {
-            if (WANT_DX) dx[b * n + j] = multiply_add(g, W[row_first + j], i > 0 ? dx[b * n + j] : T(0));
-            if (WANT_DW) dW[row_first + j] = multiply(g, x[b * n + j]);
+        // --- dx += W^T g; W of the next row --------------------------------------------------------------------------
+#pragma unroll
+        for (unsigned k = 0; k < VECTORS; ++k) {
+            if (k + 1 == VECTORS && !has_last) break;
+            if (WANT_DX && k < SHARED) {
+                load_shared<WIDTH>(dx_read, dx_shared + k * STEP + first);
+                add_scaled<WIDTH>(dx_read, g, W_row + k * WIDTH);
+                store_shared<WIDTH>(dx_shared + k * STEP + first, dx_read);
+            } else if (WANT_DX) {
+                add_scaled<WIDTH>(dx_own + (k - SHARED) * WIDTH, g, W_row + k * WIDTH);
+            }
+            if (i + 1 < end) load_global<WIDE, WIDTH>(W_row + k * WIDTH, W + n + k * STEP);
+        }
+
+        // --- dW = g x^T; q = W x of the next row ---------------------------------------------------------------------
+        q[0] = T(0);
+#pragma unroll
+        for (unsigned k = 0; k < VECTORS; ++k) {
+            if (k + 1 == VECTORS && !has_last) break;
+            load_global<WIDE, WIDTH, true>(x_own, x + k * STEP);
+            scale<WIDTH>(dW_own, g, x_own);
+            if (WANT_DW) store_global<WIDE, WIDTH>(dW + k * STEP, dW_own);
+            q[0] = dot<WIDTH>(W_row + k * WIDTH, x_own, q[0]);
         }
     }
-    if (WANT_LOSS && t == 0) loss[b] = total;
+
+    // --- loss and dx of the unit -------------------------------------------------------------------------------------
+    if (WANT_LOSS && t == 0) loss[unit] = total;
+#pragma unroll
+    for (unsigned k = 0; k < VECTORS; ++k) {
+        if (!WANT_DX || (k + 1 == VECTORS && !has_last)) break;
+        if (k < SHARED) load_shared<WIDTH>(dx_read, dx_shared + k * STEP + first);
+        store_global<WIDE, WIDTH>(dx + index_t(unit) * n + first + k * STEP,
+                                  k < SHARED ? dx_read : dx_own + (k - SHARED) * WIDTH);
+    }
 }
 
 }  // namespace sigmoid_l2

@@ -1,7 +1,11 @@
-"""The kernel for rows that the registers of a block do not hold, in numba.cuda; long.cuh is CuPy's.
+"""The kernel for rows that fill the registers of a whole block, in numba.cuda; long.cuh is CuPy's.
 
-A block owns a pair and reads W twice; a thread owns every THREADS-th column. dx is summed in its own place: a column
-belongs to one thread, so that needs no barrier.
+A block owns a unit and goes from row to row, one block a multiprocessor. A thread owns the same columns of each:
+VECTORS groups of WIDTH neighbouring columns; groups are STEP columns apart. A row of W and dx stay in registers, dx of
+the first SHARED groups in shared memory.
+
+There is no room for x. It is read once a row, from the cache: a group serves dW of this row and q of the next one,
+whose W is on its way as soon as a group of W has gone into dx.
 """
 
 from typing import Any
@@ -11,66 +15,118 @@ import numpy as np
 from sigmoid_l2.kernels import Wanted
 from sigmoid_l2.kernels.gpu.common import (
     TYPES,
+    add_scaled,
     cuda,
+    dot,
     framework,
-    load_value,
-    multiply,
+    load_global,
+    load_shared,
     multiply_add,
     s_and_g,
+    scale,
+    store_global,
+    store_shared,
     store_value,
     sum_over_row_threads,
 )
 from sigmoid_l2.kernels.gpu.plan import WARP, Long
 
 
-def long_function(plan: Long, itemsize: int, wanted: Wanted) -> Any:
-    """The kernel's Python function. Grid: B blocks of THREADS threads."""
-    THREADS = plan.threads
+def long_function(plan: Long, itemsize: int, wide: bool, wanted: Wanted) -> Any:
+    """The kernel's Python function for one plan, whose ``rows`` and ``slices`` are arguments of the kernel.
+
+    Grid: a block of THREADS threads for each unit. VECTORS is the smallest number with VECTORS * STEP >= n.
+    """
+    THREADS, WIDTH, VECTORS, SHARED = plan[:4]
     WANT_LOSS, WANT_DW, WANT_DX = wanted
-    WARPS = THREADS // WARP
-    Q_SUMS = 2 * WARPS
+    WARPS, STEP = THREADS // WARP, THREADS * WIDTH
+    Q_SUMS, DX_SHARED, OWN = 2 * WARPS, SHARED * STEP, VECTORS * WIDTH
     real, zero, one = framework.REALS[itemsize], TYPES[itemsize](0), TYPES[itemsize](1)
-    sum_q, load, store = sum_over_row_threads(WARPS, 1), load_value(itemsize), store_value(itemsize)
+    load, store, get, put = load_global(wide, WIDTH), store_global(wide, WIDTH), load_shared(WIDTH), store_shared(WIDTH)
+    dot_group, add_scaled_group, scale_group = dot(WIDTH), add_scaled(WIDTH), scale(WIDTH)
+    sum_q, store_one = sum_over_row_threads(WARPS, 1), store_value(itemsize)
 
     def fused_long(
         W: Any,  # (B, m, n)
         x: Any,  # (B, n)
-        loss: Any,  # (B,)
+        loss: Any,  # (units,)
         dW: Any,  # (B, m, n)
-        dx: Any,  # (B, n)
+        dx: Any,  # (units, n)
         m: Any,
         n: Any,
+        rows: Any,
+        slices: Any,
     ) -> None:
-        q_sums = cuda.shared.array(Q_SUMS, real)
+        q_sums = cuda.shared.array(Q_SUMS, real)  # for sum_over_row_threads, which uses the halves in turn
+        dx_shared = cuda.shared.array(DX_SHARED, real, 16)
+        W_row, dx_own = cuda.local.array(OWN, real), cuda.local.array(OWN, real)
+        x_own, dW_own, dx_read = (
+            cuda.local.array(WIDTH, real),
+            cuda.local.array(WIDTH, real),
+            cuda.local.array(WIDTH, real),
+        )
         q = cuda.local.array(1, real)
+
+        # --- where this thread works ---------------------------------------------------------------------------------
         t = cuda.threadIdx.x & (THREADS - 1)  # changes nothing, but tells the compiler that t >= 0
-        b = np.int64(cuda.blockIdx.x)
+        first = t * WIDTH  # column
+        unit = np.uint32(cuda.blockIdx.x)  # a 64-bit division is a function call
+        pair, row = np.int64(unit // np.uint32(slices)), np.int64(unit % np.uint32(slices)) * rows
+        end = np.uint32(min(m - row, rows))
+        has_last = first + (VECTORS - 1) * STEP < n
+        x_at, W_at = pair * n + first, (pair * m + row) * n + first  # W_at: of row i
         total = zero
 
-        for i in range(m):
-            row_first = (b * m + i) * n  # in W and dW
-
-            # --- q = W x ---------------------------------------------------------------------------------------------
-            q[0] = zero
-            j = t
-            while j < n:
-                q[0] = multiply_add(load(W, row_first + j), load(x, b * n + j), q[0])
-                j += THREADS
-
+        # --- q = W x of the first row --------------------------------------------------------------------------------
+        for k in range(VECTORS):
+            if k + 1 < VECTORS or has_last:
+                load(W_row, k * WIDTH, W, W_at + k * STEP)
+        for k in range(OWN):
+            dx_own[k] = zero
+        q[0] = zero
+        for k in range(VECTORS):
+            if WANT_DX and k < SHARED:
+                put(dx_shared, k * STEP + first, dx_own, k * WIDTH)
+            if k + 1 < VECTORS or has_last:
+                load(x_own, 0, x, x_at + k * STEP)
+                q[0] = dot_group(W_row, k * WIDTH, x_own, 0, q[0])
+        i = np.uint32(0)
+        while i < end:
             # --- s, g and loss ---------------------------------------------------------------------------------------
             s, g = s_and_g(sum_q(q, q_sums, i % 2 * WARPS), one)
             total = multiply_add(s, s, total)
 
-            # --- dW = g x^T, dx += W^T g -----------------------------------------------------------------------------
-            j = t
-            while j < n:
-                if WANT_DX:
-                    before = load(dx, b * n + j) if i > 0 else zero
-                    store(dx, b * n + j, multiply_add(g, load(W, row_first + j), before))
-                if WANT_DW:
-                    store(dW, row_first + j, multiply(g, load(x, b * n + j)))
-                j += THREADS
+            # --- dx += W^T g; W of the next row ----------------------------------------------------------------------
+            i = np.uint32(i + 1)
+            for k in range(VECTORS):
+                if k + 1 < VECTORS or has_last:
+                    if WANT_DX and k < SHARED:
+                        get(dx_read, 0, dx_shared, k * STEP + first)
+                        add_scaled_group(dx_read, 0, g, W_row, k * WIDTH)
+                        put(dx_shared, k * STEP + first, dx_read, 0)
+                    elif WANT_DX:
+                        add_scaled_group(dx_own, k * WIDTH, g, W_row, k * WIDTH)
+                    if i < end:
+                        load(W_row, k * WIDTH, W, W_at + n + k * STEP)
+
+            # --- dW = g x^T; q = W x of the next row -----------------------------------------------------------------
+            q[0] = zero
+            for k in range(VECTORS):
+                if k + 1 < VECTORS or has_last:
+                    load(x_own, 0, x, x_at + k * STEP)
+                    scale_group(dW_own, 0, g, x_own, 0)
+                    if WANT_DW:
+                        store(dW, W_at + k * STEP, dW_own, 0)
+                    q[0] = dot_group(W_row, k * WIDTH, x_own, 0, q[0])
+            W_at += n
+
+        # --- loss and dx of the unit ---------------------------------------------------------------------------------
         if WANT_LOSS and t == 0:
-            store(loss, b, total)
+            store_one(loss, unit, total)
+        for k in range(VECTORS):
+            if WANT_DX and (k + 1 < VECTORS or has_last):
+                if k < SHARED:
+                    get(dx_own, k * WIDTH, dx_shared, k * STEP + first)
+                store(dx, unit * n + first + k * STEP, dx_own, k * WIDTH)
 
     return fused_long

@@ -1,15 +1,16 @@
 """How the GPU kernels cut a batch into blocks, chosen from (m, n, itemsize) in this one place for both libraries.
 
-*staged* and *rows* read W once; *long*, for rows that a block's registers cannot hold, reads it twice:
+All kernels but the last pair read W once:
 
 * *staged*, rows of up to 128 bytes: contiguous rows of W go through shared memory, a lane owns some rows or parts of
   rows;
 * *rows*, longer rows: straight from global memory, a warp owns a row, or for very long rows a block does;
-* *long*, n > 16384 in float32 or 8192 in float64: a block owns a pair and sums dx in place.
+* *long*, rows of more than 64 KiB: they fill the registers of a block that has a multiprocessor to itself;
+* *columns*, rows of more than 96 KiB: two kernels cut a pair into slices of columns, so both read W.
 
 The size of a pair makes the classes *tiny* (one lane per pair), *group* (2 to 32 lanes per pair), *block* (up to one
 block per pair), *split* (many blocks per pair: each does a slice of its rows and stores its loss and dx in a workspace;
-one more kernel, *finish*, adds them in a fixed order) and *long*.
+one more kernel, *finish*, adds them in a fixed order), *long* and *columns*.
 
 Nothing here depends on B or on the chip, so neither does the order of any sum: a pair's result has the same bits in
 every batch. Figures: docs/performance.md.
@@ -56,8 +57,27 @@ TEAM_ROWS = 10
 SLICE_BYTES = 512 * 1024
 # Slices of a pair, at most: two blocks for each of 132 multiprocessors. More would make the slices' sums costly.
 MAX_SLICES = 256
-# Bytes of the workspace; a batch whose slices need more is launched in parts. A pair of the longest rows needs 17 MB.
+# Bytes of the workspace; a batch whose slices need more is launched in parts. A pair of long rows needs up to 25 MB.
 WORKSPACE_BYTES = 32 << 20
+
+# Bytes of the longest row that one block does: 96 KiB. A thread then holds 48 values of W and 28 of dx, and the
+# compilers find room for them in LONG_ROW_REGISTERS; with 50 and 30, numba.cuda's kernel spills 16 bytes on sm_120.
+LONG_BYTES = 24 * 4096
+# Bytes of an access for these rows, at most. With 16 bytes, which take four neighbouring registers that begin on a
+# multiple of four, both compilers spill 8 to 24 bytes. At 128 bytes a cycle for any access of a whole warp, W, x and dW
+# take the level 1 cache a fifth of the time that W and dW take an H200's memory.
+LONG_WIDE_BYTES = 8
+# Bytes of dx that such a block keeps in shared memory instead of registers: 20 values a thread of the 48 KiB that a
+# block may declare. Without them the longest row would have 76 KiB.
+LONG_SHARED_BYTES = 40 * 1024
+# Rows that a slice of a long row's pair has, at least. A slice writes 2 n values beside the 64 n of W and dW, and
+# finish reads n: 5 % more.
+LONG_SLICE_ROWS = 32
+# Bytes of a row that a thread has in a slice of columns: 48 KiB in flight in four blocks of a multiprocessor. Where
+# rows are no whole vectors it is two thirds: more conditions leave fewer registers.
+COLUMNS_BYTES = 48
+# Values of a pair's parts of q, at most (or one a row): half of the workspace in float64.
+Q_PARTS = 1 << 21
 
 REGISTERS = 65536  # of a multiprocessor, on every chip
 MOST_REGISTERS = 255  # of a thread, on every chip
@@ -66,6 +86,7 @@ MOST_REGISTERS = 255  # of a thread, on every chip
 STAGED_REGISTERS = 128  # for 512 resident threads
 ROWS_REGISTERS = 80  # for 768 resident threads
 LONG_ROW_REGISTERS = 128  # for one block of LONG_ROW_THREADS
+COLUMNS_REGISTERS = 64  # for 1024 resident threads
 FINISH_REGISTERS = 64  # for 1024 resident threads; numba.cuda's kernel has 80 without a bound
 
 
@@ -108,15 +129,47 @@ class Rows(NamedTuple):
 
 
 class Long(NamedTuple):
-    """One block per pair, for rows that the registers of a block do not hold."""
+    """Rows that fill the registers of a block, with the part of dx that has no room there in shared memory."""
+
+    threads: int  # per block; all of them own a row
+    width: int  # neighbouring columns that a thread owns: 1, 2 or 4
+    vectors: int  # of ``width`` columns that a thread has of a row, threads * width columns apart
+    shared: int  # of these, whose dx is in shared memory
+    rows: int  # per unit: m, or those of a slice
+    slices: int  # units per pair
+    registers: int  # that a thread may use
+
+    @property
+    def block_units(self) -> int:
+        """Units per block."""
+        return 1
+
+
+class Columns(NamedTuple):
+    """Slices of columns, for rows that no block can hold: one kernel computes q, another the gradients."""
 
     threads: int  # per block
-    slices: int = 1
-    block_units: int = 1
-    registers: int | None = None
+    width: int  # neighbouring columns that a thread owns: 1, 2 or 4
+    vectors: int  # of ``width`` columns that a thread has of a slice of the gradients, threads * width columns apart
+    at_once: int  # rows of which a block computes q
+    q_columns: int  # of a slice of q
+    q_slices: int  # of a row, at most WARP
+    rows: int  # per unit: m, or those of a slice
+    slices: int  # units per pair
+    registers: int  # that a thread may use
+
+    @property
+    def columns(self) -> int:
+        """Columns of a slice of the gradients."""
+        return self.threads * self.width * self.vectors
+
+    @property
+    def block_units(self) -> int:
+        """Units per block."""
+        return 1
 
 
-Plan = Staged | Rows | Long
+Plan = Staged | Rows | Long | Columns
 
 
 @cache
@@ -131,15 +184,19 @@ def make_plan(m: int, n: int, itemsize: int) -> Plan:
     ):
         if n * itemsize <= row_threads * flight:
             return _rows(m, n, itemsize, row_threads, flight)
-    return Long(BLOCK_THREADS)
+    if n * itemsize <= LONG_BYTES:
+        return _long(m, n, itemsize)
+    return _columns(m, n, itemsize)
 
 
 def size_class(p: Plan) -> str:
     """The plan's class: "tiny", "group", "block", "split" or "long"."""
-    if isinstance(p, Long):
-        return "long"
+    if isinstance(p, Columns):
+        return "columns"
     if p.slices > 1:
         return "split"
+    if isinstance(p, Long):
+        return "long"
     lanes = p.lanes if isinstance(p, Staged) else p.row_threads * p.teams
     return "tiny" if lanes == 1 else "group" if lanes <= WARP else "block"
 
@@ -194,6 +251,25 @@ def _rows(m: int, n: int, itemsize: int, row_threads: int, flight: int) -> Rows:
     teams = min(threads // row_threads, _power_of_two_to(max(1, rows // max(at_once, TEAM_ROWS))))
     registers = ROWS_REGISTERS if threads == BLOCK_THREADS else LONG_ROW_REGISTERS
     return Rows(threads, row_threads, teams, width, vectors, at_once, rows, slices, registers)
+
+
+def _long(m: int, n: int, itemsize: int) -> Long:
+    width = LONG_WIDE_BYTES // itemsize if n % 2 == 0 else 1
+    vectors, shared = -(-n // (LONG_ROW_THREADS * width)), LONG_SHARED_BYTES // (LONG_ROW_THREADS * width * itemsize)
+    rows = -(-m // min(MAX_SLICES, max(1, m // LONG_SLICE_ROWS)))
+    return Long(LONG_ROW_THREADS, width, vectors, shared, rows, -(-m // rows), LONG_ROW_REGISTERS)
+
+
+def _columns(m: int, n: int, itemsize: int) -> Columns:
+    width = next(w for w in (WIDE_BYTES // itemsize, 2, 1) if n % w == 0)
+    vectors = (COLUMNS_BYTES if width * itemsize == WIDE_BYTES else COLUMNS_BYTES * 2 // 3) // (width * itemsize)
+    columns = BLOCK_THREADS * vectors * width
+    q_slices = max(1, min(WARP, n // (2 * columns), Q_PARTS // m))
+    q_columns = -(-n // (q_slices * columns)) * columns
+    rows = -(-m // max(1, min(MAX_SLICES * columns // n, m // LONG_SLICE_ROWS)))
+    at_once = min(4, _power_of_two_to(m))
+    sizes = q_columns, -(-n // q_columns), rows, -(-m // rows)
+    return Columns(BLOCK_THREADS, width, vectors, at_once, *sizes, COLUMNS_REGISTERS)
 
 
 def _power_of_two_from(size: int) -> int:

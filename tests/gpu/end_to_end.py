@@ -32,6 +32,7 @@ CLASSES = {  # one for each way through the host code
     "split": (1, 3500, 3, "float32"),
     "split, rows": (2, 270, 250, "float64"),
     "long": (2, 2, 8200, "float64"),
+    "columns": (2, 2, 13314, "float64"),
 }
 
 
@@ -84,7 +85,8 @@ def test_each_class(name):
         np.testing.assert_allclose(a, right, rtol=limit, atol=limit * abs(right).max())
     stream, producer = cuda.stream(), cuda.stream()
     handle, others = stream_handle(stream), stream_handle(producer)
-    launches = [("cuLaunchKernelEx", handle)] * (2 if "split" in name else 1)  # the slices, and their sum
+    # Slices and their sum, or q and the gradients.
+    launches = [("cuLaunchKernelEx", handle)] * (2 if name.startswith(("split", "columns")) else 1)
     assert functions().count("cuLaunchKernelEx") == len(launches)
 
     arrays, outs = [cuda.to_device(W), cuda.to_device(x)], [[*map(cuda.to_device, outputs(W))] for _ in range(3)]

@@ -21,7 +21,8 @@ from sigmoid_l2.kernels.gpu import plan
 
 NAMES = ("W", "x", "loss", "dW", "dx")
 MODULES = {"cupy": "launch_cupy", "numba-cuda": "launch_numba"}
-BUILDERS = ("staged_kernel", "rows_kernel", "long_kernel", "finish_kernel")
+BUILDERS = ("staged_kernel", "rows_kernel", "long_kernel", "columns_q_kernel", "columns_gradients_kernel")
+BUILDERS += ("finish_kernel",)
 WORKSPACE_PAIRS = 2  # that the workspace has room for, so that a batch of more takes several launches
 
 
@@ -40,7 +41,7 @@ class Launch(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The kernel's: "staged", "rows", "long" or "finish"."""
+        """The kernel's: "staged", "rows", "long", "q", "gradients" or "finish"."""
         return (self.kernel.py_func.__name__ if self.by_numba else self.kernel.name).rpartition("_")[2]
 
     def text(self) -> str:
@@ -70,7 +71,7 @@ def launches_of(backend: str, *arrays: Any, wide: bool | None = None) -> tuple[l
 
     launcher = importlib.import_module(f"sigmoid_l2.kernels.gpu.{MODULES[backend]}")
     _, m, n = W.shape
-    room = WORKSPACE_PAIRS * plan.make_plan(m, n, W.itemsize).slices * (n + 1) * W.itemsize
+    room = WORKSPACE_PAIRS * host.sums_of_pair(plan.make_plan(m, n, W.itemsize), m, n) * W.itemsize
 
     def workspace(stream: int | None) -> Any:
         held = aligned(np.full(room // W.itemsize, np.nan, W.dtype))

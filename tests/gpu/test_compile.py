@@ -24,11 +24,12 @@ STAGED_8 = [(14, 1), (16, 16), (33, 6), (784, 10), (2000, 16)]
 # For each size of a team, and with each number of rows at once; also of rows that no vector divides.
 ROWS_4 = [(3, 33), (784, 100), (80, 512), (9, 511), (9, 4096), (2, 16383), (100, 16000)]
 ROWS_8 = [(80, 256), (9, 2047), (2, 8192)]
-LONG = [(2, 20000)]
+LONG_4, LONG_8 = [(2, 16385), (2, 24576), (2, 24575), (4, 30000), (4, 30001)], [(2, 12288), (4, 16000), (4, 16001)]
 # More of CuPy's, which are compiled sooner.
 CUPY_STAGED_4 = [(1, 32), (17, 25), (300, 3), (3413, 3), (4096, 32)]
 CUPY_STAGED_8 = [(5, 5), (1, 16), (17, 9), (33, 15), (1706, 3), (5120, 3), (20000, 1), (4096, 16)]
 CUPY_ROWS_4 = [(64, 64), (64, 128), (256, 256), (9, 1024), (9, 4095), (2, 16384)]
+CUPY_LONG_4, CUPY_LONG_8 = [(2, 20480), (2, 22527), (1, 30002)], [(2, 8193), (2, 12287), (1, 16000)]
 CUPY_ROWS_8 = [(3, 17), (64, 64), (9, 255), (9, 1024), (9, 2048)]
 
 
@@ -39,12 +40,12 @@ def cases(of_float32, of_float64, backends=PACKAGES):
 
 # Those of `make test`: of each kernel and dtype the ones that need the most registers; `make proof` has all.
 QUICK = cases(
-    [(3, 3), (29, 1), (10, 10), (784, 10), (319, 32), (784, 100), (9, 4096), (2, 20000)],
+    [(3, 3), (29, 1), (10, 10), (784, 10), (319, 32), (784, 100), (9, 4096), (2, 24576), (4, 30000)],
     [(13, 1), (2000, 16), (2, 8192)],
 )
 TINY = cases(TINY_4, TINY_8)
-OTHERS = cases(STAGED_4 + ROWS_4 + LONG, STAGED_8 + ROWS_8 + LONG)
-OTHERS += cases(CUPY_STAGED_4 + CUPY_ROWS_4, CUPY_STAGED_8 + CUPY_ROWS_8, ["cupy"])
+OTHERS = cases(STAGED_4 + ROWS_4 + LONG_4, STAGED_8 + ROWS_8 + LONG_8)
+OTHERS += cases(CUPY_STAGED_4 + CUPY_ROWS_4 + CUPY_LONG_4, CUPY_STAGED_8 + CUPY_ROWS_8 + CUPY_LONG_8, ["cupy"])
 
 
 def named(case):
@@ -83,7 +84,7 @@ def test_it_fits(case):
 
 
 @pytest.mark.parametrize("how", [{"wide": False}, {"wanted": (True, False, False)}], ids=str)
-@pytest.mark.parametrize("case", cases([(3, 3), (784, 10)], [(2, 8192)]), ids=named)
+@pytest.mark.parametrize("case", cases([(3, 3), (784, 10), (2, 24576)], [(2, 8192)]), ids=named)
 def test_other_ways(case, how):
     assert_fits(case, [90], **how)
 

@@ -21,7 +21,10 @@ from gpu.memory import FaultError
 from sigmoid_l2 import dispatch
 from sigmoid_l2.kernels.gpu import plan
 
-SLICE_BYTES = 32 << 10  # of W, from which on a pair of WAYS is cut into slices; the real 512 KiB are in BORDERS
+# Of plan.py, from which on a pair of WAYS is cut up: bytes of W, rows of a slice, bytes of a row. The real ones, of the
+# bytes, are in BORDERS.
+SMALL = {"SLICE_BYTES": 32 << 10, "LONG_SLICE_ROWS": 2, "LONG_BYTES": 65600}
+at_length = pytest.mark.proof
 # One of each way through each kernel, with little work: B, m, n.
 WAYS = {
     "tiny": (131, 3, 3),
@@ -36,7 +39,10 @@ WAYS = {
     "block, rows": (3, 20, 70),
     "block, a row": (2, 5, 1030),
     "split, rows": (3, 70, 128),
-    "long": (2, 2, 16400),
+    "long": (2, 2, 16386),
+    "split, long": (2, 5, 16385),
+    "columns": (2, 1, 16402),
+    "columns, slices of rows": (2, 5, 16404),
 }
 # Pairs that take all ways through each kernel, and those on both sides of each border between two ways to do a pair.
 SHAPES = [
@@ -59,14 +65,14 @@ SHAPES = [
 BORDERS = {
     "float32": "9x3 tiny, 10x3 group, 1x15 tiny, 1x16 group, 416x3 group, 417x3 block, 3412x3 block, 3413x3 split, "
     "1x32 group, 1x33 group, 19x64 group, 20x64 block, 3x512 group, 3x513 block, 1x4096 block, 1x4097 block, "
-    "2x16384 block, 2x16385 long",
+    "2x16384 block, 2x16385 long, 1x24576 long, 1x24577 columns",
     "float64": "3x3 tiny, 4x3 group, 1x7 tiny, 1x8 group, 192x3 group, 193x3 block, 1705x3 block, 1706x3 split, "
     "3x16 group, 3x17 group, 19x64 group, 20x64 block, 3x256 group, 3x257 block, 1x2048 block, 1x2049 block, "
-    "2x8192 block, 2x8193 long, 256x256 block, 257x256 split",
+    "2x8192 block, 2x8193 long, 1x12288 long, 1x12289 columns, 256x256 block, 257x256 split",
 }
+SLOW = ["split, long", "columns, slices of rows"]  # for `make proof`
 WANTED = [("loss",), ("dW",), ("dx",), ("loss", "dW"), ("dW", "dx"), ("loss", "dx")]
 DTYPES = ["float32", "float64"]
-at_length = pytest.mark.proof
 
 
 @pytest.fixture(params=["cupy", "numba-cuda"])
@@ -78,7 +84,8 @@ def backend(request):
 @pytest.fixture
 def small_slices(monkeypatch):
     """Cut pairs into slices where they are small enough for a quick test; the compiled kernels do not know."""
-    monkeypatch.setattr(plan, "SLICE_BYTES", SLICE_BYTES)
+    for name, value in SMALL.items():
+        monkeypatch.setattr(plan, name, value)
     plan.make_plan.cache_clear()
     yield
     plan.make_plan.cache_clear()
@@ -108,7 +115,7 @@ def assert_proven(backend, W, x, pairs, parts):
 
 
 @pytest.mark.usefixtures("small_slices")
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [pytest.param(way, marks=at_length if way in SLOW else ()) for way in WAYS])
 def test_every_way(backend, way):
     B, m, n = WAYS[way]
     assert plan.size_class(plan.make_plan(m, n, 4)) == way.partition(",")[0]
@@ -210,7 +217,7 @@ def test_parity_tests_that_meet_the_ends_of_the_range(backend, monkeypatch, dtyp
 @pytest.mark.usefixtures("small_slices")
 @pytest.mark.parametrize(
     ("way", "value"),
-    [(way, np.inf) for way in WAYS]
+    [pytest.param(way, np.inf, marks=at_length if way in SLOW else ()) for way in WAYS]
     + [pytest.param(way, np.nan, marks=() if way == "block, staged" else at_length) for way in WAYS],
 )
 def test_what_is_not_finite_stays_in_its_pair(backend, way, value):
@@ -234,10 +241,12 @@ def test_what_is_not_finite_stays_in_its_pair(backend, way, value):
         ("cupy", 33, 4096),
         ("numba-cuda", 1100, 10),
         ("numba-cuda", 20, 70),
+        ("cupy", 2, 20000),
         pytest.param("cupy", 1100, 10, marks=at_length),
         pytest.param("cupy", 20, 70, marks=at_length),
         pytest.param("numba-cuda", 3, 3, marks=at_length),
         pytest.param("numba-cuda", 33, 4096, marks=at_length),
+        pytest.param("numba-cuda", 2, 20000, marks=at_length),
     ],
     indirect=["backend"],
 )
@@ -257,6 +266,17 @@ def test_offsets_beyond_32_bits(backend, m, n):
         of_pair = n // plan.WARP + 1 if launch.name == "finish" else slices
         launches.run([launch], memory, only=range(launch.blocks - of_pair, launch.blocks))
     assert_same_bits({name: a[-1:] for name, a in results.items()}, expected)
+
+
+@pytest.mark.parametrize("slices", [1, 2])
+def test_columns_of_many_rows(backend, monkeypatch, slices):
+    """More rows than a block of gradients has g of at once."""
+    m = 70
+    monkeypatch.setattr(plan, "make_plan", plan._columns)
+    monkeypatch.setattr(plan, "LONG_SLICE_ROWS", m // slices)
+    assert plan.make_plan(m, 300, 4).slices == slices
+    W, x = batch(2, m, 300, np.float32)
+    assert_proven(backend, W, x, [1], [slice(1, None)])
 
 
 # --- that the proof sees what is wrong -----------------------------------------------------------------------------

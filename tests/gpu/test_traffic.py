@@ -14,7 +14,7 @@ from gpu.test_proof import backend as backend
 from gpu.test_proof import tile_pairs
 from gpu.traffic import SECTOR_BYTES
 from sigmoid_l2.kernels.gpu import plan
-from sigmoid_l2.kernels.gpu.plan import Rows, Staged, make_plan
+from sigmoid_l2.kernels.gpu.plan import Long, Rows, Staged, make_plan
 
 EXCESS = 1.05  # sectors moved over the least possible, at most
 CONFLICTS = 1.1  # accesses to shared memory over those without bank conflicts, at most
@@ -29,7 +29,10 @@ ROWS_IN_SECTORS = "a row begins within a sector, which the row before ends in; L
 UNEVEN_LANES = "the rows of a pair are no multiple of its lanes', so lanes of several pairs are not equally far apart"
 UNEVEN_PARTS = "a row's 10 columns are 6 of one lane and 4 of another, so lanes are not equally far apart"
 BETWEEN = "a thread moves its vector element by element, and finds in L1 what one access leaves of a sector"
+X_AGAIN = "x of a long row has no room in the registers: it is read once more for each row, from the cache"
 MORE = {
+    (2, 20000, "float32", True): (1.34, 1, X_AGAIN),
+    (2, 10001, "float64", True): (1.38, 1, X_AGAIN),
     (20, 70, "float32", True): (1.21, 1, ROWS_IN_SECTORS),
     (100, 33, "float32", True): (1.46, 1, ROWS_IN_SECTORS),
     (10, 785, "float32", True): (1.19, 1, ROWS_IN_SECTORS),
@@ -69,8 +72,8 @@ def assert_moves(backend, m, n, dtype, *, wide=True, excess=EXCESS, conflicts=CO
             assert set(words) == {("W", False), ("x", False), ("dW", True), *((name, True) for name in partial)}
             assert (moved["W"], moved["x"], moved["dW"]) == (rows * n, pairs * n, rows * n)
             assert sum(map(moved.get, partial)) == pairs * (n + 1)
-            width = p.width * itemsize if isinstance(p, Rows) else plan.WIDE_BYTES
-            fits = isinstance(p, Rows) or W[0].nbytes * pairs % 16 == 0
+            width = p.width * itemsize if isinstance(p, (Rows, Long)) else plan.WIDE_BYTES
+            fits = isinstance(p, (Rows, Long)) or W[0].nbytes * pairs % 16 == 0
             # For the smallest pairs x and dx are as much as W, and must move as widely.
             checked = ("W", "dW", "x", "dx") if isinstance(p, Staged) and p.lanes == 1 else ("W", "dW")
             sizes = {size for name, _, size in traffic.accesses if name in checked}
@@ -102,7 +105,7 @@ def test_staged_tiles_move_once_element_by_element(backend, m, n):
     assert_moves(backend, m, n, "float32", wide=False)
 
 
-QUICK = [(20, 70, "float32", True), (10, 10, "float32", True), (64, 64, "float32", False)]
+QUICK = [(2, 20000, "float32", True), (20, 70, "float32", True), (10, 10, "float32", True), (64, 64, "float32", False)]
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, marks=() if case in QUICK else at_length) for case in MORE])
@@ -111,3 +114,34 @@ def test_what_moves_more(backend, case):
     *shape, wide = case
     found = assert_moves(backend, *shape, wide=wide, excess=max(excess, EXCESS), conflicts=max(conflicts, CONFLICTS))
     assert max(found) > EXCESS, "it belongs into the other table"
+
+
+def test_slices_of_columns_are_read_twice(backend):
+    """W once for q and once for the gradients; every output is written once. All blocks of a pair are counted."""
+    m, n = 2, 26656
+    W, x = batch(1, m, n, np.float32)
+    outputs = [np.zeros(shape, np.float32) for shape in shapes(W).values()]
+    launched, memory = launches.launches_of(backend, *map(aligned, (W, x, *outputs)))
+    found = []
+    for launch in launched:
+        ((_, traffic),) = launches.run([launch], memory, count=True)
+        words = {key: memory.touched(*key) for key in traffic.sectors}
+        found.append({f"{'write' if write else 'read'} {name}": len(own) for (name, write), own in words.items()})
+        assert all(len(np.unique(own)) == len(own) for (name, _), own in words.items() if name in ("W", "dW", "dx"))
+        sizes = {size for name, _, size in traffic.accesses if name in ("W", "dW", "dx")}
+        assert sizes == {plan.WIDE_BYTES}
+        sectors = {key: -(-len(np.unique(own)) * WORD // SECTOR_BYTES) for key, own in words.items()}
+        assert traffic.sectors["W", False] == sectors["W", False]
+    q, gradients = found
+    p = make_plan(m, n, 4)
+    slices = -(-n // p.columns)
+    assert q == {"read W": m * n, "read x": n, "write workspace": m * p.q_slices}
+    parts = m * p.q_slices * slices
+    assert gradients == {
+        "read W": m * n,
+        "read x": n,
+        "read workspace": parts,
+        "write dW": m * n,
+        "write dx": n,
+        "write loss": 1,
+    }
