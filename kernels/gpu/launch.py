@@ -58,13 +58,13 @@ class Batch(NamedTuple):
 def fused(launcher: Any, W: Any, x: Any, loss: Any, dW: Any, dx: Any, stream: int | None) -> None:
     """Compute loss, dW and dx for a batch, in one launch.
 
-    Where pairs are cut into slices, a second launch adds their sums; the batch then goes through in parts that fit the
-    workspace.
+    Where few pairs are cut into slices, a second launch adds their sums; the batch then goes through in parts that fit
+    the workspace.
     """
     B, m, n = W.shape
     W_at, x_at, loss_at, dW_at, dx_at = (0 if a is None else launcher.address(a) for a in (W, x, loss, dW, dx))
     batch = Batch(W_at, x_at, loss_at, dW_at, dx_at, B, m, n, W.dtype.itemsize)
-    p = plan.make_plan(m, n, batch.itemsize)
+    p = plan.for_batch(plan.make_plan(m, n, batch.itemsize), B)
     if p.slices == 1 or not (batch.loss or batch.dx):
         _launch(launcher, p, stream, batch, batch.loss, batch.dx)
         return
@@ -96,10 +96,11 @@ def _launch(launcher: Any, p: Plan, stream: int | None, batch: Batch, loss: int,
 
 def _finish(launcher: Any, p: Plan, stream: int | None, batch: Batch, slice_loss: int, slice_dx: int) -> None:
     """Add the sums of the slices of each pair; a block does WARP columns of a pair's dx and loss."""
-    kernel = launcher.finish_kernel(batch.itemsize, batch.wanted._replace(dW=False))
+    threads, wanted = plan.FINISH_THREADS, batch.wanted._replace(dW=False)
+    kernel = launcher.finish_kernel(threads, plan.FINISH_CHUNK, batch.itemsize, wanted)
     blocks = batch.B * (batch.n // plan.WARP + 1)
     arguments = slice_loss, slice_dx, batch.loss, batch.dx, batch.n, p.slices
-    launcher.run(kernel, blocks, plan.BLOCK_THREADS, stream, arguments)
+    launcher.run(kernel, blocks, threads, stream, arguments)
 
 
 def _parts(p: Plan, workspace: int, batch: Batch) -> Iterator[tuple[Batch, int, int]]:

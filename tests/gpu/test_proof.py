@@ -21,7 +21,17 @@ from gpu.memory import FaultError
 from sigmoid_l2 import dispatch
 from sigmoid_l2.kernels.gpu import plan
 
-SLICE_BYTES = 32 << 10  # of W, from which on a pair of WAYS is cut into slices; the real 512 KiB are in BORDERS
+# What the plan is for WAYS, so that pairs small enough for a quick test are cut into slices, pairs of a batch of three
+# have theirs done in turn, and the kernel finish has several chunks. The real numbers are in BORDERS.
+SMALL = {
+    "UNIT_BYTES": 20 << 10,
+    "ALONE_BYTES": 32 << 10,
+    "SLICE_BYTES": 16 << 10,
+    "SLICE_TEAM_ROWS": 2,
+    "MANY_BLOCKS": 3,
+    "FINISH_THREADS": 64,
+    "FINISH_CHUNK": 2,
+}
 # One of each way through each kernel, with little work: B, m, n.
 WAYS = {
     "tiny": (131, 3, 3),
@@ -30,9 +40,13 @@ WAYS = {
     "block, staged": (3, 40, 30),
     "split, staged": (3, 1100, 10),
     "group, rows": (9, 3, 40),
-    "block, rows": (3, 20, 70),
+    "group, rows of teams": (5, 37, 35),
+    "block, rows": (3, 45, 70),
     "block, a row": (2, 5, 1030),
-    "split, rows": (3, 70, 128),
+    "split, rows": (2, 70, 128),
+    "split, rows in turn": (3, 70, 128),
+    "split, warps in turn": (3, 70, 258),
+    "split, a row in turn": (3, 16, 1030),
     "long": (2, 2, 16400),
 }
 # Pairs that take all ways through each kernel, and those on both sides of each border between two ways to do a pair.
@@ -72,8 +86,9 @@ def backend(request):
 
 @pytest.fixture
 def small_slices(monkeypatch):
-    """Cut pairs into slices where they are small enough for a quick test; the compiled kernels do not know."""
-    monkeypatch.setattr(plan, "SLICE_BYTES", SLICE_BYTES)
+    """Cut pairs into slices where they are small enough for a quick test."""
+    for name, value in SMALL.items():
+        monkeypatch.setattr(plan, name, value)
     plan.make_plan.cache_clear()
     yield
     plan.make_plan.cache_clear()
@@ -109,8 +124,8 @@ def test_every_way(backend, way):
     assert plan.size_class(plan.make_plan(m, n, 4)) == way.partition(",")[0]
     W, x = batch(B, m, n, np.float32)
     tile = tile_pairs(m, n, np.float32)
-    parts = [slice(1), slice(1, None), slice(tile), slice(max(1, tile - 1))]
-    assert_proven(backend, W, x, [-1] if m * n > 1000 else [0, -1], parts)
+    parts = {(0, 1), (1, B), (0, tile), (0, max(1, tile - 1))}
+    assert_proven(backend, W, x, [-1] if m * n > 1000 else [0, -1], [slice(*part) for part in sorted(parts)])
 
 
 @pytest.mark.parametrize("way", ["tiny", "group", "block, rows", "split, staged"])
@@ -247,7 +262,7 @@ def test_offsets_beyond_32_bits(backend, m, n):
     W[-1:], x[-1:] = batch(1, m, n, np.float32)
     expected = execute(backend, W[-1:], x[-1:])
     launched, memory = launches.launches_of(backend, W, x, *results.values())
-    slices = plan.make_plan(m, n, 4).slices
+    slices = plan.for_batch(plan.make_plan(m, n, 4), B).slices
     for launch in launched[-2 if slices > 1 else -1 :]:
         of_pair = n // plan.WARP + 1 if launch.name == "finish" else slices
         launches.run([launch], memory, only=range(launch.blocks - of_pair, launch.blocks))
