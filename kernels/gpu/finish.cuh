@@ -28,8 +28,8 @@ __device__ inline void finish(const T* slice_loss,  // (units,)
         T held[CHUNK / GROUPS];
 #pragma unroll
         for (unsigned k = 0; k < CHUNK / GROUPS; ++k) {
-            const unsigned slice = first + k * GROUPS + group;
-            held[k] = (is_dx || is_loss) && slice < slices ? from[index_t(slice) * step] : T(0);
+            const unsigned part = first + k * GROUPS + group;
+            held[k] = (is_dx || is_loss) && part < slices ? from[index_t(part) * step] : T(0);
         }
         if (first > 0) __syncthreads();  // those before have been added
 #pragma unroll

@@ -31,11 +31,11 @@ __device__ inline void add_row(T* to, const T* from, bool has_last) {
             if (k + 1 < VECTORS || has_last) to[k * STEP + v] += from[k * WIDTH + v];
 }
 
-// loss and dx of a slice, from those of its teams, added in their order. Of a unit's later slices they are added to those
-// of the slices before.
+// loss and dx of a slice, from those of its teams, added in their order. Those of a unit's later slices are added to
+// what the slices before have left.
 template <unsigned ROW_THREADS, unsigned TEAMS, unsigned WIDTH, unsigned VECTORS, bool WANT_LOSS, bool WANT_DX,
           typename T>
-__device__ inline void add_teams(T* loss, T* dx, T loss_own, const T* dx_own, unsigned unit, unsigned units, unsigned n,
+__device__ inline void add_teams(T* loss, T* dx, T loss_own, const T* dx_own, unsigned unit, bool is_there, unsigned n,
                                  bool is_first,
                                  T* loss_sums,  // (BLOCK_UNITS * TEAMS,)
                                  T* dx_sums,    // (BLOCK_UNITS * TEAMS, COLUMNS)
@@ -49,13 +49,14 @@ __device__ inline void add_teams(T* loss, T* dx, T loss_own, const T* dx_own, un
         store_shared<WIDTH>(dx_sums + team * COLUMNS + k * STEP + thread * WIDTH, dx_own + k * WIDTH);
     __syncthreads();
 
-    if (unit >= units) return;
+    if (!is_there) return;
     const unsigned first = team / TEAMS * TEAMS;  // the unit's first team
     if (WANT_LOSS && t % UNIT_THREADS == 0) {
         T total = T(0);
         for (unsigned k = 0; k < TEAMS; ++k) total += loss_sums[first + k];
         loss[unit] = is_first ? total : loss[unit] + total;
     }
+#pragma unroll 1  // more at a time would take more registers
     for (unsigned j = t % UNIT_THREADS; WANT_DX && j < n; j += UNIT_THREADS) {
         T total = T(0), &dx_j = dx[index_t(unit) * n + j];
 #pragma unroll
@@ -65,8 +66,8 @@ __device__ inline void add_teams(T* loss, T* dx, T loss_own, const T* dx_own, un
 }
 
 // Grid: ceil(units / (THREADS / (ROW_THREADS * TEAMS))) blocks of THREADS threads. TEAMS is 1 if a team has more than a
-// warp. VECTORS is the smallest number with VECTORS * ROW_THREADS * WIDTH >= n. `slices` is 1 where a unit is a pair;
-// the unit then does the pair's slices, of `rows` rows, one after the other.
+// warp. VECTORS is the smallest number with VECTORS * ROW_THREADS * WIDTH >= n. If IN_TURN, a unit is a pair, and does
+// its slices of `rows` rows one after the other.
 template <typename T, unsigned THREADS, unsigned ROW_THREADS, unsigned TEAMS, unsigned WIDTH, unsigned VECTORS,
           unsigned AT_ONCE, bool IN_TURN, bool WIDE, bool WANT_LOSS, bool WANT_DW, bool WANT_DX>
 __device__ inline void fused_rows(const T* W,  // (B, m, n)
@@ -78,7 +79,7 @@ __device__ inline void fused_rows(const T* W,  // (B, m, n)
     constexpr unsigned UNIT_THREADS = ROW_THREADS * TEAMS, BLOCK_UNITS = THREADS / UNIT_THREADS;
     constexpr unsigned LANES = ROW_THREADS < WARP ? ROW_THREADS : WARP, WARPS = ROW_THREADS / LANES;
     constexpr unsigned WARP_TEAMS = TEAMS < WARP / LANES ? TEAMS : WARP / LANES;  // of a unit
-    constexpr unsigned OWN = VECTORS * WIDTH, STEP = ROW_THREADS * WIDTH;
+    constexpr unsigned OWN = VECTORS * WIDTH, STEP = ROW_THREADS * WIDTH, STEP_ROWS = TEAMS * AT_ONCE;
     static_assert(WARPS == 1 || (TEAMS == 1 && BLOCK_UNITS == 1), "all of the block meets at a row's barrier");
     constexpr auto load = load_row<WIDE, WIDTH, VECTORS, STEP, T>;
     constexpr auto store = store_row<WIDE, WIDTH, VECTORS, STEP, T>;
@@ -86,22 +87,24 @@ __device__ inline void fused_rows(const T* W,  // (B, m, n)
 
     // --- where this thread works -------------------------------------------------------------------------------------
     const unsigned t = threadIdx.x, lane = t % WARP, team = t / ROW_THREADS % TEAMS;
-    const unsigned unit = blockIdx.x * BLOCK_UNITS + t / UNIT_THREADS, pair = unit / slices;
+    const unsigned unit = blockIdx.x * BLOCK_UNITS + t / UNIT_THREADS;
+    const unsigned pair = IN_TURN ? unit : unit / slices, part = IN_TURN ? 0 : unit % slices;
     const unsigned first = t % ROW_THREADS * WIDTH;  // column
+    const bool is_there = BLOCK_UNITS == 1 || unit < units;
     const bool has_last = first + (VECTORS - 1) * STEP < n;
     T x_own[OWN] = {};
     unsigned turn = 0;
 
-    if (unit < units) load(x_own, x + index_t(pair) * n + first, has_last);
-    unsigned row = unit % slices * rows;  // the slice's first
-    do {
-        const bool is_first = !IN_TURN || row == 0;
-        const unsigned rows_here = m - row < rows ? m - row : rows, end = unit < units ? rows_here : 0;
-        index_t W_at = (index_t(pair) * m + row + team * AT_ONCE) * n + first;  // of row i, in W and dW
+    if (is_there) load(x_own, x + index_t(pair) * n + first, has_last);
+    unsigned i = part * rows + team * AT_ONCE, slice_end = part * rows;
+    index_t W_at = (index_t(pair) * m + i) * n + first;  // of row i, in W and dW
+    for (;;) {  // for each slice of the unit
+        slice_end = m - slice_end < rows ? m : slice_end + rows;
+        const unsigned end = is_there ? slice_end : 0;
         T dx_own[OWN] = {}, total = T(0);
         // The teams of a warp make the same number of steps, even where one has no row.
-        for (unsigned i = team * AT_ONCE; i - team % WARP_TEAMS * AT_ONCE < (LANES < WARP ? rows_here : end);
-             i += TEAMS * AT_ONCE, W_at += index_t(TEAMS * AT_ONCE) * n) {
+        for (; i - team % WARP_TEAMS * AT_ONCE < (LANES < WARP ? slice_end : end);
+             i += STEP_ROWS, W_at += index_t(STEP_ROWS) * n) {
             // --- W of the rows i to i + AT_ONCE - 1 ------------------------------------------------------------------
             T W_rows[AT_ONCE][OWN] = {}, dW_row[OWN], q[AT_ONCE], s, g_own;
 #pragma unroll
@@ -131,20 +134,25 @@ __device__ inline void fused_rows(const T* W,  // (B, m, n)
         }
 
         // --- loss and dx of the slice --------------------------------------------------------------------------------
+        const bool is_first = !IN_TURN || slice_end == rows;
 #pragma unroll
         for (unsigned d = 1; d < AT_ONCE; d *= 2) total += __shfl_xor_sync(ALL_LANES, total, d);
         if constexpr (TEAMS > 1) {
             __shared__ T loss_sums[BLOCK_UNITS * TEAMS];
             alignas(16) __shared__ T dx_sums[BLOCK_UNITS * TEAMS * VECTORS * STEP];
-            add_teams<ROW_THREADS, TEAMS, WIDTH, VECTORS, WANT_LOSS, WANT_DX>(loss, dx, total, dx_own, unit, units, n,
-                                                                              is_first, loss_sums, dx_sums, t);
-        } else if (unit < units) {
+            add_teams<ROW_THREADS, TEAMS, WIDTH, VECTORS, WANT_LOSS, WANT_DX>(
+                loss, dx, total, dx_own, unit, is_there, n, is_first, loss_sums, dx_sums, t);
+        } else if (is_there) {
             if (WANT_LOSS && t % ROW_THREADS == 0) loss[unit] = is_first ? total : loss[unit] + total;
             if (WANT_DX && is_first) store(dx + index_t(unit) * n + first, dx_own, has_last);
             if (WANT_DX && !is_first) add_row<WIDTH, VECTORS, STEP>(dx + index_t(unit) * n + first, dx_own, has_last);
         }
-        row += rows;
-    } while (IN_TURN && row < m);
+        if (!IN_TURN || slice_end >= m) return;
+        if (TEAMS == 1) {  // else `rows` is a multiple of their step
+            W_at -= index_t(i - slice_end) * n;
+            i = slice_end;
+        }
+    }
 }
 
 }  // namespace sigmoid_l2

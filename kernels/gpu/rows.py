@@ -75,7 +75,7 @@ def add_teams(
 ) -> Any:
     """loss and dx of a slice, from those of its teams, added in their order.
 
-    Of a unit's later slices they are added to those of the slices before.
+    Those of a unit's later slices are added to what the slices before have left.
     """
     UNIT_THREADS, STEP = TEAMS * ROW_THREADS, ROW_THREADS * WIDTH
     COLUMNS = VECTORS * STEP
@@ -88,7 +88,7 @@ def add_teams(
         loss_own: Any,
         dx_own: Any,
         unit: Any,
-        units: Any,
+        is_there: Any,
         n: Any,
         is_first: Any,
         loss_sums: Any,  # (BLOCK_UNITS * TEAMS,)
@@ -104,7 +104,7 @@ def add_teams(
             store(dx_sums, team * COLUMNS + k * STEP + thread * WIDTH, dx_own, k * WIDTH)
         cuda.syncthreads()
 
-        if unit >= units:
+        if not is_there:
             return
         first = team // TEAMS * TEAMS  # the unit's first team
         if WANT_LOSS and t % UNIT_THREADS == 0:
@@ -134,7 +134,7 @@ def rows_function(plan: Rows, itemsize: int, wide: bool, wanted: Wanted) -> Any:
     IN_TURN, UNIT_THREADS, BLOCK_UNITS = plan.in_turn, ROW_THREADS * TEAMS, plan.block_units
     LANES = min(ROW_THREADS, WARP)
     WARPS, WARP_TEAMS = ROW_THREADS // LANES, min(TEAMS, WARP // LANES)  # of a unit
-    OWN, STEP = VECTORS * WIDTH, ROW_THREADS * WIDTH
+    OWN, STEP, STEP_ROWS = VECTORS * WIDTH, ROW_THREADS * WIDTH, TEAMS * AT_ONCE
     assert WARPS == 1 or (TEAMS == 1 and BLOCK_UNITS == 1), "all of the block meets at a row's barrier"
     SHIFTS, Q_SUMS, W_ROWS = AT_ONCE.bit_length() - 1, 2 * WARPS * AT_ONCE, AT_ONCE * OWN
     LOSS_SUMS, DX_SUMS = (BLOCK_UNITS * TEAMS, BLOCK_UNITS * TEAMS * VECTORS * STEP) if TEAMS > 1 else (1, 1)
@@ -168,26 +168,27 @@ def rows_function(plan: Rows, itemsize: int, wide: bool, wanted: Wanted) -> Any:
         t = cuda.threadIdx.x & (THREADS - 1)  # changes nothing, but tells the compiler that t >= 0
         lane, team = t % WARP, t // ROW_THREADS % TEAMS
         unit = np.uint32(cuda.blockIdx.x * BLOCK_UNITS + t // UNIT_THREADS)  # a 64-bit division is a function call
-        pair, row = np.int64(unit // np.uint32(slices)), np.int64(unit % np.uint32(slices)) * rows
+        pair, part = (unit, np.uint32(0)) if IN_TURN else (unit // np.uint32(slices), unit % np.uint32(slices))
         first = t % ROW_THREADS * WIDTH  # column
+        is_there = BLOCK_UNITS == 1 or unit < units
         has_last = first + (VECTORS - 1) * STEP < n
         for k in range(OWN):
             x_own[k] = zero
         turn = 0
 
-        if unit < units:
+        if is_there:
             load(x_own, 0, x, pair * n + first, has_last)
-        while True:  # for each slice of the unit, whose first row is ``row``
-            is_first = not IN_TURN or row == 0
-            rows_here = min(m - row, rows)
-            end = 0 if unit >= units else rows_here
-            W_at = (pair * m + row + team * AT_ONCE) * n + first  # of row i, in W and dW
+        slice_end = part * rows
+        i = slice_end + team * AT_ONCE
+        W_at = (pair * m + i) * n + first  # of row i, in W and dW
+        while True:  # for each slice of the unit
+            slice_end = min(m, slice_end + rows)
+            end = slice_end if is_there else 0
             for k in range(OWN):
                 dx_own[k] = zero
             total = zero
             # The teams of a warp make the same number of steps, even where one has no row.
-            i = team * AT_ONCE
-            while i - team % WARP_TEAMS * AT_ONCE < (rows_here if LANES < WARP else end):
+            while i - team % WARP_TEAMS * AT_ONCE < (slice_end if LANES < WARP else end):
                 # --- W of the rows i to i + AT_ONCE - 1 --------------------------------------------------------------
                 for k in range(W_ROWS):
                     W_rows[k] = zero
@@ -215,23 +216,26 @@ def rows_function(plan: Rows, itemsize: int, wide: bool, wanted: Wanted) -> Any:
                     scale_own(dW_row, 0, g, x_own, 0)
                     if WANT_DW and ((a == 0 and LANES == WARP) or i + a < end):
                         store(dW, W_at + a * n, dW_row, 0, has_last)
-                i += TEAMS * AT_ONCE
-                W_at += TEAMS * AT_ONCE * n
+                i += STEP_ROWS
+                W_at += STEP_ROWS * n
 
             # --- loss and dx of the slice ----------------------------------------------------------------------------
+            is_first = not IN_TURN or slice_end == rows
             for d in range(SHIFTS):
                 total += shuffle_xor(total, 1 << d)
             if TEAMS > 1:
-                add(loss, dx, total, dx_own, unit, units, n, is_first, loss_sums, dx_sums, t)
-            elif unit < units:
+                add(loss, dx, total, dx_own, unit, is_there, n, is_first, loss_sums, dx_sums, t)
+            elif is_there:
                 if WANT_LOSS and t % ROW_THREADS == 0:
                     store_one(loss, unit, total if is_first else load_one(loss, unit) + total)
                 if WANT_DX and is_first:
                     store(dx, unit * n + first, dx_own, 0, has_last)
                 if WANT_DX and not is_first:
                     add_own(dx, unit * n + first, dx_own, has_last)
-            row += rows
-            if not IN_TURN or row >= m:
+            if not IN_TURN or slice_end >= m:
                 break
+            if TEAMS == 1:  # else ``rows`` is a multiple of their step
+                W_at -= (i - slice_end) * n
+                i = slice_end
 
     return fused_rows

@@ -67,11 +67,12 @@ SHAPES = [
 ]
 BORDERS = {
     "float32": "9x3 tiny, 10x3 group, 1x15 tiny, 1x16 group, 319x3 group, 320x3 block, 3412x3 block, 3413x3 split, "
-    "1x32 group, 1x33 group, 19x64 group, 20x64 block, 3x512 group, 3x513 block, 1x4096 block, 1x4097 block, "
+    "1x32 group, 1x33 group, 63x64 group, 64x64 block, 31x65 group, 32x65 block, 5x128 group, 5x130 group, "
+    "3x512 group, 3x513 block, 1x4096 block, 1x4097 block, 64x512 block, 65x512 split, 32x1024 block, 33x1024 split, "
     "2x16384 block, 2x16385 long",
     "float64": "3x3 tiny, 4x3 group, 1x7 tiny, 1x8 group, 159x3 group, 160x3 block, 1705x3 block, 1706x3 split, "
-    "3x16 group, 3x17 group, 19x64 group, 20x64 block, 3x256 group, 3x257 block, 1x2048 block, 1x2049 block, "
-    "2x8192 block, 2x8193 long, 256x256 block, 257x256 split",
+    "3x16 group, 3x17 group, 31x32 group, 31x34 block, 5x64 group, 5x66 group, 7x256 group, 8x256 block, "
+    "3x256 group, 3x257 block, 1x2048 block, 1x2049 block, 64x256 block, 65x256 split, 2x8192 block, 2x8193 long",
 }
 WANTED = [("loss",), ("dW",), ("dx",), ("loss", "dW"), ("dW", "dx"), ("loss", "dx")]
 DTYPES = ["float32", "float64"]
@@ -297,6 +298,20 @@ def test_each_barrier_that_is_left_out_is_seen(backend, way, dtype):
         assert BARRIER.search(text) or way == "group, rows"
         for barrier in BARRIER.finditer(text):
             assert has_race(launch, memory, text[: barrier.start()] + text[barrier.end() :]), (launch.name, barrier)
+
+
+@at_length
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("m", "n"), [(65, 512), (700, 65), (260, 128), (1000, 33), (300, 300), (50, 1000), (9, 8192)])
+def test_slices_in_turn_have_the_same_bits(backend, monkeypatch, dtype, m, n):
+    """As slices side by side, whose sums the kernel finish adds; with the real plan."""
+    W, x = batch(2, m, n, dtype)
+    assert plan.make_plan(m, n, W.itemsize).slices > 1
+    side_by_side = execute(backend, W, x)
+    monkeypatch.setattr(plan, "MANY_BLOCKS", 2)
+    for wanted in (NAMES, *WANTED[:3]):
+        assert_same_bits(execute(backend, W, x, wanted), side_by_side)
+    assert_same_bits(execute(backend, W, x, to_device=between), side_by_side)
 
 
 def test_a_batch_of_more_pairs_than_the_workspace_has_room_for(backend):
