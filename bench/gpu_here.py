@@ -26,8 +26,10 @@ CLASSES = (
     (8, 8, 67),  # several lanes of a warp for a pair
     (16, 16, 9),
     (32, 32, 3),  # several warps for a pair, staged in float32
-    (64, 64, 3),  # a warp for each row
-    (2, 41, 9),
+    (64, 64, 5),  # 8 or 16 threads for each row
+    (2, 40, 33),
+    (64, 100, 3),  # 16 threads for each row, or a warp
+    (2, 100, 17),
     (10, 784, 2),  # a block for each row
     (3, 5000, 2),
     (2000, 20, 2),  # slices of a pair, staged in float32

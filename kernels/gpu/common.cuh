@@ -106,13 +106,13 @@ __device__ inline void sum_over_lanes(T* v, unsigned lane) {
     }
 }
 
-// Sums of v[0 .. COUNT - 1] over the threads that own a row: one warp, or all WARPS warps of the block. COUNT is a
-// power of two up to 32; lane l gets the sum of v[l % COUNT]. The next call needs other `sums`: no barrier protects
-// these.
-template <unsigned WARPS, unsigned COUNT, typename T>
+// Sums of v[0 .. COUNT - 1] over the threads that own a row: LANES of a warp, or all WARPS warps of the block. COUNT is
+// a power of two up to LANES; lane l gets the sum of v[l % COUNT]. The next call needs other `sums`: no barrier
+// protects these.
+template <unsigned WARPS, unsigned COUNT, unsigned LANES = WARP, typename T>
 __device__ inline T sum_over_row_threads(T* v, T* sums) {  // sums: (WARPS, COUNT), in shared memory
     const unsigned lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    sum_over_lanes<WARP, COUNT>(v, lane);
+    sum_over_lanes<LANES, COUNT>(v, lane);
     if (WARPS == 1) return v[0];
     if (lane < COUNT) sums[warp * COUNT + lane] = v[0];
     __syncthreads();

@@ -122,13 +122,13 @@ def sum_over_lanes(lanes: int, count: int, distance: int = 1) -> Any:
 
 
 @cache
-def sum_over_row_threads(warps: int, count: int) -> Any:
-    """Sums of v[0 .. count - 1] over the threads that own a row: one warp, or all ``warps`` of the block.
+def sum_over_row_threads(warps: int, count: int, lanes: int = WARP) -> Any:
+    """Sums of v[0 .. count - 1] over the threads that own a row: ``lanes`` of a warp, or all ``warps`` of the block.
 
     ``count`` is a power of two up to 32; lane l gets the sum of v[l % count]. ``sums`` is in shared memory and has room
     for (warps, count) from ``at`` on. The next call needs another place: no barrier protects these sums.
     """
-    sum_lanes = sum_over_lanes(WARP, count)
+    sum_lanes = sum_over_lanes(lanes, count)
 
     def function(v: Any, sums: Any, at: Any) -> Any:
         t = np.uint32(cuda.threadIdx.x)  # unsigned: numba then does not look for negative indices

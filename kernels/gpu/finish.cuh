@@ -1,5 +1,6 @@
-// finish.cuh: the kernel that adds the sums of the slices of each pair, in a fixed order. A block owns 32 columns of a
-// pair; the column after those of dx is loss. Thread (k, c) adds the slices k, k + GROUPS, ... of column c.
+// finish.cuh: the kernel that adds the sums of the slices of each pair, one after the other. A block owns 32 columns of
+// a pair; the column after those of dx is loss. CHUNK slices are in shared memory at a time: thread (k, c) loads slices
+// k, k + GROUPS, ... of column c, all of them in flight at once; then thread (0, c) adds them.
 
 #ifndef SIGMOID_L2_FINISH_CUH
 #define SIGMOID_L2_FINISH_CUH
@@ -7,32 +8,42 @@
 namespace sigmoid_l2 {
 
 // Grid: B * (n / 32 + 1) blocks of 32 * GROUPS threads.
-template <typename T, unsigned GROUPS, bool WANT_LOSS, bool WANT_DX>
+template <typename T, unsigned GROUPS, unsigned CHUNK, bool WANT_LOSS, bool WANT_DX>
 __device__ inline void finish(const T* slice_loss,  // (units,)
                               const T* slice_dx,    // (units, n)
                               T* loss,              // (B,)
                               T* dx,                // (B, n)
                               unsigned n, unsigned slices) {
-    __shared__ T sums[GROUPS * WARP];
+    __shared__ T chunk[CHUNK * WARP];
     const unsigned c = threadIdx.x % WARP, group = threadIdx.x / WARP;
     const unsigned tiles = n / WARP + 1, j = blockIdx.x % tiles * WARP + c;
     const index_t b = blockIdx.x / tiles;
-
-    // --- the sums of this thread's slices ----------------------------------------------------------------------------
+    const bool is_dx = WANT_DX && j < n, is_loss = WANT_LOSS && j == n;
+    const unsigned step = is_dx ? n : 1;  // from one slice to the next
+    const T* const from = is_dx ? slice_dx + b * slices * n + j : slice_loss + b * slices;
     T total = T(0);
-    if (WANT_DX && j < n)
-        for (unsigned k = group; k < slices; k += GROUPS) total += slice_dx[(b * slices + k) * n + j];
-    if (WANT_LOSS && j == n)
-        for (unsigned k = group; k < slices; k += GROUPS) total += slice_loss[b * slices + k];
-    sums[threadIdx.x] = total;
-    __syncthreads();
 
-    // --- the sums of all groups --------------------------------------------------------------------------------------
-    if (group > 0) return;
+    for (unsigned first = 0; first < slices; first += CHUNK) {
+        // --- the next slices into shared memory ----------------------------------------------------------------------
+        T held[CHUNK / GROUPS];
 #pragma unroll
-    for (unsigned k = 1; k < GROUPS; ++k) total += sums[k * WARP + c];
-    if (WANT_DX && j < n) dx[b * n + j] = total;
-    if (WANT_LOSS && j == n) loss[b] = total;
+        for (unsigned k = 0; k < CHUNK / GROUPS; ++k) {
+            const unsigned part = first + k * GROUPS + group;
+            held[k] = (is_dx || is_loss) && part < slices ? from[index_t(part) * step] : T(0);
+        }
+        if (first > 0) __syncthreads();  // those before have been added
+#pragma unroll
+        for (unsigned k = 0; k < CHUNK / GROUPS; ++k) chunk[(k * GROUPS + group) * WARP + c] = held[k];
+        __syncthreads();
+
+        // --- their sum -----------------------------------------------------------------------------------------------
+        const unsigned count = slices - first < CHUNK ? slices - first : CHUNK;
+        if (group == 0)
+            for (unsigned k = 0; k < count; ++k) total += chunk[k * WARP + c];
+    }
+    if (group > 0) return;
+    if (is_dx) dx[b * n + j] = total;
+    if (is_loss) loss[b] = total;
 }
 
 }  // namespace sigmoid_l2

@@ -1,7 +1,7 @@
-"""The kernel that adds the sums of the slices of each pair, in a fixed order, in numba.cuda; finish.cuh is CuPy's.
+"""The kernel that adds the sums of the slices of each pair, one after the other, in numba.cuda; finish.cuh is CuPy's.
 
-A block owns 32 columns of a pair; the column after those of dx is loss. Thread (k, c) adds the slices k, k + GROUPS,
-... of column c.
+A block owns 32 columns of a pair; the column after those of dx is loss. CHUNK slices are in shared memory at a time:
+thread (k, c) loads slices k, k + GROUPS, ... of column c, all of them in flight at once; then thread (0, c) adds them.
 """
 
 from typing import Any
@@ -10,12 +10,13 @@ import numpy as np
 
 from sigmoid_l2.kernels import Wanted
 from sigmoid_l2.kernels.gpu.common import TYPES, cuda, framework, load_value, store_value
-from sigmoid_l2.kernels.gpu.plan import BLOCK_THREADS, WARP
+from sigmoid_l2.kernels.gpu.plan import WARP
 
 
-def finish_function(itemsize: int, wanted: Wanted) -> Any:
-    """The kernel's Python function. Grid: B * (n // 32 + 1) blocks of 32 * GROUPS threads."""
-    GROUPS = BLOCK_THREADS // WARP
+def finish_function(THREADS: int, CHUNK: int, itemsize: int, wanted: Wanted) -> Any:
+    """The kernel's Python function. Grid: B * (n // 32 + 1) blocks of THREADS threads."""
+    GROUPS = THREADS // WARP
+    HELD, CHUNK_SUMS = CHUNK // GROUPS, CHUNK * WARP
     WANT_LOSS, WANT_DX = wanted.loss, wanted.dx
     real, zero = framework.REALS[itemsize], TYPES[itemsize](0)
     load, store = load_value(itemsize), store_value(itemsize)
@@ -28,36 +29,42 @@ def finish_function(itemsize: int, wanted: Wanted) -> Any:
         n: Any,
         slices: Any,
     ) -> None:
-        sums = cuda.shared.array(BLOCK_THREADS, real)
-        t = cuda.threadIdx.x & (BLOCK_THREADS - 1)  # changes nothing, but tells the compiler that t >= 0
+        chunk, held = cuda.shared.array(CHUNK_SUMS, real), cuda.local.array(HELD, real)
+        t = cuda.threadIdx.x & (THREADS - 1)  # changes nothing, but tells the compiler that t >= 0
         c, group = t % WARP, t // WARP
         tiles = n // WARP + 1
         j = np.int64(cuda.blockIdx.x) % tiles * WARP + c
         b = np.int64(cuda.blockIdx.x) // tiles
-
-        # --- the sums of this thread's slices ------------------------------------------------------------------------
+        is_dx, is_loss = WANT_DX and j < n, WANT_LOSS and j == n
         total = zero
-        if WANT_DX and j < n:
-            k = group
-            while k < slices:
-                total += load(slice_dx, (b * slices + k) * n + j)
-                k += GROUPS
-        if WANT_LOSS and j == n:
-            k = group
-            while k < slices:
-                total += load(slice_loss, b * slices + k)
-                k += GROUPS
-        sums[t] = total
-        cuda.syncthreads()
 
-        # --- the sums of all groups ----------------------------------------------------------------------------------
+        first = 0
+        while first < slices:
+            # --- the next slices into shared memory ------------------------------------------------------------------
+            for k in range(HELD):
+                part = first + k * GROUPS + group
+                held[k] = zero
+                if is_dx and part < slices:
+                    held[k] = load(slice_dx, (b * slices + part) * n + j)
+                if is_loss and part < slices:
+                    held[k] = load(slice_loss, b * slices + part)
+            if first > 0:
+                cuda.syncthreads()  # those before have been added
+            for k in range(HELD):
+                chunk[(k * GROUPS + group) * WARP + c] = held[k]
+            cuda.syncthreads()
+
+            # --- their sum -------------------------------------------------------------------------------------------
+            k = 0
+            while group == 0 and k < min(CHUNK, slices - first):
+                total += chunk[k * WARP + c]
+                k += 1
+            first += CHUNK
         if group > 0:
             return
-        for k in range(1, GROUPS):
-            total += sums[k * WARP + c]
-        if WANT_DX and j < n:
+        if is_dx:
             store(dx, b * n + j, total)
-        if WANT_LOSS and j == n:
+        if is_loss:
             store(loss, b, total)
 
     return finish

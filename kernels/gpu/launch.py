@@ -62,13 +62,13 @@ class Batch(NamedTuple):
 def fused(launcher: Any, W: Any, x: Any, loss: Any, dW: Any, dx: Any, stream: int | None) -> None:
     """Compute loss, dW and dx for a batch, in one launch, or in two where pairs are cut into slices of columns.
 
-    Where they are cut into slices of rows, one more launch adds their sums. The batch goes through in parts whose sums
-    fit the workspace.
+    Where they are cut into slices of rows, and there are few, one more launch adds their sums. The batch goes through
+    in parts whose sums fit the workspace.
     """
     B, m, n = W.shape
     W_at, x_at, loss_at, dW_at, dx_at = (0 if a is None else launcher.address(a) for a in (W, x, loss, dW, dx))
     batch = Batch(W_at, x_at, loss_at, dW_at, dx_at, B, m, n, W.dtype.itemsize)
-    p = plan.make_plan(m, n, batch.itemsize)
+    p = plan.for_batch(plan.make_plan(m, n, batch.itemsize), B)
     has_sums = p.slices > 1 and bool(batch.loss or batch.dx)
     if not has_sums and not isinstance(p, Columns):
         _launch(launcher, p, stream, batch, batch.loss, batch.dx)
@@ -121,10 +121,11 @@ def _launch_columns(
 
 def _finish(launcher: Any, p: Plan, stream: int | None, batch: Batch, slice_loss: int, slice_dx: int) -> None:
     """Add the sums of the slices of each pair; a block does WARP columns of a pair's dx and loss."""
-    kernel = launcher.finish_kernel(batch.itemsize, batch.wanted._replace(dW=False))
+    threads, wanted = plan.FINISH_THREADS, batch.wanted._replace(dW=False)
+    kernel = launcher.finish_kernel(threads, plan.FINISH_CHUNK, batch.itemsize, wanted)
     blocks = batch.B * (batch.n // plan.WARP + 1)
     arguments = slice_loss, slice_dx, batch.loss, batch.dx, batch.n, p.slices
-    launcher.run(kernel, blocks, plan.BLOCK_THREADS, stream, arguments)
+    launcher.run(kernel, blocks, threads, stream, arguments)
 
 
 def sums_of_pair(p: Plan, m: int, n: int) -> int:

@@ -39,7 +39,7 @@ def staged_kernel(p: Staged, m: int, n: int, itemsize: int, wide: bool, wanted: 
 @launch.once
 def rows_kernel(p: Rows, itemsize: int, wide: bool, wanted: Wanted) -> Any:
     """The kernel of rows.cuh, to which the plan's ``rows`` and ``slices`` are arguments."""
-    template = p.threads, p.row_threads, p.teams, p.width, p.vectors, p.at_once, wide, *wanted
+    template = p.threads, p.row_threads, p.teams, p.width, p.vectors, p.at_once, p.in_turn, wide, *wanted
     return _kernel("fused_rows", itemsize, template, "W x", "loss dW dx", "units m n rows slices", p.registers)
 
 
@@ -65,9 +65,9 @@ def columns_gradients_kernel(p: Columns, itemsize: int, wide: bool, wanted: Want
 
 
 @launch.once
-def finish_kernel(itemsize: int, wanted: Wanted) -> Any:
+def finish_kernel(threads: int, chunk: int, itemsize: int, wanted: Wanted) -> Any:
     """The kernel of finish.cuh."""
-    template = plan.BLOCK_THREADS // plan.WARP, wanted.loss, wanted.dx
+    template = threads // plan.WARP, chunk, wanted.loss, wanted.dx
     return _kernel("finish", itemsize, template, "slice_loss slice_dx", "loss dx", "n slices")
 
 

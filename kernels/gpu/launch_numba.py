@@ -63,9 +63,9 @@ def columns_gradients_kernel(p: Columns, itemsize: int, wide: bool, wanted: Want
 
 
 @launch.once
-def finish_kernel(itemsize: int, wanted: Wanted) -> Any:
+def finish_kernel(threads: int, chunk: int, itemsize: int, wanted: Wanted) -> Any:
     """The kernel of finish.py."""
-    return _kernel(finish_function(itemsize, wanted), plan.BLOCK_THREADS, plan.FINISH_REGISTERS)
+    return _kernel(finish_function(threads, chunk, itemsize, wanted), threads, plan.FINISH_REGISTERS)
 
 
 def _kernel(function: Any, threads: int, registers: int | None) -> Any:

@@ -4,16 +4,17 @@ All kernels but the last pair read W once:
 
 * *staged*, rows of up to 128 bytes: contiguous rows of W go through shared memory, a lane owns some rows or parts of
   rows;
-* *rows*, longer rows: straight from global memory, a warp owns a row, or for very long rows a block does;
+* *rows*, longer rows: straight from global memory, 8 threads to a block own a row;
 * *long*, rows of more than 64 KiB: they fill the registers of a block that has a multiprocessor to itself;
 * *columns*, rows of more than 96 KiB: two kernels cut a pair into slices of columns, so both read W.
 
 The size of a pair makes the classes *tiny* (one lane per pair), *group* (2 to 32 lanes per pair), *block* (up to one
-block per pair), *split* (many blocks per pair: each does a slice of its rows and stores its loss and dx in a workspace;
-one more kernel, *finish*, adds them in a fixed order), *long* and *columns*.
+block per pair), *split* (a pair is cut into slices of rows), *long* and *columns*. The sums of a pair are those of its
+slices, added one after the other. Few pairs have a block for each slice, which stores its loss and dx in a workspace;
+one more kernel, *finish*, adds them. Many pairs of the rows kernel have a block each, which does their slices in turn.
 
-Nothing here depends on B or on the chip, so neither does the order of any sum: a pair's result has the same bits in
-every batch. Figures: docs/performance.md.
+Nothing else depends on B, and nothing on the chip, so neither does the order of any sum: a pair's result has the same
+bits in every batch. Figures: docs/performance.md.
 """
 
 from functools import cache
@@ -49,14 +50,33 @@ LONG_ROW_THREADS = 512  # threads of a block whose row needs more than BLOCK_THR
 # Bytes of W that a thread has in flight, at most. With 768 threads per multiprocessor that is 48 KiB, about
 # twice memory latency times bandwidth. A LONG_ROW_THREADS block has twice as much: only one of them is resident.
 FLIGHT_BYTES = 64
-# Rows that a team does, at least. A team reads x once, which is a twentieth of what ten rows move. The next team finds
-# x in L1, but each team adds a step to the sum of dx.
-TEAM_ROWS = 10
-# Bytes of W that one block does alone, at most: one multiprocessor moves 30 to 100 GB/s, so that is about 10 us, as
-# long as a launch takes.
-SLICE_BYTES = 512 * 1024
+# Threads that have a row to themselves, and bytes that each owns of it, at most. Fewer threads add in fewer steps, and
+# compute s and g of more rows at once: 64x64 in float32 takes 1600 instructions of a warp with 8 threads, 2100 with 16,
+# 3200 with 32. With 64 bytes each, 8 or 16 threads need 72 registers instead of 60.
+TEAMS = ((8, 32), (16, 32), (WARP, FLIGHT_BYTES), (BLOCK_THREADS, FLIGHT_BYTES), (LONG_ROW_THREADS, 2 * FLIGHT_BYTES))
+# Accesses to a row by a team of less than a warp, at most: each begins and ends within a sector of 32 bytes if the row
+# does, and what it leaves of a sector moves again between L1 and L2.
+SHORT_ACCESSES = 4
+# Steps of AT_ONCE rows that a team does, at least. Each team reads x, and adds a step to the sum of dx.
+TEAM_STEPS = 4
+# Bytes of W that one block does alone, at most: eight trips to memory, 6 us. A second launch takes about half of that.
+ALONE_BYTES = 128 * 1024
+# Rows of a slice, at least: its sums are written and read once more, a seventh of what seven rows move. One pair of
+# 1000x1000 has 143 slices: a block for each of an H100's 132 multiprocessors.
+SLICE_ROWS = 7
+# Rows of each team of a slice, at least. Done in turn, 8 teams of 4 rows take 16 % more instructions than without
+# slices, of 2 rows 38 % (256x256 in float32, 128x512).
+SLICE_TEAM_ROWS = 4
+SLICE_BYTES = 28 * 1024  # of W, at least: seven rows of 1000 in float32
 # Slices of a pair, at most: two blocks for each of 132 multiprocessors. More would make the slices' sums costly.
 MAX_SLICES = 256
+# Threads of a block of the kernel finish, and slices that it loads at once, 8 a thread: MAX_SLICES take two trips to
+# memory, and sums of float64 32 KiB of shared memory.
+FINISH_THREADS = 512
+FINISH_CHUNK = 128
+# Pairs from which on a block does all slices of its own: seven to eight blocks for each of 132 multiprocessors, which
+# hold three or four at a time. With fewer, the last to end would cost more than the slices' sums in memory.
+MANY_BLOCKS = 1024
 # Bytes of the workspace; a batch whose slices need more is launched in parts. A pair of long rows needs up to 25 MB.
 WORKSPACE_BYTES = 32 << 20
 
@@ -87,7 +107,7 @@ STAGED_REGISTERS = 128  # for 512 resident threads
 ROWS_REGISTERS = 80  # for 768 resident threads
 LONG_ROW_REGISTERS = 128  # for one block of LONG_ROW_THREADS
 COLUMNS_REGISTERS = 64  # for 1024 resident threads
-FINISH_REGISTERS = 64  # for 1024 resident threads; numba.cuda's kernel has 80 without a bound
+FINISH_REGISTERS = 64  # for 1024 resident threads
 
 
 class Staged(NamedTuple):
@@ -113,7 +133,7 @@ class Rows(NamedTuple):
     """Rows straight from global memory: a pair has teams of threads, each with a row (or several at once) to itself."""
 
     threads: int  # per block
-    row_threads: int  # per team: WARP, or all of the block
+    row_threads: int  # per team: 8, 16, WARP, or all of the block
     teams: int  # per unit; a power of two. Team k does rows k * at_once + (0 .. at_once - 1), then skips the others'
     width: int  # neighbouring columns that a thread owns: 1, 2 or 4
     vectors: int  # of ``width`` columns that a thread has of a row, row_threads * width columns apart
@@ -121,6 +141,7 @@ class Rows(NamedTuple):
     rows: int  # per unit: m, or those of a slice
     slices: int  # units per pair
     registers: int | None  # that a thread may use; None leaves it to the compiler
+    in_turn: bool = False  # whether a unit is a pair that has slices, which it does one after the other
 
     @property
     def block_units(self) -> int:
@@ -177,16 +198,21 @@ def make_plan(m: int, n: int, itemsize: int) -> Plan:
     """Which kernel does pairs of (m, n), and how."""
     if n * itemsize <= ROW_BYTES:
         return _staged(m, n, itemsize)
-    for row_threads, flight in (
-        (WARP, FLIGHT_BYTES),
-        (BLOCK_THREADS, FLIGHT_BYTES),
-        (LONG_ROW_THREADS, 2 * FLIGHT_BYTES),
-    ):
-        if n * itemsize <= row_threads * flight:
-            return _rows(m, n, itemsize, row_threads, flight)
+    for row_threads, most in TEAMS:
+        width = _width(n, itemsize, row_threads)
+        vectors = -(-n // (row_threads * width))
+        if vectors * width * itemsize <= most and (row_threads >= WARP or vectors <= SHORT_ACCESSES):
+            return _rows(m, n, itemsize, row_threads, width, vectors)
     if n * itemsize <= LONG_BYTES:
         return _long(m, n, itemsize)
     return _columns(m, n, itemsize)
+
+
+def for_batch(p: Plan, B: int) -> Plan:
+    """Who does the slices of B pairs: for few a block each, for many a block those of a pair, in the same order."""
+    if isinstance(p, Rows) and p.slices > 1 and B >= MANY_BLOCKS:
+        return p._replace(slices=1, in_turn=True)
+    return p
 
 
 def size_class(p: Plan) -> str:
@@ -238,19 +264,27 @@ def _share_row(m: int, n: int, itemsize: int) -> tuple[int, int]:
     return 1, n
 
 
-def _rows(m: int, n: int, itemsize: int, row_threads: int, flight: int) -> Rows:
-    # The widest vectors that a row consists of, if they leave no thread of the team without a column.
+def _width(n: int, itemsize: int, row_threads: int) -> int:
+    """The widest vectors that a row consists of, if they leave no thread of a team within a warp without a column."""
     widths = (w for w in (WIDE_BYTES // itemsize, 2, 1) if n % w == 0 and (row_threads > WARP or n >= row_threads * w))
-    width = next(widths, 1)
-    vectors = -(-n // (row_threads * width))
-    at_once = min(4, max(1, _power_of_two_to(flight // (vectors * width * itemsize))))
-    slices = min(MAX_SLICES, -(-m * n * itemsize // SLICE_BYTES))
-    rows = -(-m // slices)
-    slices = -(-m // rows)
+    return next(widths, 1)
+
+
+def _rows(m: int, n: int, itemsize: int, row_threads: int, width: int, vectors: int) -> Rows:
     threads = max(BLOCK_THREADS, row_threads)
-    teams = min(threads // row_threads, _power_of_two_to(max(1, rows // max(at_once, TEAM_ROWS))))
+    flight = FLIGHT_BYTES * threads // BLOCK_THREADS
+    at_once = min(4, _power_of_two_from(m), max(1, _power_of_two_to(flight // (vectors * width * itemsize))))
+    rows, teams = m, threads // row_threads
+    if m * n * itemsize > ALONE_BYTES:
+        rows = max(SLICE_BYTES // (n * itemsize), SLICE_ROWS, -(-m // MAX_SLICES))
+        if teams > 1:  # as many for each, and for each step of one
+            step = teams * at_once
+            rows = -(-max(rows, teams * SLICE_TEAM_ROWS) // step) * step
+    else:
+        teams = min(teams, _power_of_two_to(max(1, m // (at_once * TEAM_STEPS))))
+    rows = min(m, rows)
     registers = ROWS_REGISTERS if threads == BLOCK_THREADS else LONG_ROW_REGISTERS
-    return Rows(threads, row_threads, teams, width, vectors, at_once, rows, slices, registers)
+    return Rows(threads, row_threads, teams, width, vectors, at_once, rows, -(-m // rows), registers)
 
 
 def _long(m: int, n: int, itemsize: int) -> Long:

@@ -21,39 +21,55 @@ __device__ inline void store_row(T* to, const T* from, bool has_last) {
         if (k + 1 < VECTORS || has_last) store_global<WIDE, WIDTH>(to + k * STEP, from + k * WIDTH);
 }
 
-// loss and dx of a unit, from those of its teams, added in their order.
-template <unsigned TEAMS, unsigned WIDTH, unsigned VECTORS, bool WANT_LOSS, bool WANT_DX, typename T>
-__device__ inline void add_teams(T* loss, T* dx, T loss_own, const T* dx_own, unsigned unit, unsigned units, unsigned n,
+// Add them to what is there. Plain accesses: the compiler does not know that __ldcs depends on the stores before it.
+template <unsigned WIDTH, unsigned VECTORS, unsigned STEP, typename T>
+__device__ inline void add_row(T* to, const T* from, bool has_last) {
+#pragma unroll
+    for (unsigned k = 0; k < VECTORS; ++k)
+#pragma unroll
+        for (unsigned v = 0; v < WIDTH; ++v)
+            if (k + 1 < VECTORS || has_last) to[k * STEP + v] += from[k * WIDTH + v];
+}
+
+// loss and dx of a slice, from those of its teams, added in their order. Those of a unit's later slices are added to
+// what the slices before have left.
+template <unsigned ROW_THREADS, unsigned TEAMS, unsigned WIDTH, unsigned VECTORS, bool WANT_LOSS, bool WANT_DX,
+          typename T>
+__device__ inline void add_teams(T* loss, T* dx, T loss_own, const T* dx_own, unsigned unit, bool is_there, unsigned n,
+                                 bool is_first,
                                  T* loss_sums,  // (BLOCK_UNITS * TEAMS,)
                                  T* dx_sums,    // (BLOCK_UNITS * TEAMS, COLUMNS)
                                  unsigned t) {
-    constexpr unsigned UNIT_THREADS = TEAMS * WARP, STEP = WARP * WIDTH, COLUMNS = VECTORS * STEP;
-    const unsigned lane = t % WARP, team = t / WARP;
-    if (lane == 0) loss_sums[team] = loss_own;
+    constexpr unsigned UNIT_THREADS = TEAMS * ROW_THREADS, STEP = ROW_THREADS * WIDTH, COLUMNS = VECTORS * STEP;
+    const unsigned thread = t % ROW_THREADS, team = t / ROW_THREADS;
+    if (!is_first) __syncthreads();  // all have read the sums of the slice before
+    if (thread == 0) loss_sums[team] = loss_own;
 #pragma unroll
     for (unsigned k = 0; k < VECTORS; ++k)
-        store_shared<WIDTH>(dx_sums + team * COLUMNS + k * STEP + lane * WIDTH, dx_own + k * WIDTH);
+        store_shared<WIDTH>(dx_sums + team * COLUMNS + k * STEP + thread * WIDTH, dx_own + k * WIDTH);
     __syncthreads();
 
-    if (unit >= units) return;
+    if (!is_there) return;
     const unsigned first = team / TEAMS * TEAMS;  // the unit's first team
     if (WANT_LOSS && t % UNIT_THREADS == 0) {
         T total = T(0);
         for (unsigned k = 0; k < TEAMS; ++k) total += loss_sums[first + k];
-        loss[unit] = total;
+        loss[unit] = is_first ? total : loss[unit] + total;
     }
+#pragma unroll 1  // more at a time would take more registers
     for (unsigned j = t % UNIT_THREADS; WANT_DX && j < n; j += UNIT_THREADS) {
-        T total = T(0);
+        T total = T(0), &dx_j = dx[index_t(unit) * n + j];
 #pragma unroll
         for (unsigned k = 0; k < TEAMS; ++k) total += dx_sums[(first + k) * COLUMNS + j];
-        dx[index_t(unit) * n + j] = total;
+        dx_j = is_first ? total : dx_j + total;
     }
 }
 
-// Grid: ceil(units / (THREADS / (ROW_THREADS * TEAMS))) blocks of THREADS threads. TEAMS is 1 unless a team is a warp.
-// VECTORS is the smallest number with VECTORS * ROW_THREADS * WIDTH >= n.
+// Grid: ceil(units / (THREADS / (ROW_THREADS * TEAMS))) blocks of THREADS threads. TEAMS is 1 if a team has more than a
+// warp. VECTORS is the smallest number with VECTORS * ROW_THREADS * WIDTH >= n. If IN_TURN, a unit is a pair, and does
+// its slices of `rows` rows one after the other.
 template <typename T, unsigned THREADS, unsigned ROW_THREADS, unsigned TEAMS, unsigned WIDTH, unsigned VECTORS,
-          unsigned AT_ONCE, bool WIDE, bool WANT_LOSS, bool WANT_DW, bool WANT_DX>
+          unsigned AT_ONCE, bool IN_TURN, bool WIDE, bool WANT_LOSS, bool WANT_DW, bool WANT_DX>
 __device__ inline void fused_rows(const T* W,  // (B, m, n)
                                   const T* x,  // (B, n)
                                   T* loss,     // (units,)
@@ -61,7 +77,9 @@ __device__ inline void fused_rows(const T* W,  // (B, m, n)
                                   T* dx,       // (units, n)
                                   unsigned units, unsigned m, unsigned n, unsigned rows, unsigned slices) {
     constexpr unsigned UNIT_THREADS = ROW_THREADS * TEAMS, BLOCK_UNITS = THREADS / UNIT_THREADS;
-    constexpr unsigned WARPS = ROW_THREADS / WARP, OWN = VECTORS * WIDTH, STEP = ROW_THREADS * WIDTH;
+    constexpr unsigned LANES = ROW_THREADS < WARP ? ROW_THREADS : WARP, WARPS = ROW_THREADS / LANES;
+    constexpr unsigned WARP_TEAMS = TEAMS < WARP / LANES ? TEAMS : WARP / LANES;  // of a unit
+    constexpr unsigned OWN = VECTORS * WIDTH, STEP = ROW_THREADS * WIDTH, STEP_ROWS = TEAMS * AT_ONCE;
     static_assert(WARPS == 1 || (TEAMS == 1 && BLOCK_UNITS == 1), "all of the block meets at a row's barrier");
     constexpr auto load = load_row<WIDE, WIDTH, VECTORS, STEP, T>;
     constexpr auto store = store_row<WIDE, WIDTH, VECTORS, STEP, T>;
@@ -69,55 +87,71 @@ __device__ inline void fused_rows(const T* W,  // (B, m, n)
 
     // --- where this thread works -------------------------------------------------------------------------------------
     const unsigned t = threadIdx.x, lane = t % WARP, team = t / ROW_THREADS % TEAMS;
-    const unsigned unit = blockIdx.x * BLOCK_UNITS + t / UNIT_THREADS, pair = unit / slices, row = unit % slices * rows;
-    const unsigned end = unit >= units ? 0 : m - row < rows ? m - row : rows;
+    const unsigned unit = blockIdx.x * BLOCK_UNITS + t / UNIT_THREADS;
+    const unsigned pair = IN_TURN ? unit : unit / slices, part = IN_TURN ? 0 : unit % slices;
     const unsigned first = t % ROW_THREADS * WIDTH;  // column
+    const bool is_there = BLOCK_UNITS == 1 || unit < units;
     const bool has_last = first + (VECTORS - 1) * STEP < n;
-    index_t W_at = (index_t(pair) * m + row + team * AT_ONCE) * n + first;  // of row i, in W and dW
-    T x_own[OWN] = {}, dx_own[OWN] = {}, total = T(0);
+    T x_own[OWN] = {};
     unsigned turn = 0;
 
-    if (unit < units) load(x_own, x + index_t(pair) * n + first, has_last);
-    for (unsigned i = team * AT_ONCE; i < end; i += TEAMS * AT_ONCE, W_at += index_t(TEAMS * AT_ONCE) * n) {
-        // --- W of the rows i to i + AT_ONCE - 1 ----------------------------------------------------------------------
-        T W_rows[AT_ONCE][OWN] = {}, dW_row[OWN], q[AT_ONCE], s, g_own;
+    if (is_there) load(x_own, x + index_t(pair) * n + first, has_last);
+    unsigned i = part * rows + team * AT_ONCE, slice_end = part * rows;
+    index_t W_at = (index_t(pair) * m + i) * n + first;  // of row i, in W and dW
+    for (;;) {  // for each slice of the unit
+        slice_end = m - slice_end < rows ? m : slice_end + rows;
+        const unsigned end = is_there ? slice_end : 0;
+        T dx_own[OWN] = {}, total = T(0);
+        // The teams of a warp make the same number of steps, even where one has no row.
+        for (; i - team % WARP_TEAMS * AT_ONCE < (LANES < WARP ? slice_end : end);
+             i += STEP_ROWS, W_at += index_t(STEP_ROWS) * n) {
+            // --- W of the rows i to i + AT_ONCE - 1 ------------------------------------------------------------------
+            T W_rows[AT_ONCE][OWN] = {}, dW_row[OWN], q[AT_ONCE], s, g_own;
 #pragma unroll
-        for (unsigned a = 0; a < AT_ONCE; ++a)
-            if (i + a < end) load(W_rows[a], W + W_at + index_t(a) * n, has_last);
+            for (unsigned a = 0; a < AT_ONCE; ++a)
+                if (i + a < end) load(W_rows[a], W + W_at + index_t(a) * n, has_last);
 
-        // --- q = W x -------------------------------------------------------------------------------------------------
+            // --- q = W x ---------------------------------------------------------------------------------------------
 #pragma unroll
-        for (unsigned a = 0; a < AT_ONCE; ++a) q[a] = dot<OWN>(W_rows[a], x_own, T(0));
+            for (unsigned a = 0; a < AT_ONCE; ++a) q[a] = dot<OWN>(W_rows[a], x_own, T(0));
 
-        // --- s, g and loss: lane l does row i + l % AT_ONCE ----------------------------------------------------------
-        s_and_g(sum_over_row_threads<WARPS, AT_ONCE>(q, q_sums + turn * WARPS * AT_ONCE), s, g_own);
-        turn ^= 1;
-        if (i + lane % AT_ONCE < end)
-            total = multiply_add(s, s, total);
-        else
-            g_own = T(0);  // no row: s and g are NaN where x is infinite
+            // --- s, g and loss: lane l does row i + l % AT_ONCE ------------------------------------------------------
+            s_and_g(sum_over_row_threads<WARPS, AT_ONCE, LANES>(q, q_sums + turn * WARPS * AT_ONCE), s, g_own);
+            turn ^= 1;
+            if (i + lane % AT_ONCE < end)
+                total = multiply_add(s, s, total);
+            else
+                g_own = T(0);  // no row: s and g are NaN where x is infinite
 
-        // --- dW = g x^T, dx += W^T g ---------------------------------------------------------------------------------
+            // --- dW = g x^T, dx += W^T g -----------------------------------------------------------------------------
 #pragma unroll
-        for (unsigned a = 0; a < AT_ONCE; ++a) {
-            const T g = __shfl_sync(ALL_LANES, g_own, a);
-            add_scaled<OWN>(dx_own, g, W_rows[a]);
-            scale<OWN>(dW_row, g, x_own);
-            if (WANT_DW && i + a < end) store(dW + W_at + index_t(a) * n, dW_row, has_last);
+            for (unsigned a = 0; a < AT_ONCE; ++a) {
+                const T g = __shfl_sync(ALL_LANES, g_own, lane / LANES * LANES + a);
+                add_scaled<OWN>(dx_own, g, W_rows[a]);
+                scale<OWN>(dW_row, g, x_own);
+                if (WANT_DW && i + a < end) store(dW + W_at + index_t(a) * n, dW_row, has_last);
+            }
         }
-    }
 
-    // --- loss and dx of the unit -------------------------------------------------------------------------------------
+        // --- loss and dx of the slice --------------------------------------------------------------------------------
+        const bool is_first = !IN_TURN || slice_end == rows;
 #pragma unroll
-    for (unsigned d = 1; d < AT_ONCE; d *= 2) total += __shfl_xor_sync(ALL_LANES, total, d);
-    if constexpr (TEAMS > 1) {
-        __shared__ T loss_sums[BLOCK_UNITS * TEAMS];
-        alignas(16) __shared__ T dx_sums[BLOCK_UNITS * TEAMS * VECTORS * STEP];
-        add_teams<TEAMS, WIDTH, VECTORS, WANT_LOSS, WANT_DX>(loss, dx, total, dx_own, unit, units, n, loss_sums,
-                                                             dx_sums, t);
-    } else if (unit < units) {
-        if (WANT_LOSS && t % ROW_THREADS == 0) loss[unit] = total;
-        if (WANT_DX) store(dx + index_t(unit) * n + first, dx_own, has_last);
+        for (unsigned d = 1; d < AT_ONCE; d *= 2) total += __shfl_xor_sync(ALL_LANES, total, d);
+        if constexpr (TEAMS > 1) {
+            __shared__ T loss_sums[BLOCK_UNITS * TEAMS];
+            alignas(16) __shared__ T dx_sums[BLOCK_UNITS * TEAMS * VECTORS * STEP];
+            add_teams<ROW_THREADS, TEAMS, WIDTH, VECTORS, WANT_LOSS, WANT_DX>(
+                loss, dx, total, dx_own, unit, is_there, n, is_first, loss_sums, dx_sums, t);
+        } else if (is_there) {
+            if (WANT_LOSS && t % ROW_THREADS == 0) loss[unit] = is_first ? total : loss[unit] + total;
+            if (WANT_DX && is_first) store(dx + index_t(unit) * n + first, dx_own, has_last);
+            if (WANT_DX && !is_first) add_row<WIDTH, VECTORS, STEP>(dx + index_t(unit) * n + first, dx_own, has_last);
+        }
+        if (!IN_TURN || slice_end >= m) return;
+        if (TEAMS == 1) {  // else `rows` is a multiple of their step
+            W_at -= index_t(i - slice_end) * n;
+            i = slice_end;
+        }
     }
 }
 

@@ -18,6 +18,7 @@ from sigmoid_l2.kernels.gpu.common import (
     dot,
     framework,
     load_global,
+    load_value,
     multiply_add,
     s_and_g,
     scale,
@@ -55,12 +56,31 @@ def store_row(wide: bool, WIDTH: int, VECTORS: int, STEP: int) -> Any:
     return device(function)
 
 
-def add_teams(TEAMS: int, WIDTH: int, VECTORS: int, itemsize: int, WANT_LOSS: bool, WANT_DX: bool) -> Any:
-    """loss and dx of a unit, from those of its teams, added in their order."""
-    UNIT_THREADS, STEP = TEAMS * WARP, WARP * WIDTH
+def add_row(itemsize: int, WIDTH: int, VECTORS: int, STEP: int) -> Any:
+    """Add them to what is there."""
+    load, store = load_value(itemsize), store_value(itemsize)
+
+    def function(to: Any, to_at: Any, source: Any, has_last: Any) -> None:
+        for k in range(VECTORS):
+            for v in range(WIDTH):
+                if k + 1 < VECTORS or has_last:
+                    at = to_at + k * STEP + v
+                    store(to, at, load(to, at) + source[k * WIDTH + v])
+
+    return device(function)
+
+
+def add_teams(
+    ROW_THREADS: int, TEAMS: int, WIDTH: int, VECTORS: int, itemsize: int, WANT_LOSS: bool, WANT_DX: bool
+) -> Any:
+    """loss and dx of a slice, from those of its teams, added in their order.
+
+    Those of a unit's later slices are added to what the slices before have left.
+    """
+    UNIT_THREADS, STEP = TEAMS * ROW_THREADS, ROW_THREADS * WIDTH
     COLUMNS = VECTORS * STEP
     zero = TYPES[itemsize](0)
-    store, store_one = store_shared(WIDTH), store_value(itemsize)
+    store, load_one, store_one = store_shared(WIDTH), load_value(itemsize), store_value(itemsize)
 
     def function(
         loss: Any,
@@ -68,33 +88,36 @@ def add_teams(TEAMS: int, WIDTH: int, VECTORS: int, itemsize: int, WANT_LOSS: bo
         loss_own: Any,
         dx_own: Any,
         unit: Any,
-        units: Any,
+        is_there: Any,
         n: Any,
+        is_first: Any,
         loss_sums: Any,  # (BLOCK_UNITS * TEAMS,)
         dx_sums: Any,  # (BLOCK_UNITS * TEAMS, COLUMNS)
         t: Any,
     ) -> None:
-        lane, team = t % WARP, t // WARP
-        if lane == 0:
+        thread, team = t % ROW_THREADS, t // ROW_THREADS
+        if not is_first:
+            cuda.syncthreads()  # all have read the sums of the slice before
+        if thread == 0:
             loss_sums[team] = loss_own
         for k in range(VECTORS):
-            store(dx_sums, team * COLUMNS + k * STEP + lane * WIDTH, dx_own, k * WIDTH)
+            store(dx_sums, team * COLUMNS + k * STEP + thread * WIDTH, dx_own, k * WIDTH)
         cuda.syncthreads()
 
-        if unit >= units:
+        if not is_there:
             return
         first = team // TEAMS * TEAMS  # the unit's first team
         if WANT_LOSS and t % UNIT_THREADS == 0:
             total = zero
             for k in range(TEAMS):
                 total += loss_sums[first + k]
-            store_one(loss, unit, total)
+            store_one(loss, unit, total if is_first else load_one(loss, unit) + total)
         j = t % UNIT_THREADS
         while WANT_DX and j < n:
             total = zero
             for k in range(TEAMS):
                 total += dx_sums[(first + k) * COLUMNS + j]
-            store_one(dx, unit * n + j, total)
+            store_one(dx, unit * n + j, total if is_first else load_one(dx, unit * n + j) + total)
             j += UNIT_THREADS
 
     return device(function)
@@ -103,12 +126,15 @@ def add_teams(TEAMS: int, WIDTH: int, VECTORS: int, itemsize: int, WANT_LOSS: bo
 def rows_function(plan: Rows, itemsize: int, wide: bool, wanted: Wanted) -> Any:
     """The kernel's Python function for one plan, whose ``rows`` and ``slices`` are arguments of the kernel.
 
-    Grid: ceil(units / (THREADS / (ROW_THREADS * TEAMS))) blocks of THREADS threads. TEAMS is 1 unless a team is a warp.
-    VECTORS is the smallest number with VECTORS * ROW_THREADS * WIDTH >= n.
+    Grid: ceil(units / (THREADS / (ROW_THREADS * TEAMS))) blocks of THREADS threads. TEAMS is 1 if a team has more than
+    a warp. VECTORS is the smallest number with VECTORS * ROW_THREADS * WIDTH >= n. If IN_TURN, a unit is a pair, and
+    does its slices of ``rows`` rows one after the other.
     """
     THREADS, ROW_THREADS, TEAMS, WIDTH, VECTORS, AT_ONCE = plan[:6]
-    UNIT_THREADS, BLOCK_UNITS, WARPS = ROW_THREADS * TEAMS, plan.block_units, ROW_THREADS // WARP
-    OWN, STEP = VECTORS * WIDTH, ROW_THREADS * WIDTH
+    IN_TURN, UNIT_THREADS, BLOCK_UNITS = plan.in_turn, ROW_THREADS * TEAMS, plan.block_units
+    LANES = min(ROW_THREADS, WARP)
+    WARPS, WARP_TEAMS = ROW_THREADS // LANES, min(TEAMS, WARP // LANES)  # of a unit
+    OWN, STEP, STEP_ROWS = VECTORS * WIDTH, ROW_THREADS * WIDTH, TEAMS * AT_ONCE
     assert WARPS == 1 or (TEAMS == 1 and BLOCK_UNITS == 1), "all of the block meets at a row's barrier"
     SHIFTS, Q_SUMS, W_ROWS = AT_ONCE.bit_length() - 1, 2 * WARPS * AT_ONCE, AT_ONCE * OWN
     LOSS_SUMS, DX_SUMS = (BLOCK_UNITS * TEAMS, BLOCK_UNITS * TEAMS * VECTORS * STEP) if TEAMS > 1 else (1, 1)
@@ -116,8 +142,9 @@ def rows_function(plan: Rows, itemsize: int, wide: bool, wanted: Wanted) -> Any:
     real, zero, one = framework.REALS[itemsize], TYPES[itemsize](0), TYPES[itemsize](1)
     load, store = load_row(wide, WIDTH, VECTORS, STEP), store_row(wide, WIDTH, VECTORS, STEP)
     dot_own, add_scaled_own, scale_own = dot(OWN), add_scaled(OWN), scale(OWN)
-    sum_q, store_one = sum_over_row_threads(WARPS, AT_ONCE), store_value(itemsize)
-    add = add_teams(TEAMS, WIDTH, VECTORS, itemsize, WANT_LOSS, WANT_DX)
+    sum_q = sum_over_row_threads(WARPS, AT_ONCE, LANES)
+    load_one, store_one, add_own = load_value(itemsize), store_value(itemsize), add_row(itemsize, WIDTH, VECTORS, STEP)
+    add = add_teams(ROW_THREADS, TEAMS, WIDTH, VECTORS, itemsize, WANT_LOSS, WANT_DX)
 
     def fused_rows(
         W: Any,  # (B, m, n)
@@ -141,58 +168,74 @@ def rows_function(plan: Rows, itemsize: int, wide: bool, wanted: Wanted) -> Any:
         t = cuda.threadIdx.x & (THREADS - 1)  # changes nothing, but tells the compiler that t >= 0
         lane, team = t % WARP, t // ROW_THREADS % TEAMS
         unit = np.uint32(cuda.blockIdx.x * BLOCK_UNITS + t // UNIT_THREADS)  # a 64-bit division is a function call
-        pair, row = np.int64(unit // np.uint32(slices)), np.int64(unit % np.uint32(slices)) * rows
-        end = 0 if unit >= units else min(m - row, rows)
+        pair, part = (unit, np.uint32(0)) if IN_TURN else (unit // np.uint32(slices), unit % np.uint32(slices))
         first = t % ROW_THREADS * WIDTH  # column
+        is_there = BLOCK_UNITS == 1 or unit < units
         has_last = first + (VECTORS - 1) * STEP < n
-        W_at = (pair * m + row + team * AT_ONCE) * n + first  # of row i, in W and dW
         for k in range(OWN):
-            x_own[k] = dx_own[k] = zero
-        total = zero
+            x_own[k] = zero
         turn = 0
 
-        if unit < units:
+        if is_there:
             load(x_own, 0, x, pair * n + first, has_last)
-        i = team * AT_ONCE
-        while i < end:
-            # --- W of the rows i to i + AT_ONCE - 1 ------------------------------------------------------------------
-            for k in range(W_ROWS):
-                W_rows[k] = zero
-            for a in range(AT_ONCE):
-                if a == 0 or i + a < end:  # row i exists, which the compiler does not infer; so too below
-                    load(W_rows, a * OWN, W, W_at + a * n, has_last)
+        slice_end = part * rows
+        i = slice_end + team * AT_ONCE
+        W_at = (pair * m + i) * n + first  # of row i, in W and dW
+        while True:  # for each slice of the unit
+            slice_end = min(m, slice_end + rows)
+            end = slice_end if is_there else 0
+            for k in range(OWN):
+                dx_own[k] = zero
+            total = zero
+            # The teams of a warp make the same number of steps, even where one has no row.
+            while i - team % WARP_TEAMS * AT_ONCE < (slice_end if LANES < WARP else end):
+                # --- W of the rows i to i + AT_ONCE - 1 --------------------------------------------------------------
+                for k in range(W_ROWS):
+                    W_rows[k] = zero
+                for a in range(AT_ONCE):
+                    # With a warp or more, row i exists, which the compiler does not infer; so too below.
+                    if (a == 0 and LANES == WARP) or i + a < end:
+                        load(W_rows, a * OWN, W, W_at + a * n, has_last)
 
-            # --- q = W x ---------------------------------------------------------------------------------------------
-            for a in range(AT_ONCE):
-                q[a] = dot_own(W_rows, a * OWN, x_own, 0, zero)
+                # --- q = W x -----------------------------------------------------------------------------------------
+                for a in range(AT_ONCE):
+                    q[a] = dot_own(W_rows, a * OWN, x_own, 0, zero)
 
-            # --- s, g and loss: lane l does row i + l % AT_ONCE ------------------------------------------------------
-            s, g_own = s_and_g(sum_q(q, q_sums, turn * WARPS * AT_ONCE), one)
-            turn ^= 1
-            if AT_ONCE == 1 or i + lane % AT_ONCE < end:
-                total = multiply_add(s, s, total)
-            else:
-                g_own = zero  # no row: s and g are NaN where x is infinite
+                # --- s, g and loss: lane l does row i + l % AT_ONCE --------------------------------------------------
+                s, g_own = s_and_g(sum_q(q, q_sums, turn * WARPS * AT_ONCE), one)
+                turn ^= 1
+                if (AT_ONCE == 1 and LANES == WARP) or i + lane % AT_ONCE < end:
+                    total = multiply_add(s, s, total)
+                else:
+                    g_own = zero  # no row: s and g are NaN where x is infinite
 
-            # --- dW = g x^T, dx += W^T g -----------------------------------------------------------------------------
-            for a in range(AT_ONCE):
-                g = shuffle(g_own, a)
-                add_scaled_own(dx_own, 0, g, W_rows, a * OWN)
-                scale_own(dW_row, 0, g, x_own, 0)
-                if WANT_DW and (a == 0 or i + a < end):
-                    store(dW, W_at + a * n, dW_row, 0, has_last)
-            i += TEAMS * AT_ONCE
-            W_at += TEAMS * AT_ONCE * n
+                # --- dW = g x^T, dx += W^T g -------------------------------------------------------------------------
+                for a in range(AT_ONCE):
+                    g = shuffle(g_own, lane // LANES * LANES + a)
+                    add_scaled_own(dx_own, 0, g, W_rows, a * OWN)
+                    scale_own(dW_row, 0, g, x_own, 0)
+                    if WANT_DW and ((a == 0 and LANES == WARP) or i + a < end):
+                        store(dW, W_at + a * n, dW_row, 0, has_last)
+                i += STEP_ROWS
+                W_at += STEP_ROWS * n
 
-        # --- loss and dx of the unit ---------------------------------------------------------------------------------
-        for d in range(SHIFTS):
-            total += shuffle_xor(total, 1 << d)
-        if TEAMS > 1:
-            add(loss, dx, total, dx_own, unit, units, n, loss_sums, dx_sums, t)
-        elif unit < units:
-            if WANT_LOSS and t % ROW_THREADS == 0:
-                store_one(loss, unit, total)
-            if WANT_DX:
-                store(dx, unit * n + first, dx_own, 0, has_last)
+            # --- loss and dx of the slice ----------------------------------------------------------------------------
+            is_first = not IN_TURN or slice_end == rows
+            for d in range(SHIFTS):
+                total += shuffle_xor(total, 1 << d)
+            if TEAMS > 1:
+                add(loss, dx, total, dx_own, unit, is_there, n, is_first, loss_sums, dx_sums, t)
+            elif is_there:
+                if WANT_LOSS and t % ROW_THREADS == 0:
+                    store_one(loss, unit, total if is_first else load_one(loss, unit) + total)
+                if WANT_DX and is_first:
+                    store(dx, unit * n + first, dx_own, 0, has_last)
+                if WANT_DX and not is_first:
+                    add_own(dx, unit * n + first, dx_own, has_last)
+            if not IN_TURN or slice_end >= m:
+                break
+            if TEAMS == 1:  # else ``rows`` is a multiple of their step
+                W_at -= (i - slice_end) * n
+                i = slice_end
 
     return fused_rows

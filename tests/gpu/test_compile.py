@@ -24,13 +24,15 @@ STAGED_8 = [(14, 1), (16, 16), (33, 6), (784, 10), (2000, 16)]
 # For each size of a team, and with each number of rows at once; also of rows that no vector divides.
 ROWS_4 = [(3, 33), (784, 100), (80, 512), (9, 511), (9, 4096), (2, 16383), (100, 16000)]
 ROWS_8 = [(80, 256), (9, 2047), (2, 8192)]
+# Whose slices may be done in turn: of each size of a team those that need the most registers.
+IN_TURN_4, IN_TURN_8 = [(2000, 64), (784, 100), (80, 512), (9, 4096), (5, 16000)], [(80, 256), (9, 2048), (5, 8192)]
 LONG_4, LONG_8 = [(2, 16385), (2, 24576), (2, 24575), (4, 30000), (4, 30001)], [(2, 12288), (4, 16000), (4, 16001)]
 # More of CuPy's, which are compiled sooner.
 CUPY_STAGED_4 = [(1, 32), (17, 25), (300, 3), (3413, 3), (4096, 32)]
 CUPY_STAGED_8 = [(5, 5), (1, 16), (17, 9), (33, 15), (1706, 3), (5120, 3), (20000, 1), (4096, 16)]
-CUPY_ROWS_4 = [(64, 64), (64, 128), (256, 256), (9, 1024), (9, 4095), (2, 16384)]
+CUPY_ROWS_4 = [(64, 64), (64, 40), (64, 128), (100, 99), (256, 256), (9, 1024), (9, 4095), (2, 16384)]
 CUPY_LONG_4, CUPY_LONG_8 = [(2, 20480), (2, 22527), (1, 30002)], [(2, 8193), (2, 12287), (1, 16000)]
-CUPY_ROWS_8 = [(3, 17), (64, 64), (9, 255), (9, 1024), (9, 2048)]
+CUPY_ROWS_8 = [(3, 17), (32, 32), (64, 64), (9, 255), (9, 1024), (9, 2048)]
 
 
 def cases(of_float32, of_float64, backends=PACKAGES):
@@ -81,6 +83,22 @@ def assert_fits(case, chips, **how):
 def test_it_fits(case):
     """The kernel, and the kernel finish where pairs are cut into slices; for tiny pairs on every chip."""
     assert_fits(case, code.CHIPS if case in TINY else FEW_CHIPS)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(c, marks=() if c[1:3] == (80, 512) else pytest.mark.proof) for c in cases(IN_TURN_4, IN_TURN_8)],
+    ids=named,
+)
+def test_slices_in_turn(monkeypatch, case):
+    monkeypatch.setattr(plan, "ALONE_BYTES", 0)  # for few of the longest rows
+    monkeypatch.setattr(plan, "SLICE_ROWS", 2)
+    monkeypatch.setattr(plan, "MANY_BLOCKS", 1)
+    plan.make_plan.cache_clear()
+    try:
+        assert_fits(case, FEW_CHIPS)
+    finally:
+        plan.make_plan.cache_clear()
 
 
 @pytest.mark.parametrize("how", [{"wide": False}, {"wanted": (True, False, False)}], ids=str)

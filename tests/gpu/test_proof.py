@@ -21,9 +21,19 @@ from gpu.memory import FaultError
 from sigmoid_l2 import dispatch
 from sigmoid_l2.kernels.gpu import plan
 
-# Of plan.py, from which on a pair of WAYS is cut up: bytes of W, rows of a slice, bytes of a row. The real ones, of the
-# bytes, are in BORDERS.
-SMALL = {"SLICE_BYTES": 32 << 10, "LONG_SLICE_ROWS": 2, "LONG_BYTES": 65600}
+# What the plan is for WAYS, so that pairs small enough for a quick test are cut into slices, pairs of a batch of three
+# have theirs done in turn, and the kernel finish has several chunks. The real numbers are in BORDERS.
+SMALL = {
+    "UNIT_BYTES": 20 << 10,
+    "ALONE_BYTES": 32 << 10,
+    "SLICE_BYTES": 16 << 10,
+    "SLICE_TEAM_ROWS": 2,
+    "MANY_BLOCKS": 3,
+    "FINISH_THREADS": 64,
+    "FINISH_CHUNK": 2,
+    "LONG_SLICE_ROWS": 2,
+    "LONG_BYTES": 65600,
+}
 at_length = pytest.mark.proof
 # One of each way through each kernel, with little work: B, m, n.
 WAYS = {
@@ -36,9 +46,13 @@ WAYS = {
     "split, staged": (3, 1100, 10),
     "split, shared rows": (3, 700, 17),  # lanes with 5 and 2 columns
     "group, rows": (9, 3, 40),
-    "block, rows": (3, 20, 70),
+    "group, rows of teams": (5, 37, 35),
+    "block, rows": (3, 45, 70),
     "block, a row": (2, 5, 1030),
-    "split, rows": (3, 70, 128),
+    "split, rows": (2, 70, 128),
+    "split, rows in turn": (3, 70, 128),
+    "split, warps in turn": (3, 70, 258),
+    "split, a row in turn": (3, 16, 1030),
     "long": (2, 2, 16386),
     "split, long": (2, 5, 16385),
     "columns": (2, 1, 16402),
@@ -64,11 +78,13 @@ SHAPES = [
 ]
 BORDERS = {
     "float32": "9x3 tiny, 10x3 group, 1x15 tiny, 1x16 group, 416x3 group, 417x3 block, 3412x3 block, 3413x3 split, "
-    "1x32 group, 1x33 group, 19x64 group, 20x64 block, 3x512 group, 3x513 block, 1x4096 block, 1x4097 block, "
+    "1x32 group, 1x33 group, 63x64 group, 64x64 block, 31x65 group, 32x65 block, 5x128 group, 5x130 group, "
+    "3x512 group, 3x513 block, 1x4096 block, 1x4097 block, 64x512 block, 65x512 split, 32x1024 block, 33x1024 split, "
     "2x16384 block, 2x16385 long, 1x24576 long, 1x24577 columns",
     "float64": "3x3 tiny, 4x3 group, 1x7 tiny, 1x8 group, 192x3 group, 193x3 block, 1705x3 block, 1706x3 split, "
-    "3x16 group, 3x17 group, 19x64 group, 20x64 block, 3x256 group, 3x257 block, 1x2048 block, 1x2049 block, "
-    "2x8192 block, 2x8193 long, 1x12288 long, 1x12289 columns, 256x256 block, 257x256 split",
+    "3x16 group, 3x17 group, 31x32 group, 31x34 block, 5x64 group, 5x66 group, 7x256 group, 8x256 block, "
+    "3x256 group, 3x257 block, 1x2048 block, 1x2049 block, 64x256 block, 65x256 split, 2x8192 block, 2x8193 long, "
+    "1x12288 long, 1x12289 columns",
 }
 SLOW = ["split, long", "columns, slices of rows"]  # for `make proof`
 WANTED = [("loss",), ("dW",), ("dx",), ("loss", "dW"), ("dW", "dx"), ("loss", "dx")]
@@ -83,7 +99,7 @@ def backend(request):
 
 @pytest.fixture
 def small_slices(monkeypatch):
-    """Cut pairs into slices where they are small enough for a quick test; the compiled kernels do not know."""
+    """Cut pairs into slices where they are small enough for a quick test."""
     for name, value in SMALL.items():
         monkeypatch.setattr(plan, name, value)
     plan.make_plan.cache_clear()
@@ -121,8 +137,8 @@ def test_every_way(backend, way):
     assert plan.size_class(plan.make_plan(m, n, 4)) == way.partition(",")[0]
     W, x = batch(B, m, n, np.float32)
     tile = tile_pairs(m, n, np.float32)
-    parts = [slice(1), slice(1, None), slice(tile), slice(max(1, tile - 1))]
-    assert_proven(backend, W, x, [-1] if m * n > 1000 else [0, -1], parts)
+    parts = {(0, 1), (1, B), (0, tile), (0, max(1, tile - 1))}
+    assert_proven(backend, W, x, [-1] if m * n > 1000 else [0, -1], [slice(*part) for part in sorted(parts)])
 
 
 @pytest.mark.parametrize("way", ["tiny", "group", "block, rows", "split, staged"])
@@ -261,7 +277,7 @@ def test_offsets_beyond_32_bits(backend, m, n):
     W[-1:], x[-1:] = batch(1, m, n, np.float32)
     expected = execute(backend, W[-1:], x[-1:])
     launched, memory = launches.launches_of(backend, W, x, *results.values())
-    slices = plan.make_plan(m, n, 4).slices
+    slices = plan.for_batch(plan.make_plan(m, n, 4), B).slices
     for launch in launched[-2 if slices > 1 else -1 :]:
         of_pair = n // plan.WARP + 1 if launch.name == "finish" else slices
         launches.run([launch], memory, only=range(launch.blocks - of_pair, launch.blocks))
@@ -307,6 +323,20 @@ def test_each_barrier_that_is_left_out_is_seen(backend, way, dtype):
         assert BARRIER.search(text) or way == "group, rows"
         for barrier in BARRIER.finditer(text):
             assert has_race(launch, memory, text[: barrier.start()] + text[barrier.end() :]), (launch.name, barrier)
+
+
+@at_length
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("m", "n"), [(65, 512), (700, 65), (260, 128), (1000, 33), (300, 300), (50, 1000), (9, 8192)])
+def test_slices_in_turn_have_the_same_bits(backend, monkeypatch, dtype, m, n):
+    """As slices side by side, whose sums the kernel finish adds; with the real plan."""
+    W, x = batch(2, m, n, dtype)
+    assert plan.make_plan(m, n, W.itemsize).slices > 1
+    side_by_side = execute(backend, W, x)
+    monkeypatch.setattr(plan, "MANY_BLOCKS", 2)
+    for wanted in (NAMES, *WANTED[:3]):
+        assert_same_bits(execute(backend, W, x, wanted), side_by_side)
+    assert_same_bits(execute(backend, W, x, to_device=between), side_by_side)
 
 
 def test_a_batch_of_more_pairs_than_the_workspace_has_room_for(backend):

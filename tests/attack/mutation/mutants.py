@@ -123,10 +123,17 @@ MUTANTS = (
         ("tests/gpu/test_proof.py",),
     ),
     Mutant(
-        "cuh: finish forgets a group of slices",
+        "cuh: finish forgets the first slice",
         "kernels/gpu/finish.cuh",
-        "for (unsigned k = 1; k < GROUPS; ++k) total += sums",
-        "for (unsigned k = 2; k < GROUPS; ++k) total += sums",
+        "for (unsigned k = 0; k < count; ++k) total += chunk",
+        "for (unsigned k = 1; k < count; ++k) total += chunk",
+        ("tests/gpu/test_proof.py",),
+    ),
+    Mutant(
+        "cuh: slices in turn forget those before",
+        "kernels/gpu/rows.cuh",
+        "const bool is_first = !IN_TURN || slice_end == rows;",
+        "const bool is_first = true;",
         ("tests/gpu/test_proof.py",),
     ),
     Mutant(
@@ -146,8 +153,8 @@ MUTANTS = (
     Mutant(
         "launch: the last rows of a pair left out",
         "kernels/gpu/plan.py",
-        "    rows = -(-m // slices)\n    slices = -(-m // rows)\n    threads",
-        "    rows = m // slices\n    threads",
+        "at_once, rows, -(-m // rows), registers)",
+        "at_once, rows, m // rows, registers)",
         ("tests/gpu/test_proof.py",),
     ),
     Mutant(
