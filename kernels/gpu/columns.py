@@ -163,7 +163,7 @@ def columns_gradients_function(plan: Columns, itemsize: int, wide: bool, wanted:
             cuda.syncthreads()
 
             # --- dW = g x^T, dx += W^T g -----------------------------------------------------------------------------
-            r, here = np.uint32(0), np.uint32(min(end - i, G_ROWS))
+            r, here = np.uint32(0), min(np.uint32(end - i), np.uint32(G_ROWS))
             while r < here and (WANT_DW or WANT_DX):
                 g_row = g_rows[np.uint32(turn * G_ROWS + r)]
                 for k in range(VECTORS):

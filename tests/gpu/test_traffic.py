@@ -130,7 +130,8 @@ def test_slices_of_columns_are_read_twice(backend):
     launched, memory = launches.launches_of(backend, *map(aligned, (W, x, *outputs)))
     found = []
     for launch in launched:
-        ((_, traffic),) = launches.run([launch], memory, count=True)
+        ((issued, traffic),) = launches.run([launch], memory, count=True)
+        assert not [opcode for opcode in issued if ".f64" in opcode]
         words = {key: memory.touched(*key) for key in traffic.sectors}
         found.append({f"{'write' if write else 'read'} {name}": len(own) for (name, write), own in words.items()})
         assert all(len(np.unique(own)) == len(own) for (name, _), own in words.items() if name in ("W", "dW", "dx"))
