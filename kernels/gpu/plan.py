@@ -31,12 +31,12 @@ WIDE_BYTES = 16
 TINY_VALUES = {4: 30, 8: 14}  # by itemsize
 # Bytes of W that a lane owns in a larger pair, at most. More leave fewer lanes idle where rows do not divide evenly
 # (17x20 float32 with 128 bytes: two parts of rows in each of 32 lanes, 34 of 64, and 0.85 of the copy on an H200), and
-# every lane has fewer instructions. Then numba.cuda's kernels need up to 102 registers (33x6 in float64).
+# a value takes fewer instructions. Then numba.cuda's kernels need up to 109 registers (784x10 in float32).
 LANE_BYTES = 160
 # Bytes of the longest row that is not shared by lanes. A lane that owns 13 columns in float32 also has 13 of x and 13
-# sums of dx in registers: 33x13 kept 41 KiB of reads in flight on a multiprocessor, with rows shared by four lanes 87.
+# sums of dx in registers: 33x13 kept 41 KiB of reads in flight on a multiprocessor, with rows shared by four lanes 83.
 WHOLE_ROW_BYTES = 48
-# Bytes of W that each of the lanes that share a row owns in a pair, at least. With 16, 1x25 in float32 kept 31 KiB in
+# Bytes of W that each of the lanes that share a row owns in a pair, at least. With 16, 1x30 in float32 kept 45 KiB in
 # flight.
 SHARED_ROW_BYTES = 32
 # Bytes of W and x that a lane with several pairs owns, at most. It owns several because a block with one 1x1 pair per

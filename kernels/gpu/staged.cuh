@@ -92,9 +92,9 @@ struct Mover {
     }
 };
 
-// Grid: ceil(units / (THREADS / LANES * LANE_PAIRS)) blocks of THREADS threads. ROW_LANES lanes of a unit share a row, and
-// each owns COLUMNS neighbouring columns of it; a lane does so in LANE_ROWS rows, the last ones in fewer. A lane that
-// owns pairs owns LANE_PAIRS. An output that is not WANTed is not touched.
+// Grid: ceil(units / (THREADS / LANES * LANE_PAIRS)) blocks of THREADS threads. ROW_LANES lanes of a unit share a row;
+// each owns COLUMNS neighbouring columns of it, the last ones fewer. A lane has LANE_ROWS rows, the last ones fewer.
+// One that owns whole pairs owns LANE_PAIRS. An output that is not WANTed is not touched.
 template <typename T, unsigned M, unsigned N, unsigned ROWS, unsigned SLICES, unsigned THREADS, unsigned LANES,
           unsigned ROW_LANES, unsigned COLUMNS, unsigned LANE_ROWS, unsigned LANE_PAIRS, bool WIDE, bool WANT_LOSS,
           bool WANT_DW, bool WANT_DX>
@@ -108,8 +108,8 @@ __device__ inline void fused_staged(const T* W,  // (B, M, N)
     constexpr unsigned W_SIZE = BLOCK_UNITS * ROWS * N, X_SIZE = BLOCK_UNITS * N, LANE_SIZE = LANE_ROWS * COLUMNS;
     static_assert(SLICES == 1 || BLOCK_UNITS == 1, "a slice has a block to itself");
     static_assert(LANE_PAIRS == 1 || LANES == 1, "only a lane that owns pairs owns several");
-    // A lane owns LANE_ROWS whole rows that follow each other, or columns of rows that are STEP apart: so the lanes of a
-    // warp touch neighbouring elements.
+    // A lane owns LANE_ROWS whole rows that follow each other, or columns of rows that are STEP apart: so the lanes of
+    // a warp touch neighbouring elements.
     constexpr bool WHOLE = ROW_LANES == 1, ALL_COLUMNS = ROW_LANES * COLUMNS == N;
     constexpr bool ALL_ROWS = LANES * LANE_ROWS == ROWS * ROW_LANES && M % ROWS == 0;  // each lane has LANE_ROWS
     constexpr unsigned SEGMENT = WHOLE ? LANE_SIZE : COLUMNS;  // of neighbouring elements

@@ -203,8 +203,8 @@ def staged_function(plan: Staged, M: int, N: int, itemsize: int, wide: bool, wan
     W_ALL, X_ALL = np.int64(W_SIZE), np.int64(X_SIZE)  # with literals numba would compile the movers twice
     assert SLICES == 1 or BLOCK_UNITS == 1, "a slice has a block to itself"
     assert LANE_PAIRS == 1 or LANES == 1, "only a lane that owns pairs owns several"
-    # A lane owns LANE_ROWS whole rows that follow each other, or columns of rows that are STEP apart: so the lanes of a
-    # warp touch neighbouring elements.
+    # A lane owns LANE_ROWS whole rows that follow each other, or columns of rows that are STEP apart: so the lanes of
+    # a warp touch neighbouring elements.
     WHOLE, ALL_COLUMNS = ROW_LANES == 1, ROW_LANES * COLUMNS == N
     ALL_ROWS = LANES * LANE_ROWS == ROWS * ROW_LANES and M % ROWS == 0  # each lane has LANE_ROWS
     SEGMENT = LANE_SIZE if WHOLE else COLUMNS  # of neighbouring elements
