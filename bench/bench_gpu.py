@@ -1,11 +1,12 @@
 """Both GPU kernels beside a device-to-device copy of the same bytes; the promises of `out`; small calls; the peers.
 
-python bench/bench_gpu.py [shapes] [promises] [small] [peers] [--out DIR] [--backend NAME...] [--share K/N] [--in-turn]
+python bench/bench_gpu.py [PART...] [--out DIR] [--backend NAME...] [--share K/N] [--in-turn]
 
+Parts: shapes, few (few pairs, of which each is large), promises, small, peers. Without one it does all but peers.
 Compiles what it needs, measures, adds to the results of the day, prints the tables of ``report``, and exits with 1 if a
-target is missed, with 2 where no GPU is. Without a part it does the first three. The shapes are timed by the device's
-clock. All peers are timed alike: the wall time of a call and of the wait until the device is done. What is not
-installed or fails gets a row with the reason.
+target is missed, with 2 where no GPU is. The shapes and few pairs are timed by the device's clock. All peers are timed
+alike: the wall time of a call and of the wait until the device is done. What is not installed or fails gets a row with
+the reason.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from math import prod
 from pathlib import Path
@@ -35,13 +37,15 @@ BACKENDS = ("cupy", "numba-cuda")
 DTYPES = ("float32", "float64")
 # W beside the copy: the shapes of the CPU's table, one huge pair, and rows too long for the registers of a block.
 SHAPES = ((3, 3), *sorted(bench_cpu.SHAPES, key=prod), (8192, 8192), (4, 20000))
+# m, n and B of few pairs. In the time that a launch takes, the chip moves as much as several of these have.
+FEW_PAIRS = ((1000, 1000, 1), (1000, 1000, 10), (256, 256, 100))
 ROUNDS = 21
 # Bytes of W beside the copy, in units of the L2, so that a call finds none of its data in the cache; and at least.
 TIMES_L2, LEAST_BYTES_OF_W = 8, 400 * 10**6
 # Arrays of a case in units of W, at most: at 1x1 W, x, loss, dW, dx and the two of the copy.
 ARRAYS = 8
 # Pairs, at most, of a call whose purpose is to compile its kernels.
-FEW = 64
+TO_COMPILE = 64
 
 # W beside the peers: 3x3 is judged, the others are reported.
 PEER_SHAPES = ((3, 3), (8, 8), (64, 64))
@@ -79,6 +83,11 @@ def all_shapes() -> list[Case]:
     return [Case.sized("gpu", dtype, m, n, size) for m, n in SHAPES for dtype in DTYPES]
 
 
+def few_pairs() -> list[Case]:
+    """Few pairs, in both dtypes."""
+    return [Case("gpu", dtype, m, n, B) for m, n, B in FEW_PAIRS for dtype in DTYPES]
+
+
 def peer_shapes() -> list[Case]:
     """The shapes of which the peers are measured."""
     size = int(min(PEER_BYTES_OF_W, memory() * PART_OF_MEMORY))
@@ -93,27 +102,27 @@ def compile_kernels(cases: list[Case], backends: list[str]) -> list[Case]:
     for case, backend in product(cases, backends):
         print(f"compiling: {backend}, {case}", file=sys.stderr)
         with suppress(Exception):
-            Workload(replace(case, B=min(case.B, FEW))).call(backend)
+            Workload(replace(case, B=min(case.B, TO_COMPILE))).call(backend)
     return cases
 
 
-def shapes(cases: list[Case], backends: list[str]) -> Iterator[list[Row]]:
+def beside_copy(part: str, cases: list[Case], backends: list[str]) -> Iterator[list[Row]]:
     """The backends beside the copy, in turn, on each case; a case or a backend that fails gets rows with the reason."""
     for case in cases:
-        print(f"shapes: {case}", file=sys.stderr)
+        print(f"{part}: {case}", file=sys.stderr)
         try:
-            yield with_copy(case, [(of_backend(backend), GIVEN) for backend in backends])
+            yield with_copy(part, case, [(of_backend(backend), GIVEN) for backend in backends])
         except Exception as error:  # too little memory, say
-            yield [row("shapes", case, backend, reason=one_line(error)) for backend in backends]
+            yield [row(part, case, backend, reason=one_line(error)) for backend in backends]
 
 
-def with_copy(case: Case, wanted: list[Contender]) -> list[Row]:
+def with_copy(part: str, case: Case, wanted: list[Contender]) -> list[Row]:
     """The rows of one case."""
     workload.library("gpu").get_default_memory_pool().free_all_blocks()
     copy = Copy(case)
-    calls, failed = contenders("shapes", Workload(case), wanted)
+    calls, failed = contenders(part, Workload(case), wanted)
     turns = {key: DeviceTurn(run, copy) for key, run in {Key(COPY["gpu"]): copy, **calls}.items()}
-    measured = rows("shapes", case, turns, ROUNDS)
+    measured = rows(part, case, turns, ROUNDS)
     for own, turn in zip(measured, turns.values(), strict=True):
         own["held_up"] = turn.held_up
     for own in measured[1:]:
@@ -147,7 +156,8 @@ def peers(compiled: list[Compiled], backends: list[str]) -> Iterator[list[Row]]:
 
 # The cases of each part, what compiles them, and what measures them: all is compiled before anything is timed.
 PARTS: dict[str, tuple[Callable[[], list[Case]], Callable[..., list[Any]], Callable[..., Iterator[list[Row]]]]] = {
-    "shapes": (all_shapes, compile_kernels, shapes),
+    "shapes": (all_shapes, compile_kernels, partial(beside_copy, "shapes")),
+    "few": (few_pairs, compile_kernels, partial(beside_copy, "few")),
     "promises": (lambda: PROMISES, compile_kernels, promises),
     "small": (lambda: SMALL, compile_kernels, small),
     "peers": (peer_shapes, compile_peers, peers),
@@ -186,7 +196,7 @@ def main() -> None:
     backends = require_gpu(args.backend)
     path = results_path(args.out, gpu_machine()["gpu"])
     compiled = []
-    for name in args.part or [*PARTS][:3]:
+    for name in args.part or [*PARTS][:-1]:
         cases, compile_all, measure = PARTS[name]
         compiled.append((name, measure, compile_all(cases()[args.share], backends)))
     if args.in_turn:

@@ -1,9 +1,10 @@
-"""What `make gpu` does: everything that needs a GPU, in the order of its worth, in at most 6 minutes.
+"""What `make gpu` does: everything that needs a GPU, in the order of its worth, in at most 7 minutes.
 
 python bench/gpu_check.py [--only STEP...] [--out DIR]
 
 Steps: here (which backends run, and on what), parity (tests of both kernels), benchmark (beside the device copy),
-graph (a call in a CUDA graph, and that it allocates nothing), small (calls), sanitizer (compute-sanitizer), peers.
+few (pairs, beside it), graph (a call in a CUDA graph, and that it allocates nothing), small (calls), profile (Nsight
+Compute's of the two slowest cases of benchmark), sanitizer (compute-sanitizer), peers.
 
 Uses the packages of the Python that runs it and no network. A step that fails, hangs or is killed leaves the results
 of the others.
@@ -18,6 +19,7 @@ with 2 where there is no GPU backend, and with 130 after Ctrl-C.
 """
 
 import argparse
+import json
 import os
 import re
 import resource
@@ -31,6 +33,7 @@ from contextlib import suppress
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from checkout import ROOT, assemble, commit
 from gpu_steps import SHOWN, Commands, Process, Steps, text_of
@@ -40,21 +43,23 @@ PACKAGES = BUILD / "packages"
 TOOLKIT = Path("/usr/local/cuda")  # the usual folder of NVIDIA's CUDA toolkit
 RESULTS_OF_GPU = "20??-??-??-*.json"  # as results_path names them
 BACKENDS = ("cupy", "numba-cuda")
-# Limit of each step in seconds, together less than 360. Expected on an H100 with 16 cores: 8, 45, 20, 20, 5, 10, 35,
-# 0, 10, 3.
+# Limit of each step in seconds, together less than 420. Expected on an H100 with 16 cores: 8, 45, 20, 20, 3, 5, 10,
+# 15, 35, 0, 10, 3.
 LIMITS = {
     "here": 60,
     "parity": 80,
     "compile": 40,
     "benchmark": 41,
+    "few": 14,
     "graph": 16,
     "small": 24,
+    "profile": 40,
     "sanitizer": 45,
     "compile peers": 10,  # in addition to the time of the sanitizer, beside which they compile
     "peers": 30,
     "report": 10,
 }
-STEPS = ("here", "parity", "benchmark", "graph", "small", "sanitizer", "peers")
+STEPS = ("here", "parity", "benchmark", "few", "graph", "small", "profile", "sanitizer", "peers")
 # MiB of GPU memory for a process that only tests or compiles: a context takes half a GB, the rest is for pools.
 PROCESS_MIB = 2000
 # Distance between the first ports of two compute-sanitizers: one tries 10 ports or, in some versions, 64.
@@ -156,6 +161,7 @@ def measure(steps: Steps, wanted: Sequence[str], available: list[str], processes
             f"shapes-{k}": [*benchmark, "shapes", "--share", f"{k}/{shares}", "--backend", *available]
             for k in range(shares)
         },
+        "few": {"few": [*benchmark, "few", "--backend", *available]},
         "graph": {f"promises-{name}": [*benchmark, "promises", "--backend", name] for name in available},
         "small": {f"small-{name}": [*benchmark, "small", "--backend", name] for name in available},
     }
@@ -165,6 +171,8 @@ def measure(steps: Steps, wanted: Sequence[str], available: list[str], processes
     for step, own in measuring.items():
         steps.in_turn(step, own)
 
+    if "profile" in wanted:
+        profile(steps)
     peers: list[Process] = []
     until = time.monotonic() + LIMITS["sanitizer"] + LIMITS["compile peers"]
     if "peers" in wanted:  # they compile beside the sanitizer, because nothing is timed meanwhile
@@ -177,9 +185,40 @@ def measure(steps: Steps, wanted: Sequence[str], available: list[str], processes
         steps.in_turn("peers", peers)
 
 
+def program(name: str) -> str | None:
+    """Where a program of the CUDA toolkit is."""
+    return shutil.which(name, path=f"{os.environ.get('PATH', '')}:{TOOLKIT / 'bin'}")
+
+
+def profile(steps: Steps) -> None:
+    """Where the time of the two slowest cases goes."""
+    ncu = program("ncu")
+    if ncu is None:
+        steps.note("profile", "ncu", "left out: not on the PATH; it comes with the CUDA toolkit")
+        return
+    options = ["--set", "full", "--kernel-name", "regex:fused", "--launch-skip", "1", "--launch-count", "1"]
+    commands = {}
+    for row in slowest(steps):
+        case = [row["contender"], *(str(row[key]) for key in ("m", "n", "dtype", "B"))]
+        commands["-".join(["profile", *case])] = [ncu, *options, *PYTHON, "bench/gpu_here.py", *case]
+    if commands:  # one after the other: each has the device to itself
+        limit = steps.limits["profile"] / len(commands)
+        for name, command in commands.items():
+            steps.side_by_side("profile", {name: command}, limit)
+
+
+def slowest(steps: Steps) -> list[dict[str, Any]]:
+    """The rows of the two cases that are furthest below the copy."""
+    rows = [
+        row for path in steps.written(RESULTS_OF_GPU) for row in json.loads(path.read_text(encoding="utf-8"))["rows"]
+    ]
+    shapes = [row for row in rows if row["part"] == "shapes" and "fraction_of_copy" in row]
+    return sorted(shapes, key=lambda row: row["fraction_of_copy"])[:2]
+
+
 def sanitize(steps: Steps, available: list[str], processes: int) -> None:
     """Every class of sizes under two tools."""
-    sanitizer = shutil.which("compute-sanitizer", path=f"{os.environ.get('PATH', '')}:/usr/local/cuda/bin")
+    sanitizer = program("compute-sanitizer")
     if sanitizer is None:
         steps.note("sanitizer", "compute-sanitizer", "left out: not on the PATH; it comes with the CUDA toolkit")
         return

@@ -1,7 +1,8 @@
-"""Whether a GPU backend runs here and is right: one call, or one of each class of sizes under compute-sanitizer.
+"""Whether a GPU backend runs here and is right: one call, one of each class of sizes, or those of a case to profile.
 
 python bench/gpu_here.py BACKEND          the versions of what it needs, the reasons in full if not, a call of one pair
 python bench/gpu_here.py BACKEND K/N      every N-th class of sizes and dtype from K on; several processes share them
+python bench/gpu_here.py BACKEND M N DTYPE B    two calls of a case, of which a profiler takes the second
 
 Exits with 1 where it does not. Each backend is asked in a process of its own, because a library that does not fit the
 driver may crash or hang.
@@ -55,6 +56,11 @@ def main() -> None:
     backend, *part = sys.argv[1:]
     if not part:
         here(backend)
+        return
+    if len(part) > 1:
+        m, n, dtype, B = part
+        call = Workload(Case("gpu", dtype, int(m), int(n), int(B))).call(backend)
+        call()
         return
     cases = [Case("gpu", dtype, m, n, B) for m, n, B in CLASSES for dtype in DTYPES]
     for case in cases[share(*part)]:

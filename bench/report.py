@@ -150,6 +150,7 @@ def sections_of_gpu(results: Row, parts: dict[str, list[Row]]) -> list[str]:
     told = [results["date"] + "; " + ", ".join(f"{k} {v}" for k, v in machine.items()) + f"; {versions}"]
     for part, title, tables in (
         ("shapes", "Beside a device-to-device copy of the same bytes, outputs given; device time", (beside_copy,)),
+        ("few", "Few pairs beside such a copy, launches included", (beside_copy,)),
         ("small", "A small call, outputs given; the host's time, nobody waiting for the device", (small_calls,)),
         ("peers", "Peers; wall time of a call and the wait for the device", (times, speeds)),
     ):

@@ -16,7 +16,7 @@ FRESH = (
 # CPU: times as fast as the fastest NumPy by hand, for one pair and small batches: must; there is no goal.
 BY_HAND = 1
 # GPU: part of the speed of a device copy of the least bytes, in every class of sizes: must, goal.
-OF_DEVICE_COPY = (0.80, 0.95)
+OF_DEVICE_COPY = (0.85, 0.95)
 # GPU: times that a small call takes of the launch of an empty kernel through the same framework, at most.
 EMPTY_LAUNCHES = 1.5
 # GPU: times as fast as the fastest peer at 3x3 float32.

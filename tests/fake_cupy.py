@@ -197,6 +197,9 @@ def _numba_cuda():
         return DeviceNDArray(asarray(Owned(a)), a.__cuda_array_interface__.get("stream"))
 
     class Devices:
+        def __len__(self):
+            return 2
+
         @contextlib.contextmanager
         def __getitem__(self, number):
             log.append(("numba device", number))
@@ -238,7 +241,7 @@ def install(monkeypatch):
         monkeypatch.setitem(sys.modules, name, stand_in)
     monkeypatch.setattr(dispatch, "BACKENDS", tuple(table))
     monkeypatch.setattr("sigmoid_l2.gpu.why_not", lambda probe: None)
-    monkeypatch.setattr("sigmoid_l2.gpu.numba_library._cuda", lambda: numba_cuda)
+    monkeypatch.setattr("sigmoid_l2.gpu.numba_library.numba_cuda", lambda: numba_cuda)
     monkeypatch.setattr("sigmoid_l2.gpu.cupy_library.CupyLibrary._kept", {})
     monkeypatch.setattr(module, "kernels", kernels, raising=False)
     reset()

@@ -1,122 +1,88 @@
-"""PREDICTION of the GPU kernels' speed, made without a GPU: which part of the memory's published bandwidth they reach.
+"""PREDICTION of the GPU kernels' speed, made without a GPU: which part of the speed of a plain copy they reach.
 
-python bench/predict/roofline.py [-o FILE.json]      needs what the tests need, and takes three minutes
+python bench/predict/roofline.py [-o FILE.json] [--before FILE.json]
 
-For each kernel this executes the PTX of one block of a batch that fills it, as the tests do (tests/gpu), and counts its
-accesses to memory and its instructions; registers and shared memory are those of the machine code for the chip. From
-these come the cycles that a multiprocessor needs for a block if nothing but one thing held it up:
+It needs what the tests need, and takes two minutes on two cores. With --before it also prints what is different from an
+earlier run.
 
-  memory   the 32-byte sectors that the block moves, at the multiprocessor's share of the published bandwidth. What it
-           asks for again moves again, unless the block's share of the L2 has it still: all blocks that the chip holds
-           at a time go through the same cache, which keeps what was used last
-  cache    the sectors that it asks for, those again that it has had before: 40 bytes in a cycle
-  latency  its trips to memory, one after the other, and the instructions between them as if each waited for the one
-           before; as many blocks at a time as registers and shared memory let the multiprocessor hold (Little's law)
-  issue    its instructions: four warps issue one each in a cycle
-  shared   its accesses to shared memory, with their bank conflicts: 128 bytes in a cycle
-  float64  its float64 arithmetic, at the rate of the chip
+For each kernel this executes the PTX of one block, as the tests do (tests/gpu), and counts its accesses to memory, its
+instructions, and its trips to memory: how often a load waits for another. Registers and shared memory are those of the
+machine code for each chip. ``model`` makes a time of them, and says what holds a kernel up.
 
-Instructions are PTX's, which are not the machine's. In machine code for sm_90, a step of the main loop has 0.77 to 0.91
-of its instructions in PTX in the kernels for rows, and about 1.5 in the long ones, with their 64-bit addresses. All of
-a kernel has 0.9 to 3, but with what is rarely executed, and with loops that were unrolled: so PTX counts as it is.
-
-The predicted fraction is the least bytes at the published bandwidth over the longest of these. A copy has 1.00 in this
-model, and on a real chip about 0.9 of the published bandwidth, so the fraction is one of the speed of a copy. On a chip
-these overlap less well than here, and its clock may be lower: the prediction is an upper limit.
+The predicted fraction is that of the least bytes over the time and the chip's speed of a copy. It is a model's, and not
+measured: ``make gpu`` measures.
 """
 
 import argparse
 import json
 import sys
-from collections import OrderedDict
-from collections.abc import Iterable
+import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from datetime import date
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 
-from sigmoid_l2.kernels.gpu.plan import Plan, Rows, Staged, make_plan, size_class
+from sigmoid_l2.kernels.gpu import plan
 
 sys.path += [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2] / "tests")]
+import model
+import tables
 from gpu import code, launches
-from gpu.chips import CHIPS, PARTITIONS, WARP, Chip, occupancy, resident_blocks
-from report import markdown
+from gpu.chips import CHIPS, WARP, Chip, occupancy, resident_blocks
+from model import SECTOR_BYTES, Work
 from results import Row
 from workload import Case
 
-# Every class of sizes in both dtypes; of each, what is most used.
-SHAPES = ((1, 1), (3, 3), (8, 8), (16, 16), (32, 32), (64, 64), (10, 784), (784, 10), (256, 256), (8192, 8192))
-SHAPES += ((4, 20000),)
+# Every class of sizes in both dtypes; of each, what is most used, and what divides badly.
+SHAPES: tuple[tuple[int, int], ...] = (
+    (1, 1),
+    (3, 3),
+    (1, 32),
+    (8, 8),
+    (16, 16),
+    (30, 30),
+    (31, 31),
+    (32, 32),
+    (20, 70),
+    (64, 64),
+    (100, 33),
+)
+SHAPES += ((10, 784), (784, 10), (256, 256), (4, 20000), (8192, 8192))
+BYTES_OF_W = 256 << 20  # of a batch that keeps every chip busy
+FEW = ((3, 3, 1), (3, 3, 1000), (256, 256, 100), (1000, 1000, 1), (1000, 1000, 10))  # (m, n, B) that may not
 DTYPES = ("float32", "float64")
-# From memory under load, in ns. Idle, 466 cycles of an A100 and 479 of an H100, 330 and 240 ns (arXiv 2402.13499, table
-# of latencies); queues about double that before the memory is saturated.
-LATENCY_NS = 700
-# Cycles between two instructions of which one needs the other's result (arXiv 1804.06826, for float32).
-DEPENDENT_CYCLES = 4
-# Bytes that the L2 gives a multiprocessor in a cycle: 5120 for the 128 of a full A100 (NVIDIA's whitepaper on Ampere).
-CACHE_BYTES = 40
-# float64 results a cycle and multiprocessor (CUDA C++ Programming Guide, throughput of arithmetic instructions).
-FLOAT64_A_CYCLE = {75: 2, 80: 32, 86: 2, 89: 2, 90: 64, 100: 64}
+CASES = [Case.sized("gpu", dtype, m, n, BYTES_OF_W) for m, n in SHAPES for dtype in DTYPES]
+FEW_CASES = [Case("gpu", dtype, m, n, B) for m, n, B in FEW for dtype in DTYPES]
+BACKENDS = ("cupy", "numba-cuda")
 FLOAT64_OPCODES = ("abs", "add", "fma", "max", "min", "mul", "neg", "rcp", "setp", "sub")  # of float64 units
-LOADS_AT_ONCE = 4  # of a loop, to which the compilers unroll those of the kernels long and finish
-FINISH_GROUPS = 8  # of slices, side by side
-SECTOR_BYTES = 32  # that memory moves at least
 
 
-class Work(NamedTuple):
-    """What one block of a launch does; a call with outputs given is one launch, or two where pairs are cut up."""
+class Launched(NamedTuple):
+    """A launch of a call, and what its first block does."""
 
     launch: Any
-    blocks: int
-    threads: int
-    asked: list[tuple[int, bool]]  # sectors of global memory, in turn, and whether written
-    wavefronts: int  # cycles of shared memory, 128 bytes in each where no banks conflict
-    trips: int  # to memory, one after the other
-    issued: float  # PTX instructions of a warp
-    float64: float  # those of float64 arithmetic
-
-
-class Launches(NamedTuple):
-    """What a call on some pairs does."""
-
-    case: Case
-    works: tuple[Work, ...]
+    work: Work
 
 
 @cache
-def launches_of(backend: str, m: int, n: int, dtype: str) -> Launches:
-    """The launches for the fewest pairs that fill two blocks, and what the first block of each does."""
-    B, launched = 1, []
-    while not launched or launched[0].blocks < 2:
-        B *= 2 if launched else 1
-        arrays = [_zeros(shape, dtype) for shape in ((B, m, n), (B, n), (B,), (B, m, n), (B, n))]
+def launches_of(backend: str, case: Case) -> tuple[Launched, ...]:
+    """The launches of a call: one, or for pairs that are cut up two for each part of the batch."""
+    B, m, n, dtype = case.B, case.m, case.n, case.dtype
+    arrays = [_zeros(shape, dtype) for shape in ((B, m, n), (B, n), (B,), (B, m, n), (B, n))]
+    slices = plan.make_plan(m, n, np.dtype(dtype).itemsize).slices
+    pairs = max(1, min(B, plan.WORKSPACE_BYTES // (slices * (n + 1) * np.dtype(dtype).itemsize)))
+    with mock.patch.object(launches, "WORKSPACE_PAIRS", pairs):
         launched, memory = launches.launches_of(backend, *arrays)
-    p = make_plan(m, n, np.dtype(dtype).itemsize)
-    works = []
+    works: dict[tuple[str, int], Work] = {}  # the first parts of a batch do the same
     for launch in launched:
-        ((issued, traffic),) = launches.run([launch], memory, only=range(1), count=True)
-        warps = launch.threads // WARP
-        float64 = sum(
-            times
-            for opcode, times in issued.items()
-            if opcode.endswith("f64") and opcode.partition(".")[0] in FLOAT64_OPCODES
-        )
-        works.append(
-            Work(
-                launch,
-                launch.blocks,
-                launch.threads,
-                list(_asked(memory)),
-                traffic.wavefronts,
-                trips(p, m, n, launch.name),
-                issued.total() / warps,
-                float64 / warps,
-            )
-        )
-    return Launches(Case("gpu", dtype, m, n, B), tuple(works))
+        if (launch.name, launch.blocks) not in works:
+            works[launch.name, launch.blocks] = _work(launch, memory)
+    return tuple(Launched(launch, works[launch.name, launch.blocks]) for launch in launched)
 
 
 def _zeros(shape: tuple[int, ...], dtype: str) -> Any:
@@ -127,7 +93,22 @@ def _zeros(shape: tuple[int, ...], dtype: str) -> Any:
     return held[first : first + size].view(dtype).reshape(shape)
 
 
-def _asked(memory: Any) -> Iterable[tuple[int, bool]]:
+def _work(launch: Any, memory: Any) -> Work:
+    ((issued, traffic),) = launches.run([launch], memory, only=range(1), count=True)
+    warps = launch.threads // WARP
+    in_float64 = [opcode for opcode in issued if opcode.endswith("f64") and opcode.split(".")[0] in FLOAT64_OPCODES]
+    return Work(
+        warps,
+        traffic.waits.trips,
+        sum(len(words) * 4 for _, write, words, _ in memory.accesses if not write),
+        list(_asked(memory)),
+        issued.total() / warps,
+        traffic.wavefronts,
+        sum(issued[opcode] for opcode in in_float64) / warps,
+    )
+
+
+def _asked(memory: Any) -> Iterator[tuple[int, bool]]:
     """The sectors that the warps of the last launch asked for, one instruction after the other."""
     places = {name: place << 40 for place, (_, name, _) in enumerate(memory.arrays)}
     for name, write, words, threads in memory.accesses:
@@ -136,97 +117,46 @@ def _asked(memory: Any) -> Iterable[tuple[int, bool]]:
         yield from ((sector, write) for sector in by_warp[1].tolist())
 
 
-def trips(p: Plan, m: int, n: int, kernel: str) -> int:
-    """Loads that wait for one another; independent ones are one trip."""
-    if kernel == "finish":
-        return -(-p.slices // (FINISH_GROUPS * LOADS_AT_ONCE))
-    if isinstance(p, Staged):
-        return 1
-    if isinstance(p, Rows):
-        return -(-p.rows // (p.teams * p.at_once))
-    return 2 * m * -(-n // (p.threads * LOADS_AT_ONCE))  # it reads a row twice
-
-
-def moved(asked: Iterable[tuple[int, bool]], room: int) -> int:
-    """Of the sectors asked for, those that move between memory and a cache with ``room`` for those used last.
-
-    One moves where it is read and not there, and where it was written and has to go, if only at the end.
-    """
-    held: OrderedDict[int, bool] = OrderedDict()  # whether it was written
-    count = 0
-    for sector, write in asked:
-        if sector in held:
-            held[sector] |= write
-            held.move_to_end(sector)
-        else:
-            held[sector] = write
-            count += not write
-            if len(held) > room:
-                count += held.popitem(last=False)[1]
-    return count + sum(held.values())
-
-
-def cycles(chip: Chip, work: Work, used: code.Used) -> dict[str, float]:
-    """The cycles of a multiprocessor a block, by what would hold it up alone."""
-    bytes_a_cycle = chip.gb_per_s / chip.multiprocessors / chip.ghz
-    warps = work.threads // WARP
-    resident = resident_blocks(chip.cc, work.threads, used.registers, used.shared)
-    share = chip.l2_bytes // (resident * chip.multiprocessors)
-    alone = work.trips * LATENCY_NS * chip.ghz + work.issued * max(DEPENDENT_CYCLES, warps / PARTITIONS)
+def predict(case: Case, called: tuple[Launched, ...], chip: Chip) -> Row:
+    """The prediction for a call on one chip, with what it comes from: that of the launch that takes longest."""
+    used = [code.used(launch, chip.cc) for launch, _ in called]
+    resident = [
+        resident_blocks(chip.cc, launch.threads, u.registers, u.shared)
+        for (launch, _), u in zip(called, used, strict=True)
+    ]
+    each = [model.parts(chip, work, launch.blocks, r) for (launch, work), r in zip(called, resident, strict=True)]
+    durations = [model.duration(ns) for ns in each]
+    total = sum(durations) + (len(called) - 1) * model.LAUNCH_NS
+    k = durations.index(max(durations))
+    launch, work = called[k]
+    at_a_time = model.together(chip, launch.blocks, resident[k])
+    moved = sum(ns["memory"] for ns in each) * model.OF_COPY * chip.copy_gb_per_s
     return {
-        "memory": moved(work.asked, share // SECTOR_BYTES) * SECTOR_BYTES / bytes_a_cycle,
-        "cache": len(work.asked) * SECTOR_BYTES / CACHE_BYTES,
-        "latency": alone / resident,
-        "issue": work.issued * warps / PARTITIONS,
-        "shared": work.wavefronts,
-        "float64": work.float64 * work.threads / FLOAT64_A_CYCLE[chip.cc],
+        "predicted_fraction_of_copy": case.traffic / chip.copy_gb_per_s / total,
+        "predicted_us": total / 1000,
+        "limit": model.limit(each[k]),
+        "launches": len(called),
+        "sectors_over_least": moved / case.traffic,
+        **used[k]._asdict(),
+        "blocks": launch.blocks,
+        "resident_blocks": at_a_time,
+        "occupancy": occupancy(chip.cc, launch.threads, used[k].registers, used[k].shared),
+        "instructions": work.issued,
+        "trips": work.trips,
+        "bytes_in_flight": at_a_time * work.read / max(1, work.trips),
+        "ns": each[k],
     }
 
 
-def fraction(case: Case, chip: Chip, works: Iterable[Work], needed: list[dict[str, float]]) -> float:
-    """Of the published bandwidth, for a batch that keeps the chip busy."""
-    total = sum(work.blocks * max(own.values()) for work, own in zip(works, needed, strict=True))
-    return case.traffic * chip.multiprocessors * chip.ghz / chip.gb_per_s / total
-
-
-def predictions(case: tuple[int, int, str]) -> list[Row]:
-    """A row for each kernel and chip, for (m, n, dtype)."""
-    m, n, dtype = case
-    size = {"m": m, "n": n, "dtype": dtype, "class": size_class(make_plan(m, n, np.dtype(dtype).itemsize))}
+def predictions(case: Case) -> list[Row]:
+    """A row for each kernel and chip."""
+    size = {"m": case.m, "n": case.n, "dtype": case.dtype, "B": case.B}
+    size["class"] = plan.size_class(plan.make_plan(case.m, case.n, np.dtype(case.dtype).itemsize))
     return [
-        {"backend": backend, **size, "chip": name, **predict(launches_of(backend, *case), chip)}
-        for backend in ("cupy", "numba-cuda")
+        {"backend": backend, **size, "chip": name, **predict(case, launches_of(backend, case), chip)}
+        for backend in BACKENDS
         for name, chip in CHIPS.items()
     ]
-
-
-def predict(called: Launches, chip: Chip) -> Row:
-    """The prediction for one kernel on one chip, with what it comes from; what limits is that of the first launch."""
-    case, works = called
-    used = [code.used(work.launch, chip.cc) for work in works]
-    needed = [cycles(chip, work, u) for work, u in zip(works, used, strict=True)]
-    bytes_a_cycle = chip.gb_per_s / chip.multiprocessors / chip.ghz
-    in_memory = sum(work.blocks * own["memory"] for work, own in zip(works, needed, strict=True)) * bytes_a_cycle
-    return {
-        "predicted_fraction": fraction(case, chip, works, needed),
-        "limit": max(needed[0], key=lambda what: needed[0][what]),
-        "sectors_over_least": in_memory / case.traffic,
-        "occupancy": occupancy(chip.cc, works[0].threads, used[0].registers, used[0].shared),
-        **used[0]._asdict(),
-        "instructions": works[0].issued,
-        "cycles": needed[0],
-    }
-
-
-def table(rows: list[Row]) -> str:
-    """A line for each kernel, shape and dtype; with what limits it."""
-    lines: dict[tuple[str, ...], list[str]] = {}
-    for row in rows:
-        key = (row["backend"], f"{row['m']}x{row['n']} {row['dtype']}", row["class"])
-        line = lines.setdefault(key, [*key, f"{row['instructions']:.0f}"])
-        line.append(f"{row['predicted_fraction']:.2f} ({row['limit']})")
-    head = ("kernel", "case", "class", "instructions", *(f"PREDICTION for {chip}" for chip in CHIPS))
-    return markdown(head, lines.values(), words=3)
 
 
 def main() -> None:
@@ -234,17 +164,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = Path(__file__).resolve().parents[1] / "results" / "roofline-prediction.json"
     parser.add_argument("-o", type=Path, metavar="FILE", default=default, help="default: bench/results/")
+    parser.add_argument("--before", type=Path, metavar="FILE", help="of an earlier run")
     args = parser.parse_args()
+    before = json.loads(args.before.read_text(encoding="utf-8"))["rows"] if args.before else None
 
+    started = time.perf_counter()
     with ProcessPoolExecutor() as pool:
-        cases = [(m, n, dtype) for m, n in SHAPES for dtype in DTYPES]
-        rows = [row for of_case in pool.map(predictions, cases) for row in of_case]
-    print("PREDICTION, not measured: fraction of the published bandwidth, and what limits it\n")
-    print(table(rows))
+        many, few = ([row for rows in pool.map(predictions, cases) for row in rows] for cases in (CASES, FEW_CASES))
+    took = time.perf_counter() - started
+    tables.show(many, few, before)
     chips = {name: chip._asdict() for name, chip in CHIPS.items()}
-    results = {"what": "PREDICTION, not measured", "date": str(date.today()), "chips": chips, "rows": rows}
+    results = {"what": "PREDICTION, not measured", "date": str(date.today()), "chips": chips, "rows": many + few}
     args.o.parent.mkdir(parents=True, exist_ok=True)
     args.o.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    print(f"\n{len(many + few)} predictions took {took:.0f} s")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ int64: addresses, 0 for what is not wanted, and then sizes. The libraries take t
 
 import threading
 from collections.abc import Callable, Iterator
-from functools import cache, wraps
+from functools import wraps
 from typing import Any, NamedTuple
 
 from sigmoid_l2.kernels import Wanted
@@ -19,12 +19,15 @@ one_at_a_time = threading.Lock()
 
 def once(build: Callable[..., Any]) -> Callable[..., Any]:
     """``build`` with a cache and a lock, without which threads that need a kernel at once would each compile it."""
-    kept = cache(build)
+    kept: dict[Any, Any] = {}
 
     @wraps(build)
     def get(*key: Any) -> Any:
-        with one_at_a_time:
-            return kept(*key)
+        if key not in kept:
+            with one_at_a_time:
+                if key not in kept:
+                    kept[key] = build(*key)
+        return kept[key]
 
     return get
 

@@ -101,9 +101,7 @@ def choose(problem: Problem, backend: str) -> Backend:
     Raises ValueError for an unknown name, TypeError for CUDA arrays and a CPU backend, BackendUnavailableError where
     nothing that was asked for can run.
     """
-    name = _known_name("backend", backend)
-    if name == "auto":
-        name = DEFAULT_BACKEND.get()
+    name = _asked_for(backend)
     chosen = _first_available(name, problem.device, problem.dtype, BACKENDS)
     if chosen is not None:
         return chosen
@@ -114,6 +112,16 @@ def choose(problem: Problem, backend: str) -> Backend:
             "pass cupy.asnumpy(W) and cupy.asnumpy(x), or use backend='auto'"
         )
     raise BackendUnavailableError(_why_none(problem, name, candidates)) from why_not(candidates[0].probe)
+
+
+def choose_for_cuda(dtype: np.dtype[Any], backend: str) -> Backend | None:
+    """What ``choose`` returns for CUDA arrays, or None where it raises."""
+    return _first_available(_asked_for(backend), "cuda", dtype, BACKENDS)
+
+
+def _asked_for(backend: str) -> str:
+    name = _known_name("backend", backend)
+    return DEFAULT_BACKEND.get() if name == "auto" else name
 
 
 @cache

@@ -128,13 +128,13 @@ def validate_out(problem: Problem, names: Sequence[str], out: Any) -> list[Any]:
 
 
 def _as_output(gpu: GpuLibrary, name: str, a: Any) -> Any:
-    if not is_cuda_array(a):
+    if not gpu.is_own(a) and not is_cuda_array(a):
         raise ValueError(f"out: {name} must be a CUDA array, like the inputs, not {_describe(a)}")
     try:
         array = gpu.take(f"out: {name}", a)
     except TypeError as error:
         raise ValueError(str(error)) from error
-    if is_read_only(a):
+    if array is not a and is_read_only(a, getattr(array, "interface", None)):
         raise ValueError(f"out: {name} is read-only")
     return array
 

@@ -16,7 +16,7 @@ from fenced import batch, shapes
 
 import sigmoid_l2 as sl2
 from gpu import driver
-from sigmoid_l2 import execute
+from sigmoid_l2 import api, execute
 from sigmoid_l2.gpu.library import stream_handle
 from sigmoid_l2.gpu.numba_library import NumbaLibrary
 from sigmoid_l2.kernels.gpu import plan
@@ -96,6 +96,16 @@ def test_each_class(name):
     waits = [("cuEventCreate", 0), ("cuEventRecord", others), ("cuStreamWaitEvent", handle)]
     assert DRIVER.calls == [*launches, *launches, *waits, *launches]
     assert all(bits(a) == bits(results) for a in (new, *outs))
+
+
+def test_a_plain_call(monkeypatch):
+    """With numba's arrays and results given it goes straight to the kernel, on any stream."""
+    W, x = batch(*CLASSES["tiny"])
+    arrays, out, right = [cuda.to_device(W), cuda.to_device(x)], [*map(cuda.to_device, outputs(W))], bits(call(W, x))
+    monkeypatch.setattr(api, "validate", None)
+    for stream in (None, 0, cuda.stream()):
+        call(*arrays, out=out, stream=stream)
+        assert bits(out) == right
 
 
 @pytest.mark.parametrize("given", [False, True])

@@ -88,6 +88,8 @@ class Block:
             while at is not None and at < stop and left >= 0:
                 here = at
                 issued[here] += warps
+                if self.traffic is not None and mask[0]:
+                    self.traffic.waits.issue(self.kernel, here)
                 left -= 1
                 try:
                     at = steps[here](self, mask, here)

@@ -14,7 +14,7 @@ from sigmoid_l2.kernels.gpu import plan, shim
 from sigmoid_l2.kernels.gpu.plan import Staged
 
 PACKAGES = {"cupy": "cupy", "numba-cuda": shim.package()}  # without which nothing is compiled
-FEW_CHIPS = (75, 90, 100)
+FEW_CHIPS = (75, 90, 100, 120)
 SHARED_BYTES = 48 * 1024  # that a block may declare, on every chip
 
 # (m, n) in float32 and in float64: for each kernel the most that a lane or a thread owns, and some in between.

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from gpu.memory import WARP, WORD
+from gpu.waits import Waits
 
 SECTOR_BYTES = 32
 BANKS = 32
@@ -25,6 +26,7 @@ class Traffic:
     accesses: Counter[tuple[str, bool, int]] = field(default_factory=Counter)  # of warps to global memory, by size
     wavefronts: int = 0  # passes that the accesses to shared memory took
     conflict_free: int = 0  # passes that they would have taken without bank conflicts
+    waits: Waits = field(default_factory=Waits)  # of the first thread of each block
 
     def add(self, name: str | None, write: bool, threads: Any, offsets: Any, size: int) -> None:
         """One instruction of one block: ``offsets`` of the ``threads`` in an array, or (None) in shared memory."""

@@ -28,10 +28,16 @@ class CupyLibrary(GpuLibrary):
         super().__init__(W, stream)
         self.cupy = sys.modules["cupy"]
         self.cuda = self.cupy.cuda
+        self._current: int | None = None  # the handle of CuPy's current stream, once it was asked for
+
+    def is_own(self, a: Any) -> bool:
+        return isinstance(a, self.cupy.ndarray)
 
     def _take(self, a: Any) -> tuple[Any, int | None]:
         if isinstance(a, self.cupy.ndarray):
-            return a, current_stream(a)
+            if self._current is None:
+                self._current = current_stream(a)
+            return a, self._current
         if not hasattr(type(a), "__dlpack__"):
             interface = a.__cuda_array_interface__  # for its stream CuPy would make the host wait
             without = SimpleNamespace(owner=a, __cuda_array_interface__={**interface, "stream": None})

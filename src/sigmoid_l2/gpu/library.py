@@ -47,6 +47,10 @@ class GpuLibrary(ABC):
 
     # CUDA arrays of any library
 
+    def is_own(self, a: Any) -> bool:
+        """Whether ``a`` is of a class that ``take`` returns as it is."""
+        return False
+
     def take(self, name: str, a: Any) -> Any:
         """The CUDA array ``a`` as kernels can use it: the same memory, after the work that its library has queued.
 
@@ -58,10 +62,12 @@ class GpuLibrary(ABC):
             fix = "; pass it with .detach()" if getattr(a, "requires_grad", False) else self.fix
             message = f"{name}, a CUDA array of type {type_name(a)}, cannot be used as it is: {error}{fix}"
             raise TypeError(message) from error
-        self.device = self.device or array.device
-        if array.device != self.device:
+        device = array.device
+        if self.device is None:
+            self.device = device
+        elif device != self.device:
             raise ValueError(
-                f"{name} is on {array.device} and W is on {self.device}; all arrays must be on the same CUDA device"
+                f"{name} is on {device} and W is on {self.device}; all arrays must be on the same CUDA device"
             )
         if producer is not None and producer not in self._waited_for:
             self._waited_for.add(producer)

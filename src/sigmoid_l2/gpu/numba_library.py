@@ -17,7 +17,8 @@ from sigmoid_l2.probes import INSTALL
 
 
 @cache
-def _cuda() -> Any:
+def numba_cuda() -> Any:
+    """The module numba.cuda, of whichever package."""
     return import_module(shim.module())
 
 
@@ -28,7 +29,7 @@ class NumbaLibrary(GpuLibrary):
 
     def __init__(self, W: Any = None, stream: Any = None) -> None:
         super().__init__(W, stream)
-        self.cuda = _cuda()
+        self.cuda = numba_cuda()
 
     def _take(self, a: Any) -> tuple[Any, int | None]:
         interface = a.__cuda_array_interface__
@@ -50,7 +51,7 @@ class NumbaLibrary(GpuLibrary):
 
     @classmethod
     def on_device(cls, device: Any) -> Context:
-        return nullcontext() if device is None else _cuda().gpus[device.id]
+        return nullcontext() if device is None else numba_cuda().gpus[device.id]
 
     def stream_of(self, handle: int) -> Any:
         return self.cuda.external_stream(handle) if handle else self.cuda.default_stream()
