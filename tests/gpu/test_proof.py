@@ -29,7 +29,7 @@ SMALL = {
     "SLICE_BYTES": 16 << 10,
     "SLICE_TEAM_ROWS": 2,
     "MANY_BLOCKS": 3,
-    "FINISH_THREADS": 64,
+    "FINISH_LOADS": 1,
     "FINISH_CHUNK": 2,
 }
 # One of each way through each kernel, with little work: B, m, n.
