@@ -13,9 +13,9 @@ from sigmoid_l2.kernels.gpu.common import TYPES, cuda, framework, load_value, st
 from sigmoid_l2.kernels.gpu.plan import WARP
 
 
-def finish_function(THREADS: int, CHUNK: int, itemsize: int, wanted: Wanted) -> Any:
-    """The kernel's Python function. Grid: B * (n // 32 + 1) blocks of THREADS threads."""
-    GROUPS = THREADS // WARP
+def finish_function(GROUPS: int, CHUNK: int, itemsize: int, wanted: Wanted) -> Any:
+    """The kernel's Python function. Grid: B * (n // 32 + 1) blocks of 32 * GROUPS threads."""
+    THREADS = WARP * GROUPS
     HELD, CHUNK_SUMS = CHUNK // GROUPS, CHUNK * WARP
     WANT_LOSS, WANT_DX = wanted.loss, wanted.dx
     real, zero = framework.REALS[itemsize], TYPES[itemsize](0)

@@ -121,11 +121,11 @@ def _launch_columns(
 
 def _finish(launcher: Any, p: Plan, stream: int | None, batch: Batch, slice_loss: int, slice_dx: int) -> None:
     """Add the sums of the slices of each pair; a block does WARP columns of a pair's dx and loss."""
-    threads, wanted = plan.FINISH_THREADS, batch.wanted._replace(dW=False)
-    kernel = launcher.finish_kernel(threads, plan.FINISH_CHUNK, batch.itemsize, wanted)
+    chunk = plan.finish_chunk(p.slices)
+    kernel = launcher.finish_kernel(chunk, batch.itemsize, batch.wanted._replace(dW=False))
     blocks = batch.B * (batch.n // plan.WARP + 1)
     arguments = slice_loss, slice_dx, batch.loss, batch.dx, batch.n, p.slices
-    launcher.run(kernel, blocks, threads, stream, arguments)
+    launcher.run(kernel, blocks, plan.WARP * chunk // plan.FINISH_LOADS, stream, arguments)
 
 
 def sums_of_pair(p: Plan, m: int, n: int) -> int:

@@ -65,9 +65,9 @@ def columns_gradients_kernel(p: Columns, itemsize: int, wide: bool, wanted: Want
 
 
 @launch.once
-def finish_kernel(threads: int, chunk: int, itemsize: int, wanted: Wanted) -> Any:
+def finish_kernel(chunk: int, itemsize: int, wanted: Wanted) -> Any:
     """The kernel of finish.cuh."""
-    template = threads // plan.WARP, chunk, wanted.loss, wanted.dx
+    template = chunk // plan.FINISH_LOADS, chunk, wanted.loss, wanted.dx
     return _kernel("finish", itemsize, template, "slice_loss slice_dx", "loss dx", "n slices")
 
 

@@ -63,9 +63,10 @@ def columns_gradients_kernel(p: Columns, itemsize: int, wide: bool, wanted: Want
 
 
 @launch.once
-def finish_kernel(threads: int, chunk: int, itemsize: int, wanted: Wanted) -> Any:
+def finish_kernel(chunk: int, itemsize: int, wanted: Wanted) -> Any:
     """The kernel of finish.py."""
-    return _kernel(finish_function(threads, chunk, itemsize, wanted), threads, plan.FINISH_REGISTERS)
+    groups = chunk // plan.FINISH_LOADS
+    return _kernel(finish_function(groups, chunk, itemsize, wanted), groups * plan.WARP, plan.FINISH_REGISTERS)
 
 
 def _kernel(function: Any, threads: int, registers: int | None) -> Any:

@@ -70,13 +70,13 @@ SLICE_TEAM_ROWS = 4
 SLICE_BYTES = 28 * 1024  # of W, at least: seven rows of 1000 in float32
 # Slices of a pair, at most: two blocks for each of 132 multiprocessors. More would make the slices' sums costly.
 MAX_SLICES = 256
-# Threads of a block of the kernel finish, and slices that it loads at once, 8 a thread: MAX_SLICES take two trips to
+# Slices whose sums a thread of the kernel finish loads at once, and a block, at most: MAX_SLICES take two trips to
 # memory, and sums of float64 32 KiB of shared memory.
-FINISH_THREADS = 512
+FINISH_LOADS = 8
 FINISH_CHUNK = 128
-# Pairs from which on a block does all slices of its own: seven to eight blocks for each of 132 multiprocessors, which
-# hold three or four at a time. With fewer, the last to end would cost more than the slices' sums in memory.
-MANY_BLOCKS = 1024
+# Pairs from which on a block does all slices of its own: about two blocks for each of 132 multiprocessors. 256 pairs of
+# 1000x1000 in float32 are then predicted at 0.94 of an H100's copy, and with a block for each slice at 0.75.
+MANY_BLOCKS = 256
 # Bytes of the workspace; a batch whose slices need more is launched in parts. A pair of long rows needs up to 25 MB.
 WORKSPACE_BYTES = 32 << 20
 
@@ -213,6 +213,11 @@ def for_batch(p: Plan, B: int) -> Plan:
     if isinstance(p, Rows) and p.slices > 1 and B >= MANY_BLOCKS:
         return p._replace(slices=1, in_turn=True)
     return p
+
+
+def finish_chunk(slices: int) -> int:
+    """Slices that a block of the kernel finish loads at once: FINISH_LOADS by each thread of a column."""
+    return min(FINISH_CHUNK, _power_of_two_from(max(slices, FINISH_LOADS)))
 
 
 def size_class(p: Plan) -> str:

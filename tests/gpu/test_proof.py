@@ -29,7 +29,7 @@ SMALL = {
     "SLICE_BYTES": 16 << 10,
     "SLICE_TEAM_ROWS": 2,
     "MANY_BLOCKS": 3,
-    "FINISH_THREADS": 64,
+    "FINISH_LOADS": 1,
     "FINISH_CHUNK": 2,
     "LONG_SLICE_ROWS": 2,
     "LONG_BYTES": 65600,
@@ -82,7 +82,7 @@ BORDERS = {
     "3x512 group, 3x513 block, 1x4096 block, 1x4097 block, 64x512 block, 65x512 split, 32x1024 block, 33x1024 split, "
     "2x16384 block, 2x16385 long, 1x24576 long, 1x24577 columns",
     "float64": "3x3 tiny, 4x3 group, 1x7 tiny, 1x8 group, 192x3 group, 193x3 block, 1705x3 block, 1706x3 split, "
-    "3x16 group, 3x17 group, 31x32 group, 31x34 block, 5x64 group, 5x66 group, 7x256 group, 8x256 block, "
+    "3x16 group, 3x17 group, 31x32 group, 31x34 group, 5x64 group, 5x66 group, 7x256 group, 8x256 block, "
     "3x256 group, 3x257 block, 1x2048 block, 1x2049 block, 64x256 block, 65x256 split, 2x8192 block, 2x8193 long, "
     "1x12288 long, 1x12289 columns",
 }
