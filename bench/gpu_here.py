@@ -25,7 +25,8 @@ CLASSES = (
     (3, 3, 257),
     (8, 8, 67),  # several lanes of a warp for a pair
     (16, 16, 9),
-    (32, 32, 3),  # several warps for a pair, staged in float32
+    (32, 32, 3),
+    (500, 3, 3),  # several warps for a pair, staged
     (64, 64, 5),  # 8 or 16 threads for each row
     (2, 40, 33),
     (64, 100, 3),  # 16 threads for each row, or a warp
@@ -34,6 +35,7 @@ CLASSES = (
     (3, 5000, 2),
     (2000, 20, 2),  # slices of a pair, staged in float32
     (700, 784, 2),
+    (70, 500, 257),  # slices that a block does in turn
     (2, 20000, 2),  # rows that fill a block's registers, and in float64 slices of columns
 )
 

@@ -13,7 +13,7 @@ import pytest
 from fake_bench import CUPY, NUMBA_CUDA, Calls, Stream, install, peer
 
 from sigmoid_l2 import dispatch
-from sigmoid_l2.kernels.gpu.plan import Rows, Staged, make_plan, size_class
+from sigmoid_l2.kernels.gpu.plan import Rows, Staged, for_batch, make_plan, size_class
 
 NAMES = "bench_gpu compare gpu_calls gpu_here report results"
 bench_gpu, compare, gpu_calls, gpu_here, report, results_file = map(importlib.import_module, NAMES.split())
@@ -156,20 +156,20 @@ def test_without_a_gpu_it_says_so_in_one_line(monkeypatch, capsys):
 
 
 def ways(sizes):
-    """What distinguishes the plans of these sizes. Slices of one kind of rows are enough."""
-    for m, n in sizes:
-        for p in (make_plan(m, n, itemsize) for itemsize in (4, 8)):
+    """What distinguishes the plans of these m, n and B. Slices of one kind of rows are enough."""
+    for m, n, B in sizes:
+        for p in (for_batch(make_plan(m, n, itemsize), B) for itemsize in (4, 8)):
             if isinstance(p, Staged):
                 yield "staged", p.lanes > 1, p.lanes > 32, p.slices > 1
             elif isinstance(p, Rows):
-                yield from (("rows", p.row_threads, p.teams > 1), ("slices", p.slices > 1))
+                yield from (("rows", p.row_threads, p.teams > 1), ("slices", p.slices > 1, p.in_turn))
             else:
                 yield type(p).__name__
 
 
 def test_the_sanitizer_meets_every_way():
     grid = (1, 2, 3, 5, 8, 10, 16, 20, 32, 41, 64, 100, 256, 700, 784, 2000, 5000, 8192, 20000)
-    assert set(ways(size[:2] for size in gpu_here.CLASSES)) == set(ways(product(grid, grid)))
+    assert set(ways(gpu_here.CLASSES)) == set(ways(product(grid, grid, (1, 1000))))
 
 
 @pytest.mark.parametrize("size", [10**6, 5 * 10**8])

@@ -21,7 +21,7 @@ __device__ inline void finish(const T* slice_loss,  // (units,)
     const bool is_dx = WANT_DX && j < n, is_loss = WANT_LOSS && j == n;
     const unsigned step = is_dx ? n : 1;  // from one slice to the next
     const T* const from = is_dx ? slice_dx + b * slices * n + j : slice_loss + b * slices;
-    T total = T(0);
+    T total = T(-0.0);  // to which a slice is added as it is
 
     for (unsigned first = 0; first < slices; first += CHUNK) {
         // --- the next slices into shared memory ----------------------------------------------------------------------

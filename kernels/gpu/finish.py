@@ -19,6 +19,7 @@ def finish_function(GROUPS: int, CHUNK: int, itemsize: int, wanted: Wanted) -> A
     HELD, CHUNK_SUMS = CHUNK // GROUPS, CHUNK * WARP
     WANT_LOSS, WANT_DX = wanted.loss, wanted.dx
     real, zero = framework.REALS[itemsize], TYPES[itemsize](0)
+    nothing = TYPES[itemsize](-0.0)  # to which a slice is added as it is
     load, store = load_value(itemsize), store_value(itemsize)
 
     def finish(
@@ -36,7 +37,7 @@ def finish_function(GROUPS: int, CHUNK: int, itemsize: int, wanted: Wanted) -> A
         j = np.int64(cuda.blockIdx.x) % tiles * WARP + c
         b = np.int64(cuda.blockIdx.x) // tiles
         is_dx, is_loss = WANT_DX and j < n, WANT_LOSS and j == n
-        total = zero
+        total = nothing
 
         first = 0
         while first < slices:

@@ -34,6 +34,15 @@ def test_batch_size_and_place(backend, dtype, m, n):
     assert bits(one) == bits(whole, 7)
 
 
+def test_many_and_few_large_pairs(backend, dtype):
+    """A GPU does the slices of a pair side by side, but one after the other where there are many pairs."""
+    W, x = pairs((257,), 70, 500, dtype)
+    whole = sl2.value_and_grad(W, x, backend=backend)
+    for first, last in ((0, 1), (200, 203), (255, 257), (0, 256)):
+        part = sl2.value_and_grad(W[first:last], x[first:last], backend=backend)
+        assert bits(part) == bits(whole, slice(first, last)), f"pairs {first} to {last}"
+
+
 @pytest.mark.parametrize("batch", [(11,), (5, 2, 3), (2, 1, 7), ()])
 @pytest.mark.parametrize("size", [1, 2, 4, 100])
 def test_chunks(backend, dtype, batch, size, monkeypatch):
