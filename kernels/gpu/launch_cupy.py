@@ -105,9 +105,9 @@ def _text(stem: str) -> str:
 
 def run(kernel: Any, blocks: int, threads: int, stream: int | None, arguments: Sequence[int]) -> None:
     """Launch a kernel."""
-    # None is the current stream, of which no object has to be made.
-    is_current = stream is None or stream == cupy.cuda.get_current_stream().ptr
-    queue = None if is_current else cupy_stream(stream)
+    if stream is not None and stream == cupy.cuda.get_current_stream().ptr:
+        stream = None  # the current one, of which no object has to be made
+    queue = None if stream is None else cupy_stream(stream)
     kernel(*arguments, size=blocks * threads, block_size=threads, stream=queue)
 
 

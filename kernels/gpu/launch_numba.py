@@ -71,7 +71,7 @@ def finish_kernel(chunk: int, itemsize: int, wanted: Wanted) -> Any:
 
 def _kernel(function: Any, threads: int, registers: int | None) -> Any:
     """A kernel of blocks of ``threads`` threads that use at most ``registers`` each; None leaves it to the compiler."""
-    blocks = () if registers is None else (plan.REGISTERS // (threads * registers),)
+    blocks = () if registers is None else (min(plan.BLOCKS, plan.REGISTERS // (threads * registers)),)
     return cuda.jit(launch_bounds=(threads, *blocks))(function)
 
 

@@ -26,9 +26,9 @@ WARP = 32  # threads
 ROW_BYTES = 128
 # Bytes of the widest access there is. It needs a quarter of the instructions of 4-byte accesses.
 WIDE_BYTES = 16
-# Values of W and x that a lane owns in a tiny pair, at most: the compilers give it 64 registers or fewer, so that half
-# of 2048 threads are resident. In float64, 14x1 (15 values) needs 66.
-TINY_VALUES = {4: 30, 8: 14}  # by itemsize
+# Values of W and x, and of W, x and q, that a lane owns in a tiny pair, at most: the compilers give it 64 registers or
+# fewer, so that half of 2048 threads are resident. 14x2 in float32 needs 66, 10x1 in float64 68.
+TINY_VALUES = {4: (30, 41), 8: (14, 17)}  # by itemsize
 # Bytes of W that a lane owns in a larger pair, at most. More leave fewer lanes idle where rows do not divide evenly
 # (17x20 float32 with 128 bytes: two parts of rows in each of 32 lanes, 34 of 64, and 0.85 of the copy on an H200), and
 # a value takes fewer instructions. Then numba.cuda's kernels need up to 109 registers (784x10 in float32).
@@ -100,6 +100,7 @@ COLUMNS_BYTES = 48
 Q_PARTS = 1 << 21
 
 REGISTERS = 65536  # of a multiprocessor, on every chip
+BLOCKS = 16  # that a multiprocessor of every chip from sm_75 on can hold
 MOST_REGISTERS = 255  # of a thread, on every chip
 # The registers that a thread may use, by kernel; most kernels need fewer.
 # Tiny pairs have no bound: the compilers use 32 for 3x3 in float32 by themselves, and 48 with a bound.
@@ -240,7 +241,8 @@ def _staged(m: int, n: int, itemsize: int) -> Staged:
         slices = -(-m // room)
         rows = -(-m // (4 * slices)) * 4
         slices = -(-m // rows)
-    if (m + 1) * n <= TINY_VALUES[itemsize]:
+    W_and_x, with_q = TINY_VALUES[itemsize]
+    if (m + 1) * n <= W_and_x and (m + 1) * n + m <= with_q:
         pairs = max(1, _power_of_two_to(LANE_PAIRS_BYTES // ((m + 1) * n * itemsize)))
         return Staged(STAGED_THREADS, 1, 1, n, m, pairs, m, 1, None)
     row_lanes, columns = _share_row(m, n, itemsize)

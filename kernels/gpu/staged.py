@@ -267,8 +267,7 @@ def staged_function(plan: Staged, M: int, N: int, itemsize: int, wide: bool, wan
         sums = cuda.local.array(SUMS, real)
 
         # --- where this thread works ---------------------------------------------------------------------------------
-        # min changes nothing, but tells the compiler that t < THREADS. Unsigned 32-bit numbers: numba would make 64-bit
-        # ones of them, and look for negative indices.
+        # Unsigned 32-bit numbers: numba would make 64-bit ones of them, and look for negative indices.
         t = np.uint32(cuda.threadIdx.x)
         lane = np.uint32(t % LANES)
         column = np.uint32(lane % ROW_LANES * COLUMNS)
@@ -276,7 +275,8 @@ def staged_function(plan: Staged, M: int, N: int, itemsize: int, wide: bool, wan
         pair = first // SLICES
         units_here = np.uint32(min(units - first, BLOCK_UNITS))
         row = first % SLICES * ROWS
-        rows = np.uint32(min(M - row, ROWS))
+        rows_left: Any = min(M - row, ROWS)
+        rows = np.uint32(rows_left)
         W_first = (pair * M + row) * N
         is_full = units_here == BLOCK_UNITS and rows == ROWS
 
@@ -308,7 +308,8 @@ def staged_function(plan: Staged, M: int, N: int, itemsize: int, wide: bool, wan
         # The lane's row i is row first_row + i * STEP of its unit, and is there where i * STEP < left.
         first_row = np.uint32(lane * LANE_ROWS if WHOLE else lane // ROW_LANES)
         left = np.int32(rows - first_row)
-        columns = np.int32(COLUMNS if ALL_COLUMNS else min(COLUMNS, N - column))  # none where negative
+        columns_left: Any = COLUMNS if ALL_COLUMNS else min(COLUMNS, N - column)
+        columns = np.int32(columns_left)  # none where negative
         own = np.int32(columns if not WHOLE else SEGMENT if ALL_ROWS else left * N)  # of a segment
         last = columns if WANT_DX else np.int32(0)  # of the lane's sums
         p = np.uint32(0)

@@ -54,7 +54,7 @@ WAYS = {
     "split, warps in turn": (3, 70, 258),
     "split, a row in turn": (3, 16, 1030),
     "long": (2, 2, 16386),
-    "split, long": (2, 5, 16385),
+    "split, long": (2, 6, 16385),
     "columns": (2, 1, 16402),
     "columns, slices of rows": (2, 5, 16404),
 }
@@ -77,14 +77,14 @@ SHAPES = [
     (2, 64),
 ]
 BORDERS = {
-    "float32": "9x3 tiny, 10x3 group, 1x15 tiny, 1x16 group, 416x3 group, 417x3 block, 3412x3 block, 3413x3 split, "
-    "1x32 group, 1x33 group, 63x64 group, 64x64 block, 31x65 group, 32x65 block, 5x128 group, 5x130 group, "
-    "3x512 group, 3x513 block, 1x4096 block, 1x4097 block, 64x512 block, 65x512 split, 32x1024 block, 33x1024 split, "
-    "2x16384 block, 2x16385 long, 1x24576 long, 1x24577 columns",
-    "float64": "3x3 tiny, 4x3 group, 1x7 tiny, 1x8 group, 192x3 group, 193x3 block, 1705x3 block, 1706x3 split, "
-    "3x16 group, 3x17 group, 31x32 group, 31x34 group, 5x64 group, 5x66 group, 7x256 group, 8x256 block, "
-    "3x256 group, 3x257 block, 1x2048 block, 1x2049 block, 64x256 block, 65x256 split, 2x8192 block, 2x8193 long, "
-    "1x12288 long, 1x12289 columns",
+    "float32": "9x3 tiny, 10x3 group, 20x1 tiny, 21x1 group, 1x15 tiny, 1x16 group, 416x3 group, 417x3 block, "
+    "3412x3 block, 3413x3 split, 1x32 group, 1x33 group, 63x64 group, 64x64 block, 31x65 group, 32x65 block, "
+    "5x128 group, 5x130 group, 3x512 group, 3x513 block, 1x4096 block, 1x4097 block, 64x512 block, 65x512 split, "
+    "32x1024 block, 33x1024 split, 2x16384 block, 2x16385 long, 1x24576 long, 1x24577 columns",
+    "float64": "3x3 tiny, 4x3 group, 8x1 tiny, 9x1 group, 1x7 tiny, 1x8 group, 192x3 group, 193x3 block, "
+    "1705x3 block, 1706x3 split, 3x16 group, 3x17 group, 31x32 group, 31x34 group, 5x64 group, 5x66 group, "
+    "7x256 group, 8x256 block, 3x256 group, 3x257 block, 1x2048 block, 1x2049 block, 64x256 block, 65x256 split, "
+    "2x8192 block, 2x8193 long, 1x12288 long, 1x12289 columns",
 }
 MORE_SLICES = [(700, 65), (260, 128), (1000, 33), (300, 300), (50, 1000), (9, 8192)]
 SLOW = ["split, long", "columns, slices of rows"]  # for `make proof`
