@@ -84,12 +84,14 @@ def _kernel(
     pointers = [f"reinterpret_cast<const {real}*>({a})" for a in inputs.split()]
     pointers += [f"reinterpret_cast<{real}*>({a})" for a in outputs.split()]
     template_arguments = ", ".join([real, *(str(int(a)) for a in template)])
+    stem = name.removeprefix("fused_").partition("_")[0]
+    stems = ("common", "tile", stem) if stem == "staged" else ("common", stem)
     return cupy.ElementwiseKernel(
         in_params=", ".join(f"int64 {a}" for a in f"{inputs} {outputs} {sizes}".split()),
         out_params="",
         operation=f"sigmoid_l2::{name}<{template_arguments}>({', '.join(pointers + sizes.split())}); return;",
         name=f"sigmoid_l2_{name}",
-        preamble=_text("common") + _text(name.removeprefix("fused_").partition("_")[0]),
+        preamble="".join(map(_text, stems)),
         no_return=True,
         options=() if registers is None else (f"--maxrregcount={registers}",),
     )
