@@ -14,7 +14,7 @@ import cupy
 from sigmoid_l2.gpu.cupy_library import CupyLibrary, cupy_stream
 from sigmoid_l2.kernels import Wanted
 from sigmoid_l2.kernels.gpu import launch, plan
-from sigmoid_l2.kernels.gpu.plan import Columns, Long, Rows, Staged
+from sigmoid_l2.kernels.gpu.plan_types import Columns, Long, Rows, Staged
 
 
 def fused(W: Any, x: Any, loss: Any, dW: Any, dx: Any, *, stream: int | None = None) -> None:

@@ -25,7 +25,8 @@ from sigmoid_l2.kernels.gpu.common import (
     store_global,
     sum_over_lanes,
 )
-from sigmoid_l2.kernels.gpu.plan import WARP, Staged
+from sigmoid_l2.kernels.gpu.plan import WARP
+from sigmoid_l2.kernels.gpu.plan_types import Staged
 from sigmoid_l2.kernels.gpu.tile import Mover, Tile, twos
 
 
