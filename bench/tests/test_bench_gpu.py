@@ -13,7 +13,8 @@ import pytest
 from fake_bench import CUPY, NUMBA_CUDA, Calls, Stream, install, peer
 
 from sigmoid_l2 import dispatch
-from sigmoid_l2.kernels.gpu.plan import Rows, Staged, for_batch, make_plan, size_class
+from sigmoid_l2.kernels.gpu.plan import for_batch, make_plan, size_class
+from sigmoid_l2.kernels.gpu.plan_types import Rows, Staged
 
 NAMES = "bench_gpu compare gpu_calls gpu_here report results"
 bench_gpu, compare, gpu_calls, gpu_here, report, results_file = map(importlib.import_module, NAMES.split())

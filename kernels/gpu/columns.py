@@ -26,7 +26,8 @@ from sigmoid_l2.kernels.gpu.common import (
     sum_over_lanes,
     sum_over_row_threads,
 )
-from sigmoid_l2.kernels.gpu.plan import WARP, Columns
+from sigmoid_l2.kernels.gpu.plan import WARP
+from sigmoid_l2.kernels.gpu.plan_types import Columns
 
 
 def columns_q_function(plan: Columns, itemsize: int, wide: bool) -> Any:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from sigmoid_l2.kernels import Wanted
 from sigmoid_l2.kernels.gpu import plan
-from sigmoid_l2.kernels.gpu.plan import Columns, Long, Plan, Rows, Staged
+from sigmoid_l2.kernels.gpu.plan_types import Columns, Long, Plan, Rows, Staged
 
 one_at_a_time = threading.Lock()
 

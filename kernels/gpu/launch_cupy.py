@@ -14,7 +14,7 @@ import cupy
 from sigmoid_l2.gpu.cupy_library import CupyLibrary, cupy_stream
 from sigmoid_l2.kernels import Wanted
 from sigmoid_l2.kernels.gpu import launch, plan
-from sigmoid_l2.kernels.gpu.plan import Columns, Long, Rows, Staged
+from sigmoid_l2.kernels.gpu.plan_types import Columns, Long, Rows, Staged
 
 
 def fused(W: Any, x: Any, loss: Any, dW: Any, dx: Any, *, stream: int | None = None) -> None:
@@ -84,12 +84,14 @@ def _kernel(
     pointers = [f"reinterpret_cast<const {real}*>({a})" for a in inputs.split()]
     pointers += [f"reinterpret_cast<{real}*>({a})" for a in outputs.split()]
     template_arguments = ", ".join([real, *(str(int(a)) for a in template)])
+    stem = name.removeprefix("fused_").partition("_")[0]
+    stems = ("common", "tile", stem) if stem == "staged" else ("common", stem)
     return cupy.ElementwiseKernel(
         in_params=", ".join(f"int64 {a}" for a in f"{inputs} {outputs} {sizes}".split()),
         out_params="",
         operation=f"sigmoid_l2::{name}<{template_arguments}>({', '.join(pointers + sizes.split())}); return;",
         name=f"sigmoid_l2_{name}",
-        preamble=_text("common") + _text(name.removeprefix("fused_").partition("_")[0]),
+        preamble="".join(map(_text, stems)),
         no_return=True,
         options=() if registers is None else (f"--maxrregcount={registers}",),
     )

@@ -16,7 +16,7 @@ from sigmoid_l2.kernels.gpu.columns import columns_gradients_function, columns_q
 from sigmoid_l2.kernels.gpu.common import cuda, framework
 from sigmoid_l2.kernels.gpu.finish import finish_function
 from sigmoid_l2.kernels.gpu.long import long_function
-from sigmoid_l2.kernels.gpu.plan import Columns, Long, Rows, Staged
+from sigmoid_l2.kernels.gpu.plan_types import Columns, Long, Rows, Staged
 from sigmoid_l2.kernels.gpu.rows import rows_function
 from sigmoid_l2.kernels.gpu.staged import staged_function
 

@@ -29,7 +29,8 @@ from sigmoid_l2.kernels.gpu.common import (
     store_value,
     sum_over_row_threads,
 )
-from sigmoid_l2.kernels.gpu.plan import WARP, Long
+from sigmoid_l2.kernels.gpu.plan import WARP
+from sigmoid_l2.kernels.gpu.plan_types import Long
 
 
 def long_function(plan: Long, itemsize: int, wide: bool, wanted: Wanted) -> Any:

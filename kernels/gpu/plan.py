@@ -18,17 +18,50 @@ bits in every batch. Figures: docs/performance.md.
 """
 
 from functools import cache
-from typing import NamedTuple
+
+from sigmoid_l2.kernels.gpu.plan_types import Columns, Long, Plan, Rows, Staged
+
+# --- all kernels -----------------------------------------------------------------------------------------------------
 
 WARP = 32  # threads
+REGISTERS = 65536  # of a multiprocessor, on every chip
+BLOCKS = 16  # that a multiprocessor of every chip from sm_75 on can hold
+MOST_REGISTERS = 255  # of a thread, on every chip
+# Bytes of the widest access there is. It needs a quarter of the instructions of 4-byte accesses.
+WIDE_BYTES = 16
+BLOCK_THREADS = 256  # threads of a block of rows, at least, and of columns
+# Slices of a pair, at most: two blocks for each of 132 multiprocessors. More would make the slices' sums costly.
+MAX_SLICES = 256
+# Rows that a slice of a pair of long or columns has, at least. It writes 2 n values beside the 64 n of W and dW, and
+# finish reads n: 5 % more.
+LONG_SLICE_ROWS = 32
+
+
+def _power_of_two_from(size: int) -> int:
+    return 1 << (size - 1).bit_length()
+
+
+def _power_of_two_to(size: int) -> int:
+    return 1 << (size.bit_length() - 1) if size else 0
+
+
+# --- staged ----------------------------------------------------------------------------------------------------------
+
 # Bytes of the longest row that is staged: what a warp moves in one access of 4 bytes per lane. A longer row keeps a
 # warp busy by itself.
 ROW_BYTES = 128
-# Bytes of the widest access there is. It needs a quarter of the instructions of 4-byte accesses.
-WIDE_BYTES = 16
+# Bytes of W and x that a block stages, at most: static shared memory is limited to 48 KiB, and sums of dx take some.
+UNIT_BYTES = 40 * 1024
+STAGED_THREADS = 128  # threads of a block, or as many as a unit has lanes, up to 352
+# Registers that a thread may use, for 512 resident threads. Tiny pairs have no bound: the compilers use 32 for 3x3 in
+# float32 by themselves, and 48 with a bound.
+STAGED_REGISTERS = 128
 # Values of W and x, and of W, x and q, that a lane owns in a tiny pair, at most: the compilers give it 64 registers or
 # fewer, so that half of 2048 threads are resident. 14x2 in float32 needs 66, 10x1 in float64 68.
 TINY_VALUES = {4: (30, 41), 8: (14, 17)}  # by itemsize
+# Bytes of W and x that a lane with several pairs owns, at most. It owns several because a block with one 1x1 pair per
+# lane takes more instructions than the memory time of its bytes allows (137 per warp of an H200).
+LANE_PAIRS_BYTES = 64
 # Bytes of W that a lane owns in a larger pair, at most. More leave fewer lanes idle where rows do not divide evenly
 # (17x20 float32 with 128 bytes: two parts of rows in each of 32 lanes, 34 of 64, and 0.85 of the copy on an H200), and
 # a value takes fewer instructions. Then numba.cuda's kernels need up to 109 registers (784x10 in float32).
@@ -39,198 +72,6 @@ WHOLE_ROW_BYTES = 48
 # Bytes of W that each of the lanes that share a row owns in a pair, at least. With 16, 1x30 in float32 kept 45 KiB in
 # flight.
 SHARED_ROW_BYTES = 32
-# Bytes of W and x that a lane with several pairs owns, at most. It owns several because a block with one 1x1 pair per
-# lane takes more instructions than the memory time of its bytes allows (137 per warp of an H200).
-LANE_PAIRS_BYTES = 64
-# Bytes of W and x that a block stages, at most: static shared memory is limited to 48 KiB, and sums of dx take some.
-UNIT_BYTES = 40 * 1024
-STAGED_THREADS = 128  # threads of a block of the staged kernel, or as many as a unit has lanes, up to 352
-BLOCK_THREADS = 256  # threads of a block of the other kernels
-LONG_ROW_THREADS = 512  # threads of a block whose row needs more than BLOCK_THREADS
-# Bytes of W that a thread has in flight, at most. With 768 threads per multiprocessor that is 48 KiB, about
-# twice memory latency times bandwidth. A LONG_ROW_THREADS block has twice as much: only one of them is resident.
-FLIGHT_BYTES = 64
-# Threads that have a row to themselves, and bytes that each owns of it, at most. Fewer threads add in fewer steps, and
-# compute s and g of more rows at once: 64x64 in float32 takes 1600 instructions of a warp with 8 threads, 2100 with 16,
-# 3200 with 32. With 64 bytes each, 8 or 16 threads need 72 registers instead of 60.
-TEAMS = ((8, 32), (16, 32), (WARP, FLIGHT_BYTES), (BLOCK_THREADS, FLIGHT_BYTES), (LONG_ROW_THREADS, 2 * FLIGHT_BYTES))
-# Accesses to a row by a team of less than a warp, at most: each begins and ends within a sector of 32 bytes if the row
-# does, and what it leaves of a sector moves again between L1 and L2.
-SHORT_ACCESSES = 4
-# Steps of AT_ONCE rows that a team does, at least. Each team reads x, and adds a step to the sum of dx.
-TEAM_STEPS = 4
-# Bytes of W that one block does alone, at most: eight trips to memory, 6 us. A second launch takes about half of that.
-ALONE_BYTES = 128 * 1024
-# Rows of a slice, at least: its sums are written and read once more, a seventh of what seven rows move. One pair of
-# 1000x1000 has 143 slices: a block for each of an H100's 132 multiprocessors.
-SLICE_ROWS = 7
-# Rows of each team of a slice, at least. Done in turn, 8 teams of 4 rows take 16 % more instructions than without
-# slices, of 2 rows 38 % (256x256 in float32, 128x512).
-SLICE_TEAM_ROWS = 4
-SLICE_BYTES = 28 * 1024  # of W, at least: seven rows of 1000 in float32
-# Slices of a pair, at most: two blocks for each of 132 multiprocessors. More would make the slices' sums costly.
-MAX_SLICES = 256
-# Slices whose sums a thread of the kernel finish loads at once, and a block, at most: MAX_SLICES take two trips to
-# memory, and sums of float64 32 KiB of shared memory.
-FINISH_LOADS = 8
-FINISH_CHUNK = 128
-# Pairs from which on a block does all slices of its own: about two blocks for each of 132 multiprocessors. 256 pairs of
-# 1000x1000 in float32 are then predicted at 0.94 of an H100's copy, and with a block for each slice at 0.75.
-MANY_BLOCKS = 256
-# Bytes of the workspace; a batch whose slices need more is launched in parts. A pair of long rows needs up to 25 MB.
-WORKSPACE_BYTES = 32 << 20
-
-# Bytes of the longest row that one block does: 96 KiB. A thread then holds 48 values of W and 28 of dx, and the
-# compilers find room for them in LONG_ROW_REGISTERS; with 50 and 30, numba.cuda's kernel spills 16 bytes on sm_120.
-LONG_BYTES = 24 * 4096
-# Bytes of an access for these rows, at most. With 16 bytes, which take four neighbouring registers that begin on a
-# multiple of four, both compilers spill 8 to 24 bytes. At 128 bytes a cycle for any access of a whole warp, W, x and dW
-# take the level 1 cache a fifth of the time that W and dW take an H200's memory.
-LONG_WIDE_BYTES = 8
-# Bytes of dx that such a block keeps in shared memory instead of registers: 20 values a thread of the 48 KiB that a
-# block may declare. Without them the longest row would have 76 KiB.
-LONG_SHARED_BYTES = 40 * 1024
-# Rows that a slice of a long row's pair has, at least. A slice writes 2 n values beside the 64 n of W and dW, and
-# finish reads n: 5 % more.
-LONG_SLICE_ROWS = 32
-# Bytes of a row that a thread has in a slice of columns: 48 KiB in flight in four blocks of a multiprocessor. Where
-# rows are no whole vectors it is two thirds: more conditions leave fewer registers.
-COLUMNS_BYTES = 48
-# Values of a pair's parts of q, at most (or one a row): half of the workspace in float64.
-Q_PARTS = 1 << 21
-
-REGISTERS = 65536  # of a multiprocessor, on every chip
-BLOCKS = 16  # that a multiprocessor of every chip from sm_75 on can hold
-MOST_REGISTERS = 255  # of a thread, on every chip
-# The registers that a thread may use, by kernel; most kernels need fewer.
-# Tiny pairs have no bound: the compilers use 32 for 3x3 in float32 by themselves, and 48 with a bound.
-STAGED_REGISTERS = 128  # for 512 resident threads
-ROWS_REGISTERS = 80  # for 768 resident threads
-LONG_ROW_REGISTERS = 128  # for one block of LONG_ROW_THREADS
-COLUMNS_REGISTERS = 64  # for 1024 resident threads
-FINISH_REGISTERS = 64  # for 1024 resident threads
-
-
-class Staged(NamedTuple):
-    """A tile of units, each some contiguous rows of one pair, which one block carries through shared memory."""
-
-    threads: int  # per block
-    lanes: int  # per unit: a power of two up to WARP, or whole warps
-    row_lanes: int  # that share a row; a power of two
-    columns: int  # neighbouring columns that each of them owns; the last ones may have fewer, or none
-    lane_rows: int  # rows that a lane owns, or has columns of
-    lane_pairs: int  # pairs that a lane owns, if it owns whole pairs: lane t those at t, t + threads, ... of its tile
-    rows: int  # per unit: m, or those of a slice (the last slice of a pair may have fewer)
-    slices: int  # units per pair
-    registers: int | None  # that a thread may use; None leaves it to the compiler
-
-    @property
-    def block_units(self) -> int:
-        """Units per block."""
-        return self.threads // self.lanes * self.lane_pairs
-
-
-class Rows(NamedTuple):
-    """Rows straight from global memory: a pair has teams of threads, each with a row (or several at once) to itself."""
-
-    threads: int  # per block
-    row_threads: int  # per team: 8, 16, WARP, or all of the block
-    teams: int  # per unit; a power of two. Team k does rows k * at_once + (0 .. at_once - 1), then skips the others'
-    width: int  # neighbouring columns that a thread owns: 1, 2 or 4
-    vectors: int  # of ``width`` columns that a thread has of a row, row_threads * width columns apart
-    at_once: int  # rows whose loads are in flight before the first is used
-    rows: int  # per unit: m, or those of a slice
-    slices: int  # units per pair
-    registers: int | None  # that a thread may use; None leaves it to the compiler
-    in_turn: bool = False  # whether a unit is a pair that has slices, which it does one after the other
-
-    @property
-    def block_units(self) -> int:
-        """Units per block."""
-        return self.threads // (self.row_threads * self.teams)
-
-
-class Long(NamedTuple):
-    """Rows that fill the registers of a block, with the part of dx that has no room there in shared memory."""
-
-    threads: int  # per block; all of them own a row
-    width: int  # neighbouring columns that a thread owns: 1, 2 or 4
-    vectors: int  # of ``width`` columns that a thread has of a row, threads * width columns apart
-    shared: int  # of these, whose dx is in shared memory
-    rows: int  # per unit: m, or those of a slice
-    slices: int  # units per pair
-    registers: int  # that a thread may use
-
-    @property
-    def block_units(self) -> int:
-        """Units per block."""
-        return 1
-
-
-class Columns(NamedTuple):
-    """Slices of columns, for rows that no block can hold: one kernel computes q, another the gradients."""
-
-    threads: int  # per block
-    width: int  # neighbouring columns that a thread owns: 1, 2 or 4
-    vectors: int  # of ``width`` columns that a thread has of a slice of the gradients, threads * width columns apart
-    at_once: int  # rows of which a block computes q
-    q_columns: int  # of a slice of q
-    q_slices: int  # of a row, at most WARP
-    rows: int  # per unit: m, or those of a slice
-    slices: int  # units per pair
-    registers: int  # that a thread may use
-
-    @property
-    def columns(self) -> int:
-        """Columns of a slice of the gradients."""
-        return self.threads * self.width * self.vectors
-
-    @property
-    def block_units(self) -> int:
-        """Units per block."""
-        return 1
-
-
-Plan = Staged | Rows | Long | Columns
-
-
-@cache
-def make_plan(m: int, n: int, itemsize: int) -> Plan:
-    """Which kernel does pairs of (m, n), and how."""
-    if n * itemsize <= ROW_BYTES:
-        return _staged(m, n, itemsize)
-    for row_threads, most in TEAMS:
-        width = _width(n, itemsize, row_threads)
-        vectors = -(-n // (row_threads * width))
-        if vectors * width * itemsize <= most and (row_threads >= WARP or vectors <= SHORT_ACCESSES):
-            return _rows(m, n, itemsize, row_threads, width, vectors)
-    if n * itemsize <= LONG_BYTES:
-        return _long(m, n, itemsize)
-    return _columns(m, n, itemsize)
-
-
-def for_batch(p: Plan, B: int) -> Plan:
-    """Who does the slices of B pairs: for few a block each, for many a block those of a pair, in the same order."""
-    if isinstance(p, Rows) and p.slices > 1 and B >= MANY_BLOCKS:
-        return p._replace(slices=1, in_turn=True)
-    return p
-
-
-def finish_chunk(slices: int) -> int:
-    """Slices that a block of the kernel finish loads at once: FINISH_LOADS by each thread of a column."""
-    return min(FINISH_CHUNK, _power_of_two_from(max(slices, FINISH_LOADS)))
-
-
-def size_class(p: Plan) -> str:
-    """The plan's class: "tiny", "group", "block", "split" or "long"."""
-    if isinstance(p, Columns):
-        return "columns"
-    if p.slices > 1:
-        return "split"
-    if isinstance(p, Long):
-        return "long"
-    lanes = p.lanes if isinstance(p, Staged) else p.row_threads * p.teams
-    return "tiny" if lanes == 1 else "group" if lanes <= WARP else "block"
 
 
 def _staged(m: int, n: int, itemsize: int) -> Staged:
@@ -271,13 +112,55 @@ def _share_row(m: int, n: int, itemsize: int) -> tuple[int, int]:
     return 1, n
 
 
+# --- rows ------------------------------------------------------------------------------------------------------------
+
+LONG_ROW_THREADS = 512  # threads of a block whose row needs more than BLOCK_THREADS
+# Registers that a thread may use: for 768 resident threads, and for one block of LONG_ROW_THREADS.
+ROWS_REGISTERS = 80
+LONG_ROW_REGISTERS = 128
+# Bytes of W that a thread has in flight, at most. With 768 threads per multiprocessor that is 48 KiB, about
+# twice memory latency times bandwidth. A LONG_ROW_THREADS block has twice as much: only one of them is resident.
+FLIGHT_BYTES = 64
+# Threads that have a row to themselves, and bytes that each owns of it, at most. Fewer threads add in fewer steps, and
+# compute s and g of more rows at once: 64x64 in float32 takes 1600 instructions of a warp with 8 threads, 2100 with 16,
+# 3200 with 32. With 64 bytes each, 8 or 16 threads need 72 registers instead of 60.
+TEAMS = ((8, 32), (16, 32), (WARP, FLIGHT_BYTES), (BLOCK_THREADS, FLIGHT_BYTES), (LONG_ROW_THREADS, 2 * FLIGHT_BYTES))
+# Accesses to a row by a team of less than a warp, at most: each begins and ends within a sector of 32 bytes if the row
+# does, and what it leaves of a sector moves again between L1 and L2.
+SHORT_ACCESSES = 4
+# Steps of AT_ONCE rows that a team does, at least. Each team reads x, and adds a step to the sum of dx.
+TEAM_STEPS = 4
+# Bytes of W that one block does alone, at most: eight trips to memory, 6 us. A second launch takes about half of that.
+ALONE_BYTES = 128 * 1024
+# Rows of a slice, at least: its sums are written and read once more, a seventh of what seven rows move. One pair of
+# 1000x1000 has 143 slices: a block for each of an H100's 132 multiprocessors.
+SLICE_ROWS = 7
+SLICE_BYTES = 28 * 1024  # of W, at least: seven rows of 1000 in float32
+# Rows of each team of a slice, at least. Done in turn, 8 teams of 4 rows take 16 % more instructions than without
+# slices, of 2 rows 38 % (256x256 in float32, 128x512).
+SLICE_TEAM_ROWS = 4
+# Pairs from which on a block does all slices of its own: about two blocks for each of 132 multiprocessors. 256 pairs of
+# 1000x1000 in float32 are then predicted at 0.94 of an H100's copy, and with a block for each slice at 0.75.
+MANY_BLOCKS = 256
+
+
+def _rows(m: int, n: int, itemsize: int) -> Rows | None:
+    """The smallest teams that can hold a row; None if none can."""
+    for row_threads, most in TEAMS:
+        width = _width(n, itemsize, row_threads)
+        vectors = -(-n // (row_threads * width))
+        if vectors * width * itemsize <= most and (row_threads >= WARP or vectors <= SHORT_ACCESSES):
+            return _rows_of_teams(m, n, itemsize, row_threads, width, vectors)
+    return None
+
+
 def _width(n: int, itemsize: int, row_threads: int) -> int:
     """The widest vectors that a row consists of, if they leave no thread of a team within a warp without a column."""
     widths = (w for w in (WIDE_BYTES // itemsize, 2, 1) if n % w == 0 and (row_threads > WARP or n >= row_threads * w))
     return next(widths, 1)
 
 
-def _rows(m: int, n: int, itemsize: int, row_threads: int, width: int, vectors: int) -> Rows:
+def _rows_of_teams(m: int, n: int, itemsize: int, row_threads: int, width: int, vectors: int) -> Rows:
     threads = max(BLOCK_THREADS, row_threads)
     flight = FLIGHT_BYTES * threads // BLOCK_THREADS
     at_once = min(4, _power_of_two_from(m), max(1, _power_of_two_to(flight // (vectors * width * itemsize))))
@@ -294,6 +177,21 @@ def _rows(m: int, n: int, itemsize: int, row_threads: int, width: int, vectors: 
     return Rows(threads, row_threads, teams, width, vectors, at_once, rows, -(-m // rows), registers)
 
 
+# --- long ------------------------------------------------------------------------------------------------------------
+
+# Its blocks have LONG_ROW_THREADS threads of LONG_ROW_REGISTERS registers.
+# Bytes of the longest row that one block does: 96 KiB. A thread then holds 48 values of W and 28 of dx, and the
+# compilers find room for them in LONG_ROW_REGISTERS; with 50 and 30, numba.cuda's kernel spills 16 bytes on sm_120.
+LONG_BYTES = 24 * 4096
+# Bytes of an access for these rows, at most. With 16 bytes, which take four neighbouring registers that begin on a
+# multiple of four, both compilers spill 8 to 24 bytes. At 128 bytes a cycle for any access of a whole warp, W, x and dW
+# take the level 1 cache a fifth of the time that W and dW take an H200's memory.
+LONG_WIDE_BYTES = 8
+# Bytes of dx that such a block keeps in shared memory instead of registers: 20 values a thread of the 48 KiB that a
+# block may declare. Without them the longest row would have 76 KiB.
+LONG_SHARED_BYTES = 40 * 1024
+
+
 def _long(m: int, n: int, itemsize: int) -> Long:
     width = LONG_WIDE_BYTES // itemsize if n % 2 == 0 else 1
     vectors, shared = -(-n // (LONG_ROW_THREADS * width)), LONG_SHARED_BYTES // (LONG_ROW_THREADS * width * itemsize)
@@ -301,8 +199,18 @@ def _long(m: int, n: int, itemsize: int) -> Long:
     return Long(LONG_ROW_THREADS, width, vectors, shared, rows, -(-m // rows), LONG_ROW_REGISTERS)
 
 
+# --- columns ---------------------------------------------------------------------------------------------------------
+
+COLUMNS_REGISTERS = 64  # registers that a thread may use, for 1024 resident threads
+# Bytes of a row that a thread has in a slice of columns: 48 KiB in flight in four blocks of a multiprocessor. Where
+# rows are no whole vectors it is two thirds: more conditions leave fewer registers.
+COLUMNS_BYTES = 48
+# Values of a pair's parts of q, at most (or one a row): half of the workspace in float64.
+Q_PARTS = 1 << 21
+
+
 def _columns(m: int, n: int, itemsize: int) -> Columns:
-    width = next(w for w in (WIDE_BYTES // itemsize, 2, 1) if n % w == 0)
+    width = _width(n, itemsize, BLOCK_THREADS)
     vectors = (COLUMNS_BYTES if width * itemsize == WIDE_BYTES else COLUMNS_BYTES * 2 // 3) // (width * itemsize)
     columns = BLOCK_THREADS * vectors * width
     q_slices = max(1, min(WARP, n // (2 * columns), Q_PARTS // m))
@@ -313,9 +221,49 @@ def _columns(m: int, n: int, itemsize: int) -> Columns:
     return Columns(BLOCK_THREADS, width, vectors, at_once, *sizes, COLUMNS_REGISTERS)
 
 
-def _power_of_two_from(size: int) -> int:
-    return 1 << (size - 1).bit_length()
+# --- finish ----------------------------------------------------------------------------------------------------------
+
+FINISH_REGISTERS = 64  # registers that a thread may use, for 1024 resident threads
+# Slices whose sums a thread loads at once, and a block, at most: MAX_SLICES take two trips to memory, and sums of
+# float64 32 KiB of shared memory.
+FINISH_LOADS = 8
+FINISH_CHUNK = 128
+# Bytes of the workspace; a batch whose slices need more is launched in parts. A pair of long rows needs up to 25 MB.
+WORKSPACE_BYTES = 32 << 20
 
 
-def _power_of_two_to(size: int) -> int:
-    return 1 << (size.bit_length() - 1) if size else 0
+def finish_chunk(slices: int) -> int:
+    """Slices that a block loads at once: FINISH_LOADS by each thread of a column."""
+    return min(FINISH_CHUNK, _power_of_two_from(max(slices, FINISH_LOADS)))
+
+
+# --- the plan of a pair ----------------------------------------------------------------------------------------------
+
+
+@cache
+def make_plan(m: int, n: int, itemsize: int) -> Plan:
+    """Which kernel does pairs of (m, n), and how."""
+    if n * itemsize <= ROW_BYTES:
+        return _staged(m, n, itemsize)
+    if n * itemsize <= LONG_BYTES:
+        return _rows(m, n, itemsize) or _long(m, n, itemsize)
+    return _columns(m, n, itemsize)
+
+
+def for_batch(p: Plan, B: int) -> Plan:
+    """Who does the slices of B pairs: for few a block each, for many a block those of a pair, in the same order."""
+    if isinstance(p, Rows) and p.slices > 1 and B >= MANY_BLOCKS:
+        return p._replace(slices=1, in_turn=True)
+    return p
+
+
+def size_class(p: Plan) -> str:
+    """The plan's class: "tiny", "group", "block", "split", "long" or "columns"."""
+    if isinstance(p, Columns):
+        return "columns"
+    if p.slices > 1:
+        return "split"
+    if isinstance(p, Long):
+        return "long"
+    lanes = p.lanes if isinstance(p, Staged) else p.row_threads * p.teams
+    return "tiny" if lanes == 1 else "group" if lanes <= WARP else "block"

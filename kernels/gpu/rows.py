@@ -29,7 +29,8 @@ from sigmoid_l2.kernels.gpu.common import (
     store_value,
     sum_over_row_threads,
 )
-from sigmoid_l2.kernels.gpu.plan import WARP, Rows
+from sigmoid_l2.kernels.gpu.plan import WARP
+from sigmoid_l2.kernels.gpu.plan_types import Rows
 
 
 def load_row(wide: bool, WIDTH: int, VECTORS: int, STEP: int) -> Any:

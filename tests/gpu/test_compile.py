@@ -11,7 +11,7 @@ import pytest
 from gpu import code
 from gpu.launches import launches_of
 from sigmoid_l2.kernels.gpu import plan, shim
-from sigmoid_l2.kernels.gpu.plan import Staged
+from sigmoid_l2.kernels.gpu.plan_types import Staged
 
 PACKAGES = {"cupy": "cupy", "numba-cuda": shim.package()}  # without which nothing is compiled
 FEW_CHIPS = (75, 90, 100, 120)

@@ -9,7 +9,8 @@ from fenced import batch, shapes
 from gpu import launches
 from gpu.test_proof import backend as backend
 from sigmoid_l2.kernels.gpu import plan
-from sigmoid_l2.kernels.gpu.plan import Rows, for_batch, make_plan
+from sigmoid_l2.kernels.gpu.plan import for_batch, make_plan
+from sigmoid_l2.kernels.gpu.plan_types import Rows
 
 MULTIPROCESSORS = 132  # of an H100 or H200
 GRID = (1, 2, 5, 7, 8, 17, 33, 64, 100, 256, 777, 1000, 3001, 8192, 16384)

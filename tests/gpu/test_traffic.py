@@ -14,7 +14,8 @@ from gpu.test_proof import backend as backend
 from gpu.test_proof import tile_pairs
 from gpu.traffic import SECTOR_BYTES
 from sigmoid_l2.kernels.gpu import plan
-from sigmoid_l2.kernels.gpu.plan import Long, Rows, Staged, make_plan
+from sigmoid_l2.kernels.gpu.plan import make_plan
+from sigmoid_l2.kernels.gpu.plan_types import Long, Rows, Staged
 
 EXCESS = 1.05  # sectors moved over the least possible, at most
 CONFLICTS = 1.1  # accesses to shared memory over those without bank conflicts, at most

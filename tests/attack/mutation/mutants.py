@@ -117,7 +117,7 @@ MUTANTS = (
     ),
     Mutant(
         "cuh: the last single element not moved",
-        "kernels/gpu/staged.cuh",
+        "kernels/gpu/tile.cuh",
         "return threadIdx.x < count % WIDTH;",
         "return threadIdx.x + 1 < count % WIDTH;",
         ("tests/gpu/test_proof.py",),
@@ -138,7 +138,7 @@ MUTANTS = (
     ),
     Mutant(
         "cuh: vectors not permuted",
-        "kernels/gpu/staged.cuh",
+        "kernels/gpu/tile.cuh",
         "elements + (e ^ (e / BANKS % PERMUTED) * VECTOR)",
         "elements + e",
         ("tests/gpu/test_traffic.py",),
@@ -166,7 +166,7 @@ MUTANTS = (
     ),
     Mutant(
         "numba.cuda: vectors not permuted",
-        "kernels/gpu/staged.py",
+        "kernels/gpu/tile.py",
         "e ^ (e // BANKS % PERMUTED) * VECTOR",
         "e",
         ("tests/gpu/test_traffic.py",),

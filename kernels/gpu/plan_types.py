@@ -1,0 +1,86 @@
+"""What a plan is: for each GPU kernel a class of the numbers that it gets. plan.py chooses them."""
+
+from typing import NamedTuple
+
+
+class Staged(NamedTuple):
+    """A tile of units, each some contiguous rows of one pair, which one block carries through shared memory."""
+
+    threads: int  # per block
+    lanes: int  # per unit: a power of two up to WARP, or whole warps
+    row_lanes: int  # that share a row; a power of two
+    columns: int  # neighbouring columns that each of them owns; the last ones may have fewer, or none
+    lane_rows: int  # rows that a lane owns, or has columns of
+    lane_pairs: int  # pairs that a lane owns, if it owns whole pairs: lane t those at t, t + threads, ... of its tile
+    rows: int  # per unit: m, or those of a slice (the last slice of a pair may have fewer)
+    slices: int  # units per pair
+    registers: int | None  # that a thread may use; None leaves it to the compiler
+
+    @property
+    def block_units(self) -> int:
+        """Units per block."""
+        return self.threads // self.lanes * self.lane_pairs
+
+
+class Rows(NamedTuple):
+    """Rows straight from global memory: a pair has teams of threads, each with a row (or several at once) to itself."""
+
+    threads: int  # per block
+    row_threads: int  # per team: 8, 16, WARP, or all of the block
+    teams: int  # per unit; a power of two. Team k does rows k * at_once + (0 .. at_once - 1), then skips the others'
+    width: int  # neighbouring columns that a thread owns: 1, 2 or 4
+    vectors: int  # of ``width`` columns that a thread has of a row, row_threads * width columns apart
+    at_once: int  # rows whose loads are in flight before the first is used
+    rows: int  # per unit: m, or those of a slice
+    slices: int  # units per pair
+    registers: int | None  # that a thread may use; None leaves it to the compiler
+    in_turn: bool = False  # whether a unit is a pair that has slices, which it does one after the other
+
+    @property
+    def block_units(self) -> int:
+        """Units per block."""
+        return self.threads // (self.row_threads * self.teams)
+
+
+class Long(NamedTuple):
+    """Rows that fill the registers of a block, with the part of dx that has no room there in shared memory."""
+
+    threads: int  # per block; all of them own a row
+    width: int  # neighbouring columns that a thread owns: 1, 2 or 4
+    vectors: int  # of ``width`` columns that a thread has of a row, threads * width columns apart
+    shared: int  # of these, whose dx is in shared memory
+    rows: int  # per unit: m, or those of a slice
+    slices: int  # units per pair
+    registers: int  # that a thread may use
+
+    @property
+    def block_units(self) -> int:
+        """Units per block."""
+        return 1
+
+
+class Columns(NamedTuple):
+    """Slices of columns, for rows that no block can hold: one kernel computes q, another the gradients."""
+
+    threads: int  # per block
+    width: int  # neighbouring columns that a thread owns: 1, 2 or 4
+    vectors: int  # of ``width`` columns that a thread has of a slice of the gradients, threads * width columns apart
+    at_once: int  # rows of which a block computes q
+    q_columns: int  # of a slice of q
+    q_slices: int  # of a row, at most WARP
+    rows: int  # per unit: m, or those of a slice
+    slices: int  # units per pair
+    registers: int  # that a thread may use
+
+    @property
+    def columns(self) -> int:
+        """Columns of a slice of the gradients."""
+        return self.threads * self.width * self.vectors
+
+    @property
+    def block_units(self) -> int:
+        """Units per block."""
+        return 1
+
+
+Plan = Staged | Rows | Long | Columns
