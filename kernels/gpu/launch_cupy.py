@@ -20,7 +20,7 @@ from sigmoid_l2.kernels.gpu.plan import Columns, Long, Rows, Staged
 def fused(W: Any, x: Any, loss: Any, dW: Any, dx: Any, *, stream: int | None = None) -> None:
     """Compute loss, dW and dx for a batch on the current GPU; the contract is in ``sigmoid_l2.kernels``.
 
-    Arrays are CuPy's.
+    Arrays are CuPy's or numba's.
     """
     launch.fused(sys.modules[__name__], W, x, loss, dW, dx, stream=stream)
 
@@ -111,12 +111,7 @@ def run(kernel: Any, blocks: int, threads: int, stream: int | None, arguments: S
     kernel(*arguments, size=blocks * threads, block_size=threads, stream=queue)
 
 
-def address(a: Any) -> int:
-    """Where an array begins."""
-    return int(a.data.ptr)
-
-
-def workspace(stream: int | None) -> Any:
-    """plan.WORKSPACE_BYTES for the sums of slices, of this thread, on the current device, for one stream."""
+def workspace(stream: int | None, nbytes: int) -> Any:
+    """Memory for the sums of slices, of this thread, on the current device, for one stream."""
     handle = cupy.cuda.get_current_stream().ptr if stream is None else stream
-    return CupyLibrary.workspace(handle, plan.WORKSPACE_BYTES)
+    return CupyLibrary.workspace(handle, nbytes)

@@ -77,7 +77,8 @@ FINISH_CHUNK = 128
 # Pairs from which on a block does all slices of its own: about two blocks for each of 132 multiprocessors. 256 pairs of
 # 1000x1000 in float32 are then predicted at 0.94 of an H100's copy, and with a block for each slice at 0.75.
 MANY_BLOCKS = 256
-# Bytes of the workspace; a batch whose slices need more is launched in parts. A pair of long rows needs up to 25 MB.
+# Bytes of the workspace; a batch whose slices need more is launched in parts. A pair of long rows needs up to 25 MB. A
+# pair of short rows may need more, and gets it.
 WORKSPACE_BYTES = 32 << 20
 
 # Bytes of the longest row that one block does: 96 KiB. A thread then holds 48 values of W and 28 of dx, and the

@@ -343,7 +343,10 @@ def test_slices_in_turn_have_the_same_bits(backend, monkeypatch, dtype, m, n):
     assert_same_bits(execute(backend, W, x, to_device=between), side_by_side)
 
 
-def test_a_batch_of_more_pairs_than_the_workspace_has_room_for(backend):
+@pytest.mark.parametrize(("pairs", "parts"), [(2, 2), (1, 3), (0.9, 3)])
+def test_a_batch_of_more_pairs_than_the_workspace_has_room_for(backend, monkeypatch, pairs, parts):
+    """Goes through in parts; a pair that alone needs more than the workspace gets more."""
+    monkeypatch.setattr(launches, "WORKSPACE_PAIRS", pairs)
     W, x = batch(3, 1100, 10, np.float32)
     launched, _ = launches.launches_of(backend, W, x, *(np.empty(s, np.float32) for s in shapes(W).values()))
-    assert [launch.name for launch in launched] == ["staged", "finish"] * 2
+    assert [launch.name for launch in launched] == ["staged", "finish"] * parts
