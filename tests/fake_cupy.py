@@ -5,6 +5,7 @@ fake_gpu. ``install`` puts the module, kernels and other libraries' arrays in pl
 """
 
 import contextlib
+import ctypes
 import dataclasses
 import sys
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ import numpy as np
 from fake_gpu import Device, Event, Operation, Stream, current, log, queue, reset
 
 from sigmoid_l2 import dispatch
+from sigmoid_l2.gpu.arrays import address
 from sigmoid_l2.kernels import reference
 
 
@@ -121,6 +123,7 @@ class RecordingKernel:
     def fused(self, W, x, loss, dW, dx, *, stream=None):
         arrays = [None if a is None else on_host(a) for a in (W, x, loss, dW, dx)]
         assert all(a is None or a.flags.c_contiguous for a in arrays)
+        assert all(a is None or address(a) == on_host(a).ctypes.data for a in (W, x, loss, dW, dx))
         log.append(("kernel", stream))
         self.calls.append((current()[0], stream))
         self.pointers.append([None if a is None else a.ctypes.data for a in arrays])
@@ -146,6 +149,17 @@ class DeviceNDArray(Owned):
     """numba's."""
 
     __module__ = "numba.cuda.cudadrv.devicearray"
+
+    @property
+    def nbytes(self):
+        return self.held.nbytes
+
+    @property
+    def device_ctypes_pointer(self):
+        return ctypes.c_void_p(self.held.ctypes.data)
+
+    def is_c_contiguous(self):
+        return self.held.flags.c_contiguous
 
     def __getitem__(self, index):
         return DeviceNDArray(self.held[index], self.stream)

@@ -1,9 +1,15 @@
 """How ``fused`` of both GPU libraries becomes launches: plain Python and plain integers, the same for either library.
 
 ``launcher`` is the module launch_cupy or launch_numba. It builds the kernels (staged_kernel, rows_kernel, long_kernel,
+<<<<<<< HEAD
 columns_q_kernel, columns_gradients_kernel, finish_kernel), runs one (run), tells where an array begins (address) and
 keeps the workspace. A kernel's arguments are int64: addresses, 0 for what is not wanted, and then sizes. numba.cuda
 takes them in half the time of arrays.
+=======
+columns_q_kernel, columns_gradients_kernel, finish_kernel), runs one (run) and keeps the workspace. A kernel's
+arguments are int64: addresses, 0 for what is not wanted, and then sizes. The libraries take them in less time than
+arrays.
+>>>>>>> 844ec1c214ff57b95b523925f7061678ee45c6f5
 """
 
 import threading
@@ -11,6 +17,7 @@ from collections.abc import Callable, Iterator
 from functools import wraps
 from typing import Any, NamedTuple
 
+from sigmoid_l2.gpu.arrays import address
 from sigmoid_l2.kernels import Wanted
 from sigmoid_l2.kernels.gpu import plan
 from sigmoid_l2.kernels.gpu.plan_types import Columns, Long, Plan, Rows, Staged
@@ -66,14 +73,17 @@ def fused(launcher: Any, W: Any, x: Any, loss: Any, dW: Any, dx: Any, stream: in
     in parts whose sums fit the workspace.
     """
     B, m, n = W.shape
-    W_at, x_at, loss_at, dW_at, dx_at = (0 if a is None else launcher.address(a) for a in (W, x, loss, dW, dx))
+    W_at, x_at, loss_at, dW_at, dx_at = (0 if a is None else address(a) for a in (W, x, loss, dW, dx))
     batch = Batch(W_at, x_at, loss_at, dW_at, dx_at, B, m, n, W.dtype.itemsize)
     p = plan.for_batch(plan.make_plan(m, n, batch.itemsize), B)
     has_sums = p.slices > 1 and bool(batch.loss or batch.dx)
     if not has_sums and not isinstance(p, Columns):
         _launch(launcher, p, stream, batch, batch.loss, batch.dx)
         return
-    for part, slice_loss, slice_dx, q_parts in _parts(p, launcher.address(launcher.workspace(stream)), batch):
+    of_pair = batch.itemsize * sums_of_pair(p, m, n)
+    nbytes = max(plan.WORKSPACE_BYTES, of_pair)  # rows of 128 bytes need more from 10 GB of W in a pair on
+    workspace = address(launcher.workspace(stream, nbytes))
+    for part, slice_loss, slice_dx, q_parts in _parts(p, workspace, nbytes // of_pair, batch):
         loss, dx = (slice_loss, slice_dx) if has_sums else (part.loss, part.dx)
         if isinstance(p, Columns):
             _launch_columns(launcher, p, stream, part, loss, dx, q_parts)
@@ -85,7 +95,7 @@ def fused(launcher: Any, W: Any, x: Any, loss: Any, dW: Any, dx: Any, stream: in
 
 def are_aligned(*addresses: int) -> bool:
     """Whether the widest accesses can be used."""
-    return not any(address % plan.WIDE_BYTES for address in addresses)
+    return not any(begin % plan.WIDE_BYTES for begin in addresses)
 
 
 def _launch(launcher: Any, p: Staged | Rows | Long, stream: int | None, batch: Batch, loss: int, dx: int) -> None:
@@ -96,9 +106,9 @@ def _launch(launcher: Any, p: Staged | Rows | Long, stream: int | None, batch: B
     if isinstance(p, Staged):
         kernel, sizes = launcher.staged_kernel(p, m, n, itemsize, wide, wanted), (units,)
     elif isinstance(p, Rows):
-        # rows and slices are arguments of the kernel. With 0 for both, plans that differ only there share one kernel.
-        kernel = launcher.rows_kernel(p._replace(rows=0, slices=0), itemsize, wide, wanted)
-        sizes = units, m, n, p.rows, p.slices
+        # rows and slices are arguments of the kernel. With 0 for them, plans that differ only there share one kernel.
+        kernel = launcher.rows_kernel(p._replace(rows=0, slices=0, group=0), itemsize, wide, wanted)
+        sizes = units, m, n, p.rows, p.rows * p.group if p.in_turn else p.rows, p.slices
     else:
         kernel = launcher.long_kernel(p._replace(rows=0, slices=0), itemsize, wide, wanted)
         sizes = m, n, p.rows, p.slices
@@ -124,7 +134,8 @@ def _finish(launcher: Any, p: Plan, stream: int | None, batch: Batch, slice_loss
     chunk = plan.finish_chunk(p.slices)
     kernel = launcher.finish_kernel(chunk, batch.itemsize, batch.wanted._replace(dW=False))
     blocks = batch.B * (batch.n // plan.WARP + 1)
-    arguments = slice_loss, slice_dx, batch.loss, batch.dx, batch.n, p.slices
+    group = (1 if p.in_turn else p.group) if isinstance(p, Rows) else p.slices
+    arguments = slice_loss, slice_dx, batch.loss, batch.dx, batch.n, p.slices, group
     launcher.run(kernel, blocks, plan.WARP * chunk // plan.FINISH_LOADS, stream, arguments)
 
 
@@ -133,12 +144,11 @@ def sums_of_pair(p: Plan, m: int, n: int) -> int:
     return (p.slices * (n + 1) if p.slices > 1 else 0) + (m * p.q_slices if isinstance(p, Columns) else 0)
 
 
-def _parts(p: Plan, workspace: int, batch: Batch) -> Iterator[tuple[Batch, int, int, int]]:
-    """Cut the batch into parts that fit the workspace; yield each, and where slice_loss, slice_dx and q_parts begin.
+def _parts(p: Plan, workspace: int, pairs: int, batch: Batch) -> Iterator[tuple[Batch, int, int, int]]:
+    """Cut the batch into parts of ``pairs``; yield each, and where slice_loss, slice_dx and q_parts begin.
 
     The workspace holds slice_dx (units, n), slice_loss (units,) and q_parts (pairs, m, q_slices).
     """
-    pairs = plan.WORKSPACE_BYTES // (batch.itemsize * sums_of_pair(p, batch.m, batch.n))
     for first in range(0, batch.B, pairs):
         part = batch.part(first, min(pairs, batch.B - first))
         units = part.B * p.slices if p.slices > 1 else 0

@@ -20,7 +20,7 @@ from sigmoid_l2.kernels.gpu.plan_types import Columns, Long, Rows, Staged
 def fused(W: Any, x: Any, loss: Any, dW: Any, dx: Any, *, stream: int | None = None) -> None:
     """Compute loss, dW and dx for a batch on the current GPU; the contract is in ``sigmoid_l2.kernels``.
 
-    Arrays are CuPy's.
+    Arrays are CuPy's or numba's.
     """
     launch.fused(sys.modules[__name__], W, x, loss, dW, dx, stream=stream)
 
@@ -40,7 +40,9 @@ def staged_kernel(p: Staged, m: int, n: int, itemsize: int, wide: bool, wanted: 
 def rows_kernel(p: Rows, itemsize: int, wide: bool, wanted: Wanted) -> Any:
     """The kernel of rows.cuh, to which the plan's ``rows`` and ``slices`` are arguments."""
     template = p.threads, p.row_threads, p.teams, p.width, p.vectors, p.at_once, p.in_turn, wide, *wanted
-    return _kernel("fused_rows", itemsize, template, "W x", "loss dW dx", "units m n rows slices", p.registers)
+    return _kernel(
+        "fused_rows", itemsize, template, "W x", "loss dW dx", "units m n rows unit_rows slices", p.registers
+    )
 
 
 @launch.once
@@ -68,7 +70,7 @@ def columns_gradients_kernel(p: Columns, itemsize: int, wide: bool, wanted: Want
 def finish_kernel(chunk: int, itemsize: int, wanted: Wanted) -> Any:
     """The kernel of finish.cuh."""
     template = chunk // plan.FINISH_LOADS, chunk, wanted.loss, wanted.dx
-    return _kernel("finish", itemsize, template, "slice_loss slice_dx", "loss dx", "n slices")
+    return _kernel("finish", itemsize, template, "slice_loss slice_dx", "loss dx", "n slices group")
 
 
 def _kernel(
@@ -113,12 +115,7 @@ def run(kernel: Any, blocks: int, threads: int, stream: int | None, arguments: S
     kernel(*arguments, size=blocks * threads, block_size=threads, stream=queue)
 
 
-def address(a: Any) -> int:
-    """Where an array begins."""
-    return int(a.data.ptr)
-
-
-def workspace(stream: int | None) -> Any:
-    """plan.WORKSPACE_BYTES for the sums of slices, of this thread, on the current device, for one stream."""
+def workspace(stream: int | None, nbytes: int) -> Any:
+    """Memory for the sums of slices, of this thread, on the current device, for one stream."""
     handle = cupy.cuda.get_current_stream().ptr if stream is None else stream
-    return CupyLibrary.workspace(handle, plan.WORKSPACE_BYTES)
+    return CupyLibrary.workspace(handle, nbytes)

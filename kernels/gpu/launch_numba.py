@@ -96,11 +96,6 @@ def _configured(kernel: Any, blocks: int, threads: int, stream: int) -> Any:
             framework.config.CUDA_LOW_OCCUPANCY_WARNINGS = before
 
 
-def address(a: Any) -> int:
-    """Where an array begins."""
-    return int(a.device_ctypes_pointer.value if hasattr(a, "device_ctypes_pointer") else a.data.ptr)
-
-
-def workspace(stream: int | None) -> Any:
-    """plan.WORKSPACE_BYTES for the sums of slices, of this thread, on the current device, for one stream."""
-    return NumbaLibrary.workspace(stream or 0, plan.WORKSPACE_BYTES)
+def workspace(stream: int | None, nbytes: int) -> Any:
+    """Memory for the sums of slices, of this thread, on the current device, for one stream."""
+    return NumbaLibrary.workspace(stream or 0, nbytes)

@@ -9,9 +9,9 @@ All kernels but the last pair read W once:
 * *columns*, rows of more than 96 KiB: two kernels cut a pair into slices of columns, so both read W.
 
 The size of a pair makes the classes *tiny* (one lane per pair), *group* (2 to 32 lanes per pair), *block* (up to one
-block per pair), *split* (a pair is cut into slices of rows), *long* and *columns*. The sums of a pair are those of its
-slices, added one after the other. Few pairs have a block for each slice, which stores its loss and dx in a workspace;
-one more kernel, *finish*, adds them. Many pairs of the rows kernel have a block each, which does their slices in turn.
+block per pair), *split* (a pair is cut into slices of rows), *long* and *columns*. Few pairs have a block for each
+slice, which stores its loss and dx in a workspace; one more kernel, *finish*, adds them. The rows kernel adds slices in
+groups: many pairs have a block for each group, which does its slices in turn. The order of the sums is the same.
 
 Nothing else depends on B, and nothing on the chip, so neither does the order of any sum: a pair's result has the same
 bits in every batch. Figures: docs/performance.md.
@@ -139,8 +139,10 @@ SLICE_BYTES = 28 * 1024  # of W, at least: seven rows of 1000 in float32
 # Rows of each team of a slice, at least. Done in turn, 8 teams of 4 rows take 16 % more instructions than without
 # slices, of 2 rows 38 % (256x256 in float32, 128x512).
 SLICE_TEAM_ROWS = 4
-# Pairs from which on a block does all slices of its own: about two blocks for each of 132 multiprocessors. 256 pairs of
-# 1000x1000 in float32 are then predicted at 0.94 of an H100's copy, and with a block for each slice at 0.75.
+# Rows of a group of slices, about: a block that does them in turn writes their sums once, 1/128 of what it moves. A
+# pair of up to twice as many is one group.
+GROUP_ROWS = 128
+# Blocks from which on one does a group of slices in turn: about two for each of 132 multiprocessors.
 MANY_BLOCKS = 256
 
 
@@ -173,8 +175,10 @@ def _rows_of_teams(m: int, n: int, itemsize: int, row_threads: int, width: int, 
     else:
         teams = min(teams, _power_of_two_to(max(1, m // (at_once * TEAM_STEPS))))
     rows = min(m, rows)
+    slices = -(-m // rows)
+    group = slices if m <= 2 * GROUP_ROWS else -(-GROUP_ROWS // rows)
     registers = ROWS_REGISTERS if threads == BLOCK_THREADS else LONG_ROW_REGISTERS
-    return Rows(threads, row_threads, teams, width, vectors, at_once, rows, -(-m // rows), registers)
+    return Rows(threads, row_threads, teams, width, vectors, at_once, rows, slices, group, registers)
 
 
 # --- long ------------------------------------------------------------------------------------------------------------
@@ -228,7 +232,8 @@ FINISH_REGISTERS = 64  # registers that a thread may use, for 1024 resident thre
 # float64 32 KiB of shared memory.
 FINISH_LOADS = 8
 FINISH_CHUNK = 128
-# Bytes of the workspace; a batch whose slices need more is launched in parts. A pair of long rows needs up to 25 MB.
+# Bytes of the workspace; a batch whose slices need more is launched in parts. A pair of long rows needs up to 25 MB. A
+# pair of short rows may need more, and gets it.
 WORKSPACE_BYTES = 32 << 20
 
 
@@ -251,9 +256,14 @@ def make_plan(m: int, n: int, itemsize: int) -> Plan:
 
 
 def for_batch(p: Plan, B: int) -> Plan:
-    """Who does the slices of B pairs: for few a block each, for many a block those of a pair, in the same order."""
-    if isinstance(p, Rows) and p.slices > 1 and B >= MANY_BLOCKS:
-        return p._replace(slices=1, in_turn=True)
+    """Who does the slices of B pairs: for few pairs a block each, for many a block a group of slices, in turn.
+
+    The sums of a slice are the same either way, and so is the order in which they are added.
+    """
+    if isinstance(p, Rows) and p.slices > 1 and p.group > 1:
+        groups = -(-p.slices // p.group)
+        if B * groups >= MANY_BLOCKS:
+            return p._replace(slices=groups, in_turn=True)
     return p
 
 

@@ -31,10 +31,11 @@ class Rows(NamedTuple):
     width: int  # neighbouring columns that a thread owns: 1, 2 or 4
     vectors: int  # of ``width`` columns that a thread has of a row, row_threads * width columns apart
     at_once: int  # rows whose loads are in flight before the first is used
-    rows: int  # per unit: m, or those of a slice
+    rows: int  # per slice: m, where a pair is not cut
     slices: int  # units per pair
+    group: int  # slices that are added before their sums are added to the pair's
     registers: int | None  # that a thread may use; None leaves it to the compiler
-    in_turn: bool = False  # whether a unit is a pair that has slices, which it does one after the other
+    in_turn: bool = False  # whether a unit is a group of slices, not a slice
 
     @property
     def block_units(self) -> int:

@@ -66,8 +66,8 @@ __device__ inline void add_teams(T* loss, T* dx, T loss_own, const T* dx_own, un
 }
 
 // Grid: ceil(units / (THREADS / (ROW_THREADS * TEAMS))) blocks of THREADS threads. TEAMS is 1 if a team has more than a
-// warp. VECTORS is the smallest number with VECTORS * ROW_THREADS * WIDTH >= n. If IN_TURN, a unit is a pair, and does
-// its slices of `rows` rows one after the other.
+// warp. VECTORS is the smallest number with VECTORS * ROW_THREADS * WIDTH >= n. If IN_TURN, a unit is a group of slices
+// of `rows` rows each, which it does one after the other.
 template <typename T, unsigned THREADS, unsigned ROW_THREADS, unsigned TEAMS, unsigned WIDTH, unsigned VECTORS,
           unsigned AT_ONCE, bool IN_TURN, bool WIDE, bool WANT_LOSS, bool WANT_DW, bool WANT_DX>
 __device__ inline void fused_rows(const T* W,  // (B, m, n)
@@ -75,7 +75,8 @@ __device__ inline void fused_rows(const T* W,  // (B, m, n)
                                   T* loss,     // (units,)
                                   T* dW,       // (B, m, n)
                                   T* dx,       // (units, n)
-                                  unsigned units, unsigned m, unsigned n, unsigned rows, unsigned slices) {
+                                  unsigned units, unsigned m, unsigned n, unsigned rows, unsigned unit_rows,
+                                  unsigned slices) {
     constexpr unsigned UNIT_THREADS = ROW_THREADS * TEAMS, BLOCK_UNITS = THREADS / UNIT_THREADS;
     constexpr unsigned LANES = ROW_THREADS < WARP ? ROW_THREADS : WARP, WARPS = ROW_THREADS / LANES;
     constexpr unsigned WARP_TEAMS = TEAMS < WARP / LANES ? TEAMS : WARP / LANES;  // of a unit
@@ -88,7 +89,8 @@ __device__ inline void fused_rows(const T* W,  // (B, m, n)
     // --- where this thread works -------------------------------------------------------------------------------------
     const unsigned t = threadIdx.x, lane = t % WARP, team = t / ROW_THREADS % TEAMS;
     const unsigned unit = blockIdx.x * BLOCK_UNITS + t / UNIT_THREADS;
-    const unsigned pair = IN_TURN ? unit : unit / slices, part = IN_TURN ? 0 : unit % slices;
+    const unsigned pair = unit / slices, begin = unit % slices * unit_rows;  // begin, unit_end: rows of the pair
+    const unsigned unit_end = m - begin < unit_rows ? m : begin + unit_rows;
     const unsigned first = t % ROW_THREADS * WIDTH;  // column
     const bool is_there = BLOCK_UNITS == 1 || unit < units;
     const bool has_last = first + (VECTORS - 1) * STEP < n;
@@ -96,10 +98,10 @@ __device__ inline void fused_rows(const T* W,  // (B, m, n)
     unsigned turn = 0;
 
     if (is_there) load(x_own, x + index_t(pair) * n + first, has_last);
-    unsigned i = part * rows + team * AT_ONCE, slice_end = part * rows;
+    unsigned i = begin + team * AT_ONCE, slice_end = begin;
     index_t W_at = (index_t(pair) * m + i) * n + first;  // of row i, in W and dW
     for (;;) {  // for each slice of the unit
-        slice_end = m - slice_end < rows ? m : slice_end + rows;
+        slice_end = unit_end - slice_end < rows ? unit_end : slice_end + rows;
         const unsigned end = is_there ? slice_end : 0;
         T dx_own[OWN] = {}, total = T(0);
         // The teams of a warp make the same number of steps, even where one has no row.
@@ -134,7 +136,7 @@ __device__ inline void fused_rows(const T* W,  // (B, m, n)
         }
 
         // --- loss and dx of the slice --------------------------------------------------------------------------------
-        const bool is_first = !IN_TURN || slice_end == rows;
+        const bool is_first = !IN_TURN || slice_end - begin <= rows;
 #pragma unroll
         for (unsigned d = 1; d < AT_ONCE; d *= 2) total += __shfl_xor_sync(ALL_LANES, total, d);
         if constexpr (TEAMS > 1) {
@@ -147,7 +149,7 @@ __device__ inline void fused_rows(const T* W,  // (B, m, n)
             if (WANT_DX && is_first) store(dx + index_t(unit) * n + first, dx_own, has_last);
             if (WANT_DX && !is_first) add_row<WIDTH, VECTORS, STEP>(dx + index_t(unit) * n + first, dx_own, has_last);
         }
-        if (!IN_TURN || slice_end >= m) return;
+        if (!IN_TURN || slice_end >= unit_end) return;
         if (TEAMS == 1) {  // else `rows` is a multiple of their step
             W_at -= index_t(i - slice_end) * n;
             i = slice_end;

@@ -128,8 +128,8 @@ def rows_function(plan: Rows, itemsize: int, wide: bool, wanted: Wanted) -> Any:
     """The kernel's Python function for one plan, whose ``rows`` and ``slices`` are arguments of the kernel.
 
     Grid: ceil(units / (THREADS / (ROW_THREADS * TEAMS))) blocks of THREADS threads. TEAMS is 1 if a team has more than
-    a warp. VECTORS is the smallest number with VECTORS * ROW_THREADS * WIDTH >= n. If IN_TURN, a unit is a pair, and
-    does its slices of ``rows`` rows one after the other.
+    a warp. VECTORS is the smallest number with VECTORS * ROW_THREADS * WIDTH >= n. If IN_TURN, a unit is a group of
+    slices of ``rows`` rows each, which it does one after the other.
     """
     THREADS, ROW_THREADS, TEAMS, WIDTH, VECTORS, AT_ONCE = plan[:6]
     IN_TURN, UNIT_THREADS, BLOCK_UNITS = plan.in_turn, ROW_THREADS * TEAMS, plan.block_units
@@ -157,6 +157,7 @@ def rows_function(plan: Rows, itemsize: int, wide: bool, wanted: Wanted) -> Any:
         m: Any,
         n: Any,
         rows: Any,
+        unit_rows: Any,
         slices: Any,
     ) -> None:
         q_sums = cuda.shared.array(Q_SUMS, real)  # for sum_over_row_threads, which uses the halves in turn
@@ -169,7 +170,11 @@ def rows_function(plan: Rows, itemsize: int, wide: bool, wanted: Wanted) -> Any:
         t = cuda.threadIdx.x & (THREADS - 1)  # changes nothing, but tells the compiler that t >= 0
         lane, team = t % WARP, t // ROW_THREADS % TEAMS
         unit = np.uint32(cuda.blockIdx.x * BLOCK_UNITS + t // UNIT_THREADS)  # a 64-bit division is a function call
-        pair, part = (unit, np.uint32(0)) if IN_TURN else (unit // np.uint32(slices), unit % np.uint32(slices))
+        pair, begin = (
+            unit // np.uint32(slices),
+            unit % np.uint32(slices) * unit_rows,
+        )  # begin, unit_end: rows of the pair
+        unit_end = min(m, begin + unit_rows)
         first = t % ROW_THREADS * WIDTH  # column
         is_there = BLOCK_UNITS == 1 or unit < units
         has_last = first + (VECTORS - 1) * STEP < n
@@ -179,11 +184,11 @@ def rows_function(plan: Rows, itemsize: int, wide: bool, wanted: Wanted) -> Any:
 
         if is_there:
             load(x_own, 0, x, pair * n + first, has_last)
-        slice_end = part * rows
-        i = slice_end + team * AT_ONCE
+        slice_end = begin
+        i = begin + team * AT_ONCE
         W_at = (pair * m + i) * n + first  # of row i, in W and dW
         while True:  # for each slice of the unit
-            slice_end = min(m, slice_end + rows)
+            slice_end = min(unit_end, slice_end + rows)
             end = slice_end if is_there else 0
             for k in range(OWN):
                 dx_own[k] = zero
@@ -221,7 +226,7 @@ def rows_function(plan: Rows, itemsize: int, wide: bool, wanted: Wanted) -> Any:
                 W_at += STEP_ROWS * n
 
             # --- loss and dx of the slice ----------------------------------------------------------------------------
-            is_first = not IN_TURN or slice_end == rows
+            is_first = not IN_TURN or slice_end - begin <= rows
             for d in range(SHIFTS):
                 total += shuffle_xor(total, 1 << d)
             if TEAMS > 1:
@@ -233,7 +238,7 @@ def rows_function(plan: Rows, itemsize: int, wide: bool, wanted: Wanted) -> Any:
                     store(dx, unit * n + first, dx_own, 0, has_last)
                 if WANT_DX and not is_first:
                     add_own(dx, unit * n + first, dx_own, has_last)
-            if not IN_TURN or slice_end >= m:
+            if not IN_TURN or slice_end >= unit_end:
                 break
             if TEAMS == 1:  # else ``rows`` is a multiple of their step
                 W_at -= (i - slice_end) * n

@@ -71,10 +71,10 @@ def launches_of(backend: str, *arrays: Any, wide: bool | None = None) -> tuple[l
 
     launcher = importlib.import_module(f"sigmoid_l2.kernels.gpu.{MODULES[backend]}")
     _, m, n = W.shape
-    room = WORKSPACE_PAIRS * host.sums_of_pair(plan.make_plan(m, n, W.itemsize), m, n) * W.itemsize
+    room = int(WORKSPACE_PAIRS * host.sums_of_pair(plan.make_plan(m, n, W.itemsize), m, n) * W.itemsize)
 
-    def workspace(stream: int | None) -> Any:
-        held = aligned(np.full(room // W.itemsize, np.nan, W.dtype))
+    def workspace(stream: int | None, nbytes: int) -> Any:
+        held = aligned(np.full(nbytes // W.itemsize, np.nan, W.dtype))
         memory.add("workspace", held)
         return held.view(np.uint8)
 
@@ -83,8 +83,8 @@ def launches_of(backend: str, *arrays: Any, wide: bool | None = None) -> tuple[l
 
     builders = {name: recorded(getattr(launcher, name)) for name in BUILDERS}
     with ExitStack() as patches:
-        others = {"address": lambda a: a.ctypes.data, "workspace": workspace}
-        patches.enter_context(mock.patch.multiple(launcher, **others, **builders))
+        patches.enter_context(mock.patch.multiple(launcher, workspace=workspace, **builders))
+        patches.enter_context(mock.patch.object(host, "address", lambda a: a.ctypes.data))
         patches.enter_context(mock.patch.object(plan, "WORKSPACE_BYTES", room))
         if wide is not None:
             patches.enter_context(mock.patch.object(host, "are_aligned", return_value=wide))

@@ -28,6 +28,7 @@ SMALL = {
     "ALONE_BYTES": 32 << 10,
     "SLICE_BYTES": 16 << 10,
     "SLICE_TEAM_ROWS": 2,
+    "GROUP_ROWS": 48,
     "MANY_BLOCKS": 3,
     "FINISH_LOADS": 1,
     "FINISH_CHUNK": 2,
@@ -53,6 +54,7 @@ WAYS = {
     "split, rows in turn": (3, 70, 128),
     "split, warps in turn": (3, 70, 258),
     "split, a row in turn": (3, 16, 1030),
+    "split, groups in turn": (2, 110, 258),
     "long": (2, 2, 16386),
     "split, long": (2, 6, 16385),
     "columns": (2, 1, 16402),
@@ -329,7 +331,7 @@ def test_each_barrier_that_is_left_out_is_seen(backend, way, dtype):
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=at_length)])
 @pytest.mark.parametrize(
     ("m", "n"),
-    [(65, 512), *(pytest.param(*size, marks=at_length) for size in MORE_SLICES)],
+    [(65, 512), (300, 128), *(pytest.param(*size, marks=at_length) for size in MORE_SLICES)],
 )
 def test_slices_in_turn_have_the_same_bits(backend, monkeypatch, dtype, m, n):
     """As slices side by side, whose sums the kernel finish adds; with the real plan. dx of the second pair is -0."""
@@ -343,7 +345,10 @@ def test_slices_in_turn_have_the_same_bits(backend, monkeypatch, dtype, m, n):
     assert_same_bits(execute(backend, W, x, to_device=between), side_by_side)
 
 
-def test_a_batch_of_more_pairs_than_the_workspace_has_room_for(backend):
+@pytest.mark.parametrize(("pairs", "parts"), [(2, 2), (1, 3), (0.9, 3)])
+def test_a_batch_of_more_pairs_than_the_workspace_has_room_for(backend, monkeypatch, pairs, parts):
+    """Goes through in parts; a pair that alone needs more than the workspace gets more."""
+    monkeypatch.setattr(launches, "WORKSPACE_PAIRS", pairs)
     W, x = batch(3, 1100, 10, np.float32)
     launched, _ = launches.launches_of(backend, W, x, *(np.empty(s, np.float32) for s in shapes(W).values()))
-    assert [launch.name for launch in launched] == ["staged", "finish"] * 2
+    assert [launch.name for launch in launched] == ["staged", "finish"] * parts

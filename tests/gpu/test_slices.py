@@ -54,11 +54,14 @@ def test_no_more_than_half_of_the_threads_are_idle():
 
 
 def test_the_plan_depends_on_the_batch_in_who_does_the_slices_alone():
-    for _, _, _, p in plans():
-        many = for_batch(p, plan.MANY_BLOCKS)
-        assert for_batch(p, plan.MANY_BLOCKS - 1) is p
-        assert many is p or many == p._replace(slices=1, in_turn=True)
-        assert many.in_turn == (p.slices > 1)
+    for m, n, _, p in plans():
+        groups = -(-p.slices // p.group)
+        few = -(-plan.MANY_BLOCKS // groups) - 1  # pairs
+        many = for_batch(p, few + 1)
+        assert for_batch(p, few) is p
+        assert many.in_turn == (p.slices > 1 and p.group > 1), p
+        assert many is p or many == p._replace(slices=groups, in_turn=True)
+        assert groups == 1 or p.group == 1 or p.group * p.rows >= plan.GROUP_ROWS, (m, n, p)
 
 
 @pytest.mark.parametrize(("B", "names"), [(2, ["rows", "finish"]), (3, ["rows"])])

@@ -1,5 +1,10 @@
 """Calls that go straight to a GPU kernel, and those that must not; with the stand-in for CuPy."""
 
+import random
+from contextlib import nullcontext
+from functools import partial
+from itertools import count
+
 import fake_cupy
 import numpy as np
 import pytest
@@ -7,10 +12,12 @@ from arrays import bits, pairs
 
 import sigmoid_l2 as sl2
 from sigmoid_l2 import api
+from sigmoid_l2.gpu import numba_library
 from sigmoid_l2.gpu.direct import direct
 from sigmoid_l2.kernels import reference
 
 NAMES = ("loss", "dW", "dx")
+CALLS = {sl2.value_and_grad: NAMES, sl2.value: ("loss",), sl2.grad: ("dW", "dx")}
 
 
 @pytest.fixture
@@ -96,3 +103,104 @@ def test_inputs_may_share_memory(cupy):
     memory = cupy.asarray(np.ones(60, np.float32))
     W, x, out = plain(cupy)
     assert direct(NAMES, memory.reshape(W.shape), memory[-20:].reshape(x.shape), out, None) is not None
+
+
+def numba_array(array, stream=None):
+    return fake_cupy.DeviceNDArray(array, stream)
+
+
+def one_gpu(monkeypatch):
+    """numba's arrays do not tell where they are, but with one GPU it is known."""
+    monkeypatch.setattr(numba_library.numba_cuda(), "gpus", [nullcontext()])
+
+
+@pytest.mark.parametrize("backend", ["auto", "gpu", "cupy", "numba-cuda"])
+def test_arrays_of_numba(cupy, monkeypatch, backend):
+    """The kernel in CuPy takes them, too."""
+    one_gpu(monkeypatch)
+    W, x, out = plain(cupy)
+    right = outputs(W, x)
+    reference.fused(np.asarray(W), np.asarray(x), *right)
+    monkeypatch.setattr(api, "validate", None)
+    sl2.value_and_grad(numba_array(W), numba_array(x), out=[*map(numba_array, out)], backend=backend)
+    assert bits(map(np.asarray, out)) == bits(right)
+
+
+class Subclass(fake_cupy.ndarray):
+    """Of CuPy's class."""
+
+
+WAYS_TO_GIVE = {  # with how often each is taken
+    "as it is": (60, lambda a: a),
+    "of a subclass": (2, lambda a: a.view(Subclass)),
+    "of numba": (6, numba_array),
+    "of numba, on a stream": (3, lambda a: numba_array(a, 7)),
+    "of somebody": (2, fake_cupy.Owned),
+    "of PyTorch": (2, fake_cupy.Tensor),
+    "of JAX": (1, fake_cupy.Array),
+    "of the host": (2, np.array),
+    "read-only": (2, lambda a: fake_cupy.Owned(a, read_only=True)),
+    "of another dtype": (2, lambda a: fake_cupy.asarray(np.float64(a))),
+    "of integers": (1, lambda a: fake_cupy.asarray(np.ones(a.shape, int))),
+    "of another byte order": (1, lambda a: a.view(a.dtype.newbyteorder())),
+    "in another layout": (2, lambda a: fake_cupy.asarray(np.asfortranarray(a))),
+    "every other one": (1, lambda a: a[::2]),
+    "without a batch": (1, lambda a: a.reshape(a.shape[1:] if len(a) == 1 else a.shape)),
+    "with two batch axes": (2, lambda a: a[None]),
+    "as columns": (1, lambda a: a[..., None]),
+    "nothing": (1, lambda a: None),
+}
+STREAMS = [None] * 12 + [0, 1, 2, 7, np.int64(7), -1, True, 1.5, "stream", [], fake_cupy.Stream(handle=7)]
+BACKENDS = ["auto"] * 5 + ["gpu", "cupy", "numba-cuda", "numba-cuda", "cpu", "numpy", "cuda", None]
+
+
+def outcome(function, W, x, out, arrays, **options):
+    """All that a call does: its result or error, what is in ``arrays`` then, and what the GPU was told."""
+    fake_cupy.reset()
+    fake_cupy.Event.names = count()
+    for kernel in fake_cupy.kernels.values():
+        kernel.calls.clear()
+    for a in arrays:
+        a[...] = np.nan
+    try:
+        result = function(W, x, out=out, **options)
+        told = [id(a) for a in (result if isinstance(result, tuple) else [result])] if out is not None else None
+    except Exception as error:
+        told = f"{type(error).__name__}: {error}"
+    calls = {name: list(kernel.calls) for name, kernel in fake_cupy.kernels.items()}
+    return told, bits(map(np.asarray, arrays)), calls, [entry for entry in fake_cupy.log if entry[0] != "numba device"]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_no_call_can_tell_the_straight_way_from_the_long_one(cupy, monkeypatch, seed):
+    """Calls with arguments of all kinds, right and wrong: the same results, errors, launches and waits."""
+    rng, straight = random.Random(seed), []
+    given, weights = [w for _, w in WAYS_TO_GIVE.values()], [k for k, _ in WAYS_TO_GIVE.values()]
+    for _ in range(60):
+        everything = rng.choice([None, None, numba_array])  # so that all are numba's
+        ways = [everything or way for way in rng.choices(given, weights, k=5)]
+        W, x, results = plain(cupy, rng.choice([0, 1, 5, 5, 5]), rng.choice(["float32", "float64"]))
+        function = rng.choice(list(CALLS))
+        out = [way(results[NAMES.index(name)]) for name, way in zip(CALLS[function], ways[2:], strict=False)]
+        if rng.random() < 0.1:
+            out[rng.randrange(len(out))] = rng.choice([*out, W, x, W[..., 0], W.reshape(-1)[: len(W)]])
+        if rng.random() < 0.05:
+            out = rng.choice([out[1:], [*out, out[0]], None, iter(out), out[0]])
+        elif function is sl2.value:
+            out = out[0]
+        elif rng.random() < 0.7:
+            out = tuple(out)
+        options = {"stream": rng.choice(STREAMS), "backend": rng.choice(BACKENDS)}
+        number = rng.choice([0, 0, 0, 1])
+        with (
+            monkeypatch.context() as patch,
+            cupy.cuda.Device(number),
+            rng.choice([nullcontext(), cupy.Stream(handle=7)]),
+        ):
+            if number == 0:
+                one_gpu(patch)
+            call = partial(outcome, function, ways[0](W), ways[1](x), out, results, **options)
+            found = call()
+            patch.setattr(api, "direct", lambda *arguments: straight.append(direct(*arguments)))
+            assert found == call()
+    assert any(straight), "no call has gone straight"

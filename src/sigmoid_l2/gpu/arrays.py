@@ -49,6 +49,11 @@ def is_read_only(a: Any, interface: dict[str, Any] | None = None) -> bool:
     return bool(interface.get("data", (0, False))[1])
 
 
+def address(a: Any) -> int:
+    """Where an array of CuPy or of numba, or a DeviceArray, begins on the device."""
+    return int(a.data.ptr if hasattr(a, "data") else a.device_ctypes_pointer.value)
+
+
 def bounds(a: Any) -> tuple[int, int]:
     """The addresses on the device between which the elements of ``a`` lie; ``a`` is CuPy's or a DeviceArray."""
     first = last = a.data.ptr
