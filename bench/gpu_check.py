@@ -14,7 +14,7 @@ one would carry away: summary.md, the JSON and the picture of this run, each aft
 logs as logs.tar.gz. Without --out the JSON goes to bench/results as well. Results of the same day on the same GPU that
 are in build/gpu already stay in the JSON where they are not measured again.
 
-Exits with 1 if a step failed, a GPU backend is missing or a speed target is missed, as is predicted for the class long;
+Exits with 1 if a step failed, a GPU backend is missing or a speed target is missed, as is predicted for columns;
 with 2 where there is no GPU backend, and with 130 after Ctrl-C.
 """
 

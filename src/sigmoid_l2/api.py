@@ -77,7 +77,7 @@ def value_and_grad(W: Any, x: Any, *, out: Any = None, backend: str = "auto", st
     streams: the call runs after the work that is queued on the current streams of the arrays' libraries (or on the
     stream that an array's interface names), and work that is queued later on the call's stream, or on the current
     stream of the results' library, runs after the call. With a ``stream`` that the arrays' library does not know, free
-    them only when its work is done. The partial sums of pairs of more than 0.5 MB (40 KB with rows of up to 128 bytes)
+    them only when its work is done. The partial sums of pairs of more than 128 KiB (40 KiB with rows of up to 128 bytes)
     go through 32 MiB that each thread keeps for each stream it uses: call once before capturing such a call, and do not
     run two graphs captured on one stream at the same time.
 
