@@ -201,10 +201,14 @@ def profile(steps: Steps) -> None:
     for row in slowest(steps):
         case = [row["contender"], *(str(row[key]) for key in ("m", "n", "dtype", "B"))]
         commands["-".join(["profile", *case])] = [ncu, *options, *PYTHON, "bench/gpu_here.py", *case]
-    if commands:  # one after the other: each has the device to itself
-        limit = steps.limits["profile"] / len(commands)
-        for name, command in commands.items():
-            steps.side_by_side("profile", {name: command}, limit)
+    if not commands:
+        steps.note("profile", "ncu", "left out: no case has been measured")
+    for name, command in commands.items():  # one after the other: each has the device to itself
+        (process,) = steps.side_by_side("profile", {name: command}, steps.limits["profile"] / len(commands))
+        # Without permission for the counters it says so, and goes on or not.
+        if told := [line for line in process.text().splitlines() if line.startswith("==ERROR==")]:
+            steps.note("profile", "all others", f"left out: {told[0].removeprefix('==ERROR==').strip()}")
+            return
 
 
 def slowest(steps: Steps) -> list[dict[str, Any]]:

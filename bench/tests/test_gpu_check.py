@@ -213,6 +213,25 @@ def test_wrong_options(check, capsys, options, told):
     assert told in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("status", [0, 1])
+def test_counters_that_the_profiler_must_not_read(check, tmp_path, status):
+    """It says so once, whatever it exits with."""
+    told = "ERR_NVGPUCTRPERM - The user does not have permission"
+    program = tmp_path / "bin" / "ncu"
+    program.write_text(f"#!/bin/sh\necho '==ERROR== {told}'; exit {status}\n", encoding="utf-8")
+    _, lines, _ = check("--only", "benchmark", "profile")
+    profiled = ("profile", ALL["profile"].split()[0], "FAILED with 1" if status else "ok")
+    assert [line for line in lines if line[0] == "profile"] == [
+        profiled,
+        ("profile", "all others", f"left out: {told}"),
+    ]
+
+
+def test_nothing_to_profile(check):
+    _, lines, _ = check("--only", "profile")
+    assert lines[3:] == [("profile", "ncu", "left out: no case has been measured")]
+
+
 def test_a_device_that_the_sanitizer_refuses(check, tmp_path, monkeypatch):
     program = tmp_path / "bin" / "compute-sanitizer"
     program.write_text("#!/bin/sh\necho '========= Error: Device not supported.'\nexit 1\n", encoding="utf-8")
