@@ -36,6 +36,7 @@ CLASSES = (
     (2000, 20, 2),  # slices of a pair, staged in float32
     (700, 784, 2),
     (70, 500, 257),  # slices that a block does in turn
+    (260, 128, 86),  # groups of slices
     (2, 20000, 2),  # rows that fill a block's registers, and in float64 slices of columns
 )
 

@@ -73,6 +73,8 @@ def fused(launcher: Any, W: Any, x: Any, loss: Any, dW: Any, dx: Any, stream: in
     in parts whose sums fit the workspace.
     """
     B, m, n = W.shape
+    if max(m, n) >= 1 << 32:  # in the kernels they have 32 bits
+        raise ValueError(f"a GPU kernel takes m and n below 2**32, not {m} and {n}; use backend='cpu' with host arrays")
     W_at, x_at, loss_at, dW_at, dx_at = (0 if a is None else address(a) for a in (W, x, loss, dW, dx))
     batch = Batch(W_at, x_at, loss_at, dW_at, dx_at, B, m, n, W.dtype.itemsize)
     p = plan.for_batch(plan.make_plan(m, n, batch.itemsize), B)
@@ -120,7 +122,9 @@ def _launch_columns(
 ) -> None:
     """Run both kernels of columns; the first passes ``q_parts`` to the second, which writes ``loss`` and ``dx``."""
     W, x, _, dW, _, B, m, n, itemsize = batch
-    key, wide = p._replace(rows=0, slices=0, q_columns=0, q_slices=0), are_aligned(W, x, dW, dx)
+    wide = are_aligned(W, x, dW, dx)
+    registers = p.registers if wide else plan.NARROW_COLUMNS_REGISTERS
+    key = p._replace(rows=0, slices=0, q_columns=0, q_slices=0, registers=registers)
     column_slices = -(-n // p.columns) if dW or dx else 1  # the first has the loss
     kernel, sizes = launcher.columns_q_kernel(key, itemsize, wide), (m, n, p.q_columns, p.q_slices)
     launcher.run(kernel, B * -(-m // p.at_once) * p.q_slices, p.threads, stream, (W, x, q_parts, *sizes))

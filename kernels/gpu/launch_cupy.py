@@ -40,9 +40,8 @@ def staged_kernel(p: Staged, m: int, n: int, itemsize: int, wide: bool, wanted: 
 def rows_kernel(p: Rows, itemsize: int, wide: bool, wanted: Wanted) -> Any:
     """The kernel of rows.cuh, to which the plan's ``rows`` and ``slices`` are arguments."""
     template = p.threads, p.row_threads, p.teams, p.width, p.vectors, p.at_once, p.in_turn, wide, *wanted
-    return _kernel(
-        "fused_rows", itemsize, template, "W x", "loss dW dx", "units m n rows unit_rows slices", p.registers
-    )
+    sizes, registers = "units m n rows unit_rows slices", plan.rows_registers(p, itemsize)
+    return _kernel("fused_rows", itemsize, template, "W x", "loss dW dx", sizes, registers)
 
 
 @launch.once

@@ -41,7 +41,7 @@ def staged_kernel(p: Staged, m: int, n: int, itemsize: int, wide: bool, wanted: 
 @launch.once
 def rows_kernel(p: Rows, itemsize: int, wide: bool, wanted: Wanted) -> Any:
     """The kernel of rows.py, to which the plan's ``rows`` and ``slices`` are arguments."""
-    return _kernel(rows_function(p, itemsize, wide, wanted), p.threads, p.registers)
+    return _kernel(rows_function(p, itemsize, wide, wanted), p.threads, plan.rows_registers(p, itemsize))
 
 
 @launch.once

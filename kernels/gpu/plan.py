@@ -118,6 +118,9 @@ LONG_ROW_THREADS = 512  # threads of a block whose row needs more than BLOCK_THR
 # Registers that a thread may use: for 768 resident threads, and for one block of LONG_ROW_THREADS.
 ROWS_REGISTERS = 80
 LONG_ROW_REGISTERS = 128
+# The same where a thread with FLIGHT_BYTES of a row does slices in turn, for 512 resident threads: with ROWS_REGISTERS
+# 80x512 in float32 spills 8 bytes on sm_120.
+IN_TURN_REGISTERS = 88
 # Bytes of W that a thread has in flight, at most. With 768 threads per multiprocessor that is 48 KiB, about
 # twice memory latency times bandwidth. A LONG_ROW_THREADS block has twice as much: only one of them is resident.
 FLIGHT_BYTES = 64
@@ -154,6 +157,12 @@ def _rows(m: int, n: int, itemsize: int) -> Rows | None:
         if vectors * width * itemsize <= most and (row_threads >= WARP or vectors <= SHORT_ACCESSES):
             return _rows_of_teams(m, n, itemsize, row_threads, width, vectors)
     return None
+
+
+def rows_registers(p: Rows, itemsize: int) -> int:
+    """Registers that a thread may use."""
+    is_full = p.width * p.vectors * itemsize == FLIGHT_BYTES and p.threads == BLOCK_THREADS
+    return IN_TURN_REGISTERS if p.in_turn and is_full else p.registers
 
 
 def _width(n: int, itemsize: int, row_threads: int) -> int:
@@ -205,7 +214,10 @@ def _long(m: int, n: int, itemsize: int) -> Long:
 
 # --- columns ---------------------------------------------------------------------------------------------------------
 
-COLUMNS_REGISTERS = 64  # registers that a thread may use, for 1024 resident threads
+# Registers that a thread may use, for 1024 resident threads; and for 768, where vectors move element by element: with
+# 64 registers 4x30000 in float32 spills 8 bytes on sm_100 and sm_120.
+COLUMNS_REGISTERS = 64
+NARROW_COLUMNS_REGISTERS = 72
 # Bytes of a row that a thread has in a slice of columns: 48 KiB in flight in four blocks of a multiprocessor. Where
 # rows are no whole vectors it is two thirds: more conditions leave fewer registers.
 COLUMNS_BYTES = 48

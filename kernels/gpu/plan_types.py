@@ -34,7 +34,7 @@ class Rows(NamedTuple):
     rows: int  # per slice: m, where a pair is not cut
     slices: int  # units per pair
     group: int  # slices that are added before their sums are added to the pair's
-    registers: int | None  # that a thread may use; None leaves it to the compiler
+    registers: int  # that a thread may use
     in_turn: bool = False  # whether a unit is a group of slices, not a slice
 
     @property

@@ -89,8 +89,7 @@ __device__ inline void fused_rows(const T* W,  // (B, m, n)
     // --- where this thread works -------------------------------------------------------------------------------------
     const unsigned t = threadIdx.x, lane = t % WARP, team = t / ROW_THREADS % TEAMS;
     const unsigned unit = blockIdx.x * BLOCK_UNITS + t / UNIT_THREADS;
-    const unsigned pair = unit / slices, begin = unit % slices * unit_rows;  // begin, unit_end: rows of the pair
-    const unsigned unit_end = m - begin < unit_rows ? m : begin + unit_rows;
+    const unsigned pair = unit / slices;
     const unsigned first = t % ROW_THREADS * WIDTH;  // column
     const bool is_there = BLOCK_UNITS == 1 || unit < units;
     const bool has_last = first + (VECTORS - 1) * STEP < n;
@@ -98,10 +97,10 @@ __device__ inline void fused_rows(const T* W,  // (B, m, n)
     unsigned turn = 0;
 
     if (is_there) load(x_own, x + index_t(pair) * n + first, has_last);
-    unsigned i = begin + team * AT_ONCE, slice_end = begin;
+    unsigned slice_end = unit % slices * unit_rows, i = slice_end + team * AT_ONCE;
     index_t W_at = (index_t(pair) * m + i) * n + first;  // of row i, in W and dW
-    for (;;) {  // for each slice of the unit
-        slice_end = unit_end - slice_end < rows ? unit_end : slice_end + rows;
+    for (unsigned left = unit_rows;; left -= rows) {  // for each slice of the unit; left: rows, with this slice
+        slice_end = m - slice_end < rows ? m : slice_end + rows;
         const unsigned end = is_there ? slice_end : 0;
         T dx_own[OWN] = {}, total = T(0);
         // The teams of a warp make the same number of steps, even where one has no row.
@@ -136,7 +135,7 @@ __device__ inline void fused_rows(const T* W,  // (B, m, n)
         }
 
         // --- loss and dx of the slice --------------------------------------------------------------------------------
-        const bool is_first = !IN_TURN || slice_end - begin <= rows;
+        const bool is_first = !IN_TURN || left == unit_rows;
 #pragma unroll
         for (unsigned d = 1; d < AT_ONCE; d *= 2) total += __shfl_xor_sync(ALL_LANES, total, d);
         if constexpr (TEAMS > 1) {
@@ -149,7 +148,7 @@ __device__ inline void fused_rows(const T* W,  // (B, m, n)
             if (WANT_DX && is_first) store(dx + index_t(unit) * n + first, dx_own, has_last);
             if (WANT_DX && !is_first) add_row<WIDTH, VECTORS, STEP>(dx + index_t(unit) * n + first, dx_own, has_last);
         }
-        if (!IN_TURN || slice_end >= unit_end) return;
+        if (!IN_TURN || slice_end >= m || left == rows) return;
         if (TEAMS == 1) {  // else `rows` is a multiple of their step
             W_at -= index_t(i - slice_end) * n;
             i = slice_end;

@@ -170,11 +170,7 @@ def rows_function(plan: Rows, itemsize: int, wide: bool, wanted: Wanted) -> Any:
         t = cuda.threadIdx.x & (THREADS - 1)  # changes nothing, but tells the compiler that t >= 0
         lane, team = t % WARP, t // ROW_THREADS % TEAMS
         unit = np.uint32(cuda.blockIdx.x * BLOCK_UNITS + t // UNIT_THREADS)  # a 64-bit division is a function call
-        pair, begin = (
-            unit // np.uint32(slices),
-            unit % np.uint32(slices) * unit_rows,
-        )  # begin, unit_end: rows of the pair
-        unit_end = min(m, begin + unit_rows)
+        pair = unit // np.uint32(slices)
         first = t % ROW_THREADS * WIDTH  # column
         is_there = BLOCK_UNITS == 1 or unit < units
         has_last = first + (VECTORS - 1) * STEP < n
@@ -184,11 +180,12 @@ def rows_function(plan: Rows, itemsize: int, wide: bool, wanted: Wanted) -> Any:
 
         if is_there:
             load(x_own, 0, x, pair * n + first, has_last)
-        slice_end = begin
-        i = begin + team * AT_ONCE
+        slice_end = unit % np.uint32(slices) * unit_rows
+        i = slice_end + team * AT_ONCE
         W_at = (pair * m + i) * n + first  # of row i, in W and dW
+        left = unit_rows  # with this slice
         while True:  # for each slice of the unit
-            slice_end = min(unit_end, slice_end + rows)
+            slice_end = min(m, slice_end + rows)
             end = slice_end if is_there else 0
             for k in range(OWN):
                 dx_own[k] = zero
@@ -226,7 +223,7 @@ def rows_function(plan: Rows, itemsize: int, wide: bool, wanted: Wanted) -> Any:
                 W_at += STEP_ROWS * n
 
             # --- loss and dx of the slice ----------------------------------------------------------------------------
-            is_first = not IN_TURN or slice_end - begin <= rows
+            is_first = not IN_TURN or left == unit_rows
             for d in range(SHIFTS):
                 total += shuffle_xor(total, 1 << d)
             if TEAMS > 1:
@@ -238,8 +235,9 @@ def rows_function(plan: Rows, itemsize: int, wide: bool, wanted: Wanted) -> Any:
                     store(dx, unit * n + first, dx_own, 0, has_last)
                 if WANT_DX and not is_first:
                     add_own(dx, unit * n + first, dx_own, has_last)
-            if not IN_TURN or slice_end >= unit_end:
+            if not IN_TURN or slice_end >= m or left == rows:
                 break
+            left -= rows
             if TEAMS == 1:  # else ``rows`` is a multiple of their step
                 W_at -= (i - slice_end) * n
                 i = slice_end

@@ -11,7 +11,7 @@ import pytest
 from gpu import code
 from gpu.launches import launches_of
 from sigmoid_l2.kernels.gpu import plan, shim
-from sigmoid_l2.kernels.gpu.plan_types import Staged
+from sigmoid_l2.kernels.gpu.plan_types import Columns, Rows, Staged
 
 PACKAGES = {"cupy": "cupy", "numba-cuda": shim.package()}  # without which nothing is compiled
 FEW_CHIPS = (75, 90, 100, 120)
@@ -59,20 +59,26 @@ def launched(backend, m, n, dtype, *, wide=True, wanted=(True, True, True)):
     pytest.importorskip(PACKAGES[backend], exc_type=ImportError)
     W, x, *outputs = (np.zeros(shape, dtype) for shape in ((1, m, n), (1, n), (1,), (1, m, n), (1, n)))
     outputs = [a if is_wanted else None for a, is_wanted in zip(outputs, wanted, strict=True)]
-    return plan.make_plan(m, n, W.itemsize), launches_of(backend, W, x, *outputs, wide=wide)[0]
+    return plan.for_batch(plan.make_plan(m, n, W.itemsize), 1), launches_of(backend, W, x, *outputs, wide=wide)[0]
 
 
 def assert_fits(case, chips, **how):
     """Nothing in local memory, which is as slow as global memory, and enough blocks fit on a multiprocessor."""
     p, launches = launched(*case, **how)
+    itemsize = np.dtype(case[3]).itemsize
     for launch in launches:
-        budget = None if launch.name == "finish" else p.registers
+        budget = plan.rows_registers(p, itemsize) if isinstance(p, Rows) else p.registers
+        if isinstance(p, Columns) and how.get("wide") is False:
+            budget = plan.NARROW_COLUMNS_REGISTERS
+        if launch.name == "finish" or budget is None:
+            budget = plan.MOST_REGISTERS
+        blocks = max(1, plan.REGISTERS // (launch.threads * budget))  # that are to fit, which is what numba is told
         fills_half = launch.name == "finish" or (isinstance(p, Staged) and p.lanes == 1)
         for chip in chips:
             used = code.used(launch, chip)
             assert used.stack == 0, used
             assert used.shared <= SHARED_BYTES, used
-            assert used.registers <= (budget or plan.MOST_REGISTERS), used
+            assert used.registers <= plan.REGISTERS // (launch.threads * blocks), used
             occupancy = code.chips.occupancy(chip, launch.threads, used.registers, used.shared)
             assert occupancy >= 0.5 if fills_half else occupancy > 0, used
 
@@ -105,6 +111,11 @@ def test_slices_in_turn(monkeypatch, case):
 @pytest.mark.parametrize("case", cases([(3, 3), (784, 10), (2, 24576)], [(2, 8192)]), ids=named)
 def test_other_ways(case, how):
     assert_fits(case, [90], **how)
+
+
+@pytest.mark.parametrize("case", cases([(4, 30000), (4, 30001)], [(4, 16000)]), ids=named)
+def test_columns_that_are_not_aligned(case):
+    assert_fits(case, FEW_CHIPS, wide=False)
 
 
 def test_each_class_with_the_successor():

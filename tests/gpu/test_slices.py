@@ -1,6 +1,7 @@
 """How the plan cuts pairs into slices, and who does them: the plan alone, and what is launched."""
 
 from itertools import product
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from fenced import batch, shapes
 
 from gpu import launches
 from gpu.test_proof import backend as backend
-from sigmoid_l2.kernels.gpu import plan
+from sigmoid_l2.kernels.gpu import launch, plan
 from sigmoid_l2.kernels.gpu.plan import for_batch, make_plan
 from sigmoid_l2.kernels.gpu.plan_types import Rows
 
@@ -72,3 +73,9 @@ def test_many_pairs_are_one_launch(backend, monkeypatch, B, names):
     launched, memory = launches.launches_of(backend, W, x, *(np.empty(s, np.float32) for s in shapes(W).values()))
     assert [launch.name for launch in launched] == names
     assert ("workspace" in [name for _, name, _ in memory.arrays]) == (B == 2)
+
+
+def test_sizes_that_kernels_cannot_count():
+    W = SimpleNamespace(shape=(1, 1, 1 << 32), dtype=np.dtype("float32"))
+    with pytest.raises(ValueError, match="below 2\\*\\*32"):
+        launch.fused(None, W, None, None, None, None, None)
