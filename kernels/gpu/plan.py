@@ -32,8 +32,8 @@ WIDE_BYTES = 16
 BLOCK_THREADS = 256  # threads of a block of rows, at least, and of columns
 # Slices of a pair, at most: two blocks for each of 132 multiprocessors. More would make the slices' sums costly.
 MAX_SLICES = 256
-# Rows that a slice of a pair of long or columns has, at least. It writes 2 n values beside the 64 n of W and dW, and
-# finish reads n: 5 % more.
+# Rows that a slice of a pair has, at least, where a row has more than 16 KiB. It writes 2 n values beside the 64 n of W
+# and dW, and finish reads n: 5 % more.
 LONG_SLICE_ROWS = 32
 
 
@@ -178,6 +178,8 @@ def _rows_of_teams(m: int, n: int, itemsize: int, row_threads: int, width: int, 
     rows, teams = m, threads // row_threads
     if m * n * itemsize > ALONE_BYTES:
         rows = max(SLICE_BYTES // (n * itemsize), SLICE_ROWS, -(-m // MAX_SLICES))
+        if threads > BLOCK_THREADS:
+            rows = max(rows, LONG_SLICE_ROWS)
         if teams > 1:  # as many for each, and for each step of one
             step = teams * at_once
             rows = -(-max(rows, teams * SLICE_TEAM_ROWS) // step) * step
@@ -186,6 +188,8 @@ def _rows_of_teams(m: int, n: int, itemsize: int, row_threads: int, width: int, 
     rows = min(m, rows)
     slices = -(-m // rows)
     group = slices if m <= 2 * GROUP_ROWS else -(-GROUP_ROWS // rows)
+    if threads > BLOCK_THREADS:
+        group = 1  # not in turn: in float64 the registers are not enough for that on sm_100
     registers = ROWS_REGISTERS if threads == BLOCK_THREADS else LONG_ROW_REGISTERS
     return Rows(threads, row_threads, teams, width, vectors, at_once, rows, slices, group, registers)
 

@@ -36,11 +36,12 @@ def test_slices():
     """None is empty; a slice has a block to itself, rows enough for its sums, and full steps where teams share it."""
     for m, n, itemsize, p in plans():
         assert (p.slices - 1) * p.rows < m <= p.slices * p.rows, p
-        assert (p.slices > 1) == (m * n * itemsize > plan.ALONE_BYTES and m > plan.SLICE_ROWS), p
+        least = plan.SLICE_ROWS if p.threads == plan.BLOCK_THREADS else plan.LONG_SLICE_ROWS
+        assert (p.slices > 1) == (m * n * itemsize > plan.ALONE_BYTES and m > least), p
         assert p.slices <= plan.MAX_SLICES, p
         if p.slices > 1:
             assert p.block_units == 1, p
-            assert p.rows >= plan.SLICE_ROWS, p
+            assert p.rows >= least, p
             assert p.teams == 1 or p.rows % (p.teams * p.at_once) == 0, p
             assert p.slices * (n + 1) * itemsize <= plan.WORKSPACE_BYTES, p
 
