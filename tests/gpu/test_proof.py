@@ -44,7 +44,7 @@ WAYS = {
     "group, shared rows": (9, 17, 16),  # 8 lanes of which 4 share a row; one has fewer rows
     "group, one row": (70, 1, 31),  # of 16 and 15 columns
     "block, staged": (3, 44, 30),  # lanes with 4, 2 and fewer rows
-    "split, staged": (3, 1100, 10),
+    "split, staged": (3, 1102, 10),  # the last slice has fewer rows in either dtype
     "split, shared rows": (3, 700, 17),  # lanes with 5 and 2 columns
     "group, rows": (9, 3, 40),
     "group, rows of teams": (5, 37, 35),
@@ -323,7 +323,7 @@ def test_each_barrier_that_is_left_out_is_seen(backend, way, dtype):
     for launch in launched[:2]:  # further ones are the same again
         text = launch.text()
         launches.run([launch], memory)
-        assert BARRIER.search(text) or way == "group, rows"
+        assert BARRIER.search(text) or way in ("group, rows", "group, one row")  # of one team a pair in float64
         for barrier in BARRIER.finditer(text):
             assert has_race(launch, memory, text[: barrier.start()] + text[barrier.end() :]), (launch.name, barrier)
 

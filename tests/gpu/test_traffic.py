@@ -39,6 +39,7 @@ MORE = {
     (100, 33, "float32", True): (1.65, 1, ROWS_IN_SECTORS),
     (10, 785, "float32", True): (1.19, 1, ROWS_IN_SECTORS),
     (100, 21, "float64", True): (1.44, 1, ROWS_IN_SECTORS),
+    (48, 256, "float64", True): (1.08, 1, TEAMS_READ_X),
     (80, 256, "float64", True): (1.11, 1, TEAMS_READ_X),
     (256, 256, "float32", True): (1.11, 1, TEAMS_READ_X),
     (300, 128, "float32", True): (1.11, 1, TEAMS_READ_X),
@@ -101,8 +102,11 @@ def test_everything_moves_once(backend, m, n, dtype):
 
 
 @at_length
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize(("m", "n"), MORE_SHAPES)
+@pytest.mark.parametrize(
+    ("m", "n", "dtype"),
+    [(*s, dtype) for s in MORE_SHAPES for dtype in ("float32", "float64") if (*s, dtype, True) not in MORE],
+    ids=str,
+)
 def test_everything_moves_once_in_more_shapes(backend, m, n, dtype):
     assert_moves(backend, m, n, dtype)
 
