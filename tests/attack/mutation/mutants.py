@@ -125,15 +125,29 @@ MUTANTS = (
     Mutant(
         "cuh: finish forgets the first slice",
         "kernels/gpu/finish.cuh",
-        "for (unsigned k = 0; k < count; ++k) total += chunk",
-        "for (unsigned k = 1; k < count; ++k) total += chunk",
+        "for (unsigned k = 0; loader == 0 && k < count; ++k) {",
+        "for (unsigned k = 1; loader == 0 && k < count; ++k) {",
         ("tests/gpu/test_proof.py",),
     ),
     Mutant(
         "cuh: slices in turn forget those before",
         "kernels/gpu/rows.cuh",
-        "const bool is_first = !IN_TURN || slice_end == rows;",
+        "const bool is_first = !IN_TURN || left == unit_rows;",
         "const bool is_first = true;",
+        ("tests/gpu/test_proof.py",),
+    ),
+    Mutant(
+        "cuh: finish forgets the groups before",
+        "kernels/gpu/finish.cuh",
+        "total += group_total;",
+        "total = group_total;",
+        ("tests/gpu/test_proof.py",),
+    ),
+    Mutant(
+        "cuh: a row that is not there has a gradient",
+        "kernels/gpu/staged.cuh",
+        "g_own[k] = T(0);  // no row",
+        ";  // no row",
         ("tests/gpu/test_proof.py",),
     ),
     Mutant(
@@ -153,8 +167,8 @@ MUTANTS = (
     Mutant(
         "launch: the last rows of a pair left out",
         "kernels/gpu/plan.py",
-        "at_once, rows, -(-m // rows), registers)",
-        "at_once, rows, m // rows, registers)",
+        "    slices = -(-m // rows)\n    group =",
+        "    slices = m // rows\n    group =",
         ("tests/gpu/test_proof.py",),
     ),
     Mutant(
