@@ -65,8 +65,8 @@ def columns_gradients_kernel(p: Columns, itemsize: int, wide: bool, wanted: Want
 @launch.once
 def finish_kernel(chunk: int, itemsize: int, wanted: Wanted) -> Any:
     """The kernel of finish.py."""
-    groups = chunk // plan.FINISH_LOADS
-    return _kernel(finish_function(groups, chunk, itemsize, wanted), groups * plan.WARP, plan.FINISH_REGISTERS)
+    loaders = chunk // plan.FINISH_LOADS
+    return _kernel(finish_function(loaders, chunk, itemsize, wanted), loaders * plan.WARP, plan.FINISH_REGISTERS)
 
 
 def _kernel(function: Any, threads: int, registers: int | None) -> Any:

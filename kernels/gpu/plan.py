@@ -1,6 +1,6 @@
 """How the GPU kernels cut a batch into blocks, chosen from (m, n, itemsize) in this one place for both libraries.
 
-All kernels but the last pair read W once:
+Each kernel reads W once, but the last two, of columns, both read it:
 
 * *staged*, rows of up to 128 bytes: contiguous rows of W go through shared memory, a lane owns some rows or parts of
   rows;
@@ -26,7 +26,6 @@ from sigmoid_l2.kernels.gpu.plan_types import Columns, Long, Plan, Rows, Staged
 WARP = 32  # threads
 REGISTERS = 65536  # of a multiprocessor, on every chip
 BLOCKS = 16  # that a multiprocessor of every chip from sm_75 on can hold
-MOST_REGISTERS = 255  # of a thread, on every chip
 # Bytes of the widest access there is. It needs a quarter of the instructions of 4-byte accesses.
 WIDE_BYTES = 16
 BLOCK_THREADS = 256  # threads of a block of rows, at least, and of columns

@@ -15,6 +15,7 @@ from sigmoid_l2.kernels.gpu.plan_types import Columns, Rows, Staged
 
 PACKAGES = {"cupy": "cupy", "numba-cuda": shim.package()}  # without which nothing is compiled
 FEW_CHIPS = (75, 90, 100, 120)
+MOST_REGISTERS = 255  # of a thread, on every chip
 SHARED_BYTES = 48 * 1024  # that a block may declare, on every chip
 
 # (m, n) in float32 and in float64: for each kernel the most that a lane or a thread owns, and some in between.
@@ -71,7 +72,7 @@ def assert_fits(case, chips, **how):
         if isinstance(p, Columns) and how.get("wide") is False:
             budget = plan.NARROW_COLUMNS_REGISTERS
         if launch.name == "finish" or budget is None:
-            budget = plan.MOST_REGISTERS
+            budget = MOST_REGISTERS
         blocks = max(1, plan.REGISTERS // (launch.threads * budget))  # that are to fit, which is what numba is told
         fills_half = launch.name == "finish" or (isinstance(p, Staged) and p.lanes == 1)
         for chip in chips:
