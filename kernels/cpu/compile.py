@@ -72,10 +72,11 @@ def _digest() -> str:
 
 
 def compile_kernel(function: Any, name: str, dtype: np.dtype[Any]) -> Any:
-    """Compile ``function(W, x, loss, dW, dx, first, last)`` for ``dtype``, or load it from numba's disk cache.
+    """Compile ``function(W, x, loss, dW, dx, first, last, slice_rows, streams)``, or load it from numba's disk cache.
 
-    It computes the pairs first..last of W (B, m, n), x (B, n), loss (B,), dW (B, m, n), dx (B, n). An output of size 0
-    is not wanted.
+    All arrays have ``dtype``. It computes the slices first..last of W (B, m, n), x (B, n), loss (B, slices), dW (B, m, n), dx (B, slices, n), all
+    but x as if slices were pairs. A slice has ``slice_rows`` rows of a pair, the last one of a pair what is left. An
+    output of size 0 is not wanted. ``streams``: results go past the caches.
     """
     # numba's disk cache notices changes of the function's own file alone. And it numbers the variants of a function:
     # when two processes add one each at the same time, the key of one may lead to the code of the other from then on.
@@ -83,7 +84,7 @@ def compile_kernel(function: Any, name: str, dtype: np.dtype[Any]) -> Any:
     function.__qualname__ = f"{name}_{dtype}_{_digest()}"
     real = numba.from_dtype(dtype)
     arrays = (real[:, :, ::1], real[:, ::1], real[::1], real[:, :, ::1], real[:, ::1])
-    signature = types.void(*arrays, types.int64, types.int64)
+    signature = types.void(*arrays, types.int64, types.int64, types.int64, types.boolean)
     options = {"nogil": True, "error_model": "numpy"}
     np.empty(COMPILER_BYTES, np.uint8)  # MemoryError, and the process goes on
     try:

@@ -19,6 +19,8 @@ TINY = 144
 # Width of the widest tall pair, in columns, where a vector has as many lanes. In float32 tall and rows give 4.4 and 1.1
 # GB/s at 200x1, 17.2 and 14.7 at 784x10, and the same at 16 columns.
 TALL = 12
+# Size of the results from which they go past the caches, in bytes.
+STREAM_BYTES = 40 << 20
 
 
 @lru_cache
@@ -41,12 +43,13 @@ def fused(W: Any, x: Any, loss: Any, dW: Any, dx: Any, *, stream: int | None = N
     loss = _unwanted(1, W.dtype) if loss is None else loss
     dW = _unwanted(3, W.dtype) if dW is None else dW
     dx = _unwanted(2, W.dtype) if dx is None else dx
+    streams = (loss.size + dW.size + dx.size) * W.itemsize > STREAM_BYTES
     if W.size <= threads.THREAD_WORK:
-        run(W, x, loss, dW, dx, 0, B)
+        run(W, x, loss, dW, dx, 0, B, m, streams)
         return
 
     def run_range(first: int, last: int, memory: Any = memory) -> None:  # keeps alive what _writeable points to
-        run(W, x, loss, dW, dx, first, last)
+        run(W, x, loss, dW, dx, first, last, m, streams)
 
     # Allocate and drop as much memory as the threads need for their sums, so that MemoryError comes before any of them
     # has written. The single thread above allocates its sums before it writes.

@@ -102,7 +102,9 @@ def kernel(dtype: np.dtype[Any]) -> Any:
     """The compiled function for pairs of ``dtype``."""
     width, itemsize = lane_count(dtype), dtype.itemsize
 
-    def rows(W: Any, x: Any, loss: Any, dW: Any, dx: Any, first: int, last: int) -> None:
+    def rows(
+        W: Any, x: Any, loss: Any, dW: Any, dx: Any, first: int, last: int, slice_rows: int, streams: bool
+    ) -> None:
         wanted = Wanted(loss.size > 0, dW.size > 0, dx.size > 0)
         m, n = W.shape[1:]
         chunk = min(CHUNK_ROWS, max(width, CHUNK_BYTES // itemsize // n // width * width))

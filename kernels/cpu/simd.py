@@ -4,7 +4,7 @@
 of an array and an index from there.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -60,6 +60,30 @@ class VectorBuilder:
     def shuffle(self, a: Any, b: Any, lanes: Sequence[int]) -> Any:
         """The vector whose lane k is lane ``lanes[k]`` of a followed by b."""
         return self.builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_LANE, self.width), list(lanes)))
+
+    def joiner(self, offset: Any) -> Callable[[Any, Any], Any]:
+        """A function of vectors a and b: the last ``offset`` lanes of a, then the first ones of b.
+
+        ``offset`` is an LLVM value; constant lanes would need code for each offset. AVX-512 shuffles two vectors by
+        such lanes, AVX2 one vector.
+        """
+        b, bits = self.builder, 8 * self.dtype.itemsize
+        numbers = ir.Constant(self.integers, list(range(self.width)))
+        if self.width * bits == 512:
+            name = f"x86.avx512.vpermi2var.p{'s' if bits == 32 else 'd'}.512"
+            start = b.sub(INDEX(self.width), offset)
+            lanes = b.add(numbers, self.broadcast(b.trunc(start, ir.IntType(bits)) if bits < 64 else start))
+            return lambda before, after: self._call_named(name, self.vector, before, lanes, after)
+
+        words, word = ir.VectorType(ir.FloatType(), 8), ir.VectorType(_LANE, 8)
+        first_word = b.trunc(b.mul(offset, INDEX(bits // 32)), _LANE)
+        lanes = b.sub(ir.Constant(word, list(range(8))), VectorBuilder(b, np.dtype("f4"), 8).broadcast(first_word))
+
+        def rotated(vector: Any) -> Any:  # as words of 32 bits; the shuffle takes lanes modulo 8
+            return b.bitcast(self._call_named("x86.avx2.permps", words, b.bitcast(vector, words), lanes), self.vector)
+
+        is_before = self.mask_first(offset)
+        return lambda before, after: b.select(is_before, rotated(before), rotated(after))
 
     def take(self, vectors: Sequence[Any], elements: Sequence[int]) -> list[Any]:
         """Vectors that hold ``elements``, in that order; the elements of ``vectors`` are numbered one after another."""
@@ -149,6 +173,22 @@ class VectorBuilder:
             return value
         return self._call("masked.load", self.vector, address, _LANE(align), mask, self.constant(0), suffix=".p0")
 
+    def stream(self, value: Any, array: Any, index: Any) -> None:
+        """Store the lanes past the caches, from ``index`` on, which is a multiple of a vector's size in memory."""
+        store = self.builder.store(value, self._address(array, index))
+        store.align = self.width * self.dtype.itemsize
+        store.set_metadata("nontemporal", self.builder.module.add_metadata([_LANE(1)]))
+
+    def prefetch(self, array: Any, index: Any, ahead: int) -> None:
+        """Read the line ``ahead`` bytes after ``index`` into the caches; one outside of all memory does no harm."""
+        address = self.builder.bitcast(self.at(array, index), ir.IntType(8).as_pointer())
+        address = self.builder.gep(address, [INDEX(ahead)])
+        self._call_named("prefetch.p0", ir.VoidType(), address, _LANE(0), _LANE(3), _LANE(1))
+
+    def fence(self) -> None:
+        """Let what was streamed be seen by other threads before what is stored from here on."""
+        self._call_named("x86.sse.sfence", ir.VoidType())
+
     def store(self, value: Any, array: Any, index: Any, mask: Any = None) -> None:
         """Store the lanes, only those that a mask includes, from ``index`` on."""
         address, align = self._address(array, index), self.dtype.itemsize
@@ -161,15 +201,19 @@ class VectorBuilder:
         """The first ``count`` vectors of an array, each with its mask."""
         return [self.load(array, INDEX(k * self.width), masks and masks[k]) for k in range(count)]
 
-    def store_block(self, vectors: Iterable[Any], array: Any, masks: Sequence[Any] | None = None) -> None:
-        """Store vectors one after another from the start of an array, each with its mask."""
+    def store_block(self, vectors: Iterable[Any], array: Any, masks: Sequence[Any] | None = None) -> Any:
+        """Store vectors one after another from the start of an array, each with its mask, and return the last."""
+        vector = None
         for k, vector in enumerate(vectors):
             self.store(vector, array, INDEX(k * self.width), masks and masks[k])
+        return vector
 
     def _address(self, array: Any, index: Any) -> Any:
         return self.builder.bitcast(self.at(array, index), self.vector.as_pointer())
 
     def _call(self, name: str, result: Any, *arguments: Any, suffix: str = "") -> Any:
-        name = f"llvm.{name}.v{self.width}f{8 * self.dtype.itemsize}{suffix}"
+        return self._call_named(f"{name}.v{self.width}f{8 * self.dtype.itemsize}{suffix}", result, *arguments)
+
+    def _call_named(self, name: str, result: Any, *arguments: Any) -> Any:
         type_ = ir.FunctionType(result, [a.type for a in arguments])
-        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, type_, name), arguments)
+        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, type_, f"llvm.{name}"), arguments)

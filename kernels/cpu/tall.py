@@ -63,7 +63,9 @@ def kernel(n: int, dtype: np.dtype[Any]) -> Any:
     """The compiled function for pairs with n columns of ``dtype``, at most as many as a vector has lanes."""
     width = lane_count(dtype)
 
-    def tall(W: Any, x: Any, loss: Any, dW: Any, dx: Any, first: int, last: int) -> None:
+    def tall(
+        W: Any, x: Any, loss: Any, dW: Any, dx: Any, first: int, last: int, slice_rows: int, streams: bool
+    ) -> None:
         wanted = Wanted(loss.size > 0, dW.size > 0, dx.size > 0)
         m = W.shape[1]
         sums = np.empty((width, n), W.dtype)
