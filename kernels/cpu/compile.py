@@ -74,9 +74,9 @@ def _digest() -> str:
 def compile_kernel(function: Any, name: str, dtype: np.dtype[Any]) -> Any:
     """Compile ``function(W, x, loss, dW, dx, first, last, slice_rows, streams)``, or load it from numba's disk cache.
 
-    All arrays have ``dtype``. It computes the slices first..last of W (B, m, n), x (B, n), loss (B, slices), dW (B, m, n), dx (B, slices, n), all
-    but x as if slices were pairs. A slice has ``slice_rows`` rows of a pair, the last one of a pair what is left. An
-    output of size 0 is not wanted. ``streams``: results go past the caches.
+    It computes the slices first..last of W (B, m, n), x (B, n), loss (B * slices,), dW (B, m, n), dx (B * slices, n),
+    arrays of ``dtype``. A slice has ``slice_rows`` rows of a pair, the last one of a pair what is left; its loss and
+    dx are the sums over its rows. An output of size 0 is not wanted. ``streams``: results go past the caches.
     """
     # numba's disk cache notices changes of the function's own file alone. And it numbers the variants of a function:
     # when two processes add one each at the same time, the key of one may lead to the code of the other from then on.

@@ -52,7 +52,7 @@ class Stream:
         self.keep(before)
 
     def end(self, index: Any) -> None:
-        """Store the elements before element ``index`` that fill no line, and let other threads see all that was streamed."""
+        """Store the elements before element ``index`` that fill no line; other threads see all of it from here on."""
         v, b = self.v, self.v.builder
         before = b.load(self.before)
         v.store(self.join(before, before), self.array, b.sub(index, self.offset), v.mask_first(self.offset))
