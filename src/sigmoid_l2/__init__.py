@@ -5,7 +5,6 @@ from sigmoid_l2.dispatch import BackendInfo, BackendUnavailableError, backends, 
 from sigmoid_l2.explain.check_grad import ArrayCheck, GradCheck, check_grad
 from sigmoid_l2.explain.trace import Trace, trace
 from sigmoid_l2.settings import get_device_memory_limit, get_num_threads, set_device_memory_limit, set_num_threads
-from sigmoid_l2.version import __version__
 
 __all__ = [
     "ArrayCheck",
@@ -29,3 +28,14 @@ __all__ = [
     "value_and_grad",
     "warmup",
 ]
+
+__version__: str
+
+
+def __getattr__(name: str) -> str:
+    """Read the version when it is asked for: importlib.metadata takes as long to import as all the rest of this."""
+    if name != "__version__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from sigmoid_l2 import version
+
+    return version.__version__

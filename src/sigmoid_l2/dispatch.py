@@ -19,7 +19,6 @@ from sigmoid_l2.kernels.gpu import shim
 from sigmoid_l2.probes import why_not
 from sigmoid_l2.problem import Device, Problem
 from sigmoid_l2.settings import Setting, get_device_memory_limit, get_num_threads
-from sigmoid_l2.version import __version__
 
 PREFERENCES = ("auto", "cpu", "gpu")
 
@@ -166,6 +165,8 @@ def _why_none(problem: Problem, name: str, candidates: Iterable[Backend]) -> str
 
 def show_config() -> None:
     """Print the versions in use, the settings and what ``backends()`` tells, for people to read."""
+    from sigmoid_l2.version import __version__  # slow to import
+
     print(f"sigmoid-l2 {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")
     infos = backends()  # imports what is installed
     packages = ("numpy", *sorted({info.package for info in infos} - {"numpy"}))
