@@ -71,8 +71,7 @@ class VectorBuilder:
         numbers = ir.Constant(self.integers, list(range(self.width)))
         if self.width * bits == 512:
             name = f"x86.avx512.vpermi2var.p{'s' if bits == 32 else 'd'}.512"
-            start = b.sub(INDEX(self.width), offset)
-            lanes = b.add(numbers, self.broadcast(b.trunc(start, ir.IntType(bits)) if bits < 64 else start))
+            lanes = b.add(numbers, self.broadcast(self._lane(b.sub(INDEX(self.width), offset))))
             return lambda before, after: self._call_named(name, self.vector, before, lanes, after)
 
         words, word = ir.VectorType(ir.FloatType(), 8), ir.VectorType(_LANE, 8)
@@ -157,8 +156,13 @@ class VectorBuilder:
 
     def mask_first(self, count: Any) -> Any:
         """The mask that includes the first ``count`` lanes; ``count`` is an LLVM value."""
-        numbers = ir.Constant(ir.VectorType(INDEX, self.width), list(range(self.width)))
-        return self.builder.icmp_signed("<", numbers, self.broadcast(count))
+        numbers = ir.Constant(self.integers, list(range(self.width)))
+        return self.builder.icmp_signed("<", numbers, self.broadcast(self._lane(count)))
+
+    def _lane(self, number: Any) -> Any:
+        """An index, which must be small, as an integer as wide as the real numbers."""
+        lane = self.integers.element
+        return number if number.type == lane else self.builder.trunc(number, lane)
 
     def at(self, array: Any, index: Any) -> Any:
         """The pointer to element ``index``, which is also the array from there on."""
@@ -179,11 +183,16 @@ class VectorBuilder:
         store.align = self.width * self.dtype.itemsize
         store.set_metadata("nontemporal", self.builder.module.add_metadata([_LANE(1)]))
 
-    def prefetch(self, array: Any, index: Any, ahead: int) -> None:
-        """Read the line ``ahead`` bytes after ``index`` into the caches; one outside of all memory does no harm."""
+    def part_of_line(self, array: Any) -> Any:
+        """How many elements are between the begin of ``array`` and the multiple of a vector's size before it."""
+        address = self.builder.ptrtoint(array, INDEX)
+        element = self.builder.lshr(address, INDEX(self.dtype.itemsize.bit_length() - 1))
+        return self.builder.and_(element, INDEX(self.width - 1))
+
+    def prefetch(self, array: Any, index: Any, level: int = 1) -> None:
+        """Bring the line at ``index`` to the cache of a level, 1 or 2; one outside of all memory does no harm."""
         address = self.builder.bitcast(self.at(array, index), ir.IntType(8).as_pointer())
-        address = self.builder.gep(address, [INDEX(ahead)])
-        self._call_named("prefetch.p0", ir.VoidType(), address, _LANE(0), _LANE(3), _LANE(1))
+        self._call_named("prefetch.p0", ir.VoidType(), address, _LANE(0), _LANE(4 - level), _LANE(1))
 
     def fence(self) -> None:
         """Let what was streamed be seen by other threads before what is stored from here on."""

@@ -31,9 +31,7 @@ class Stream:
     def __init__(self, v: VectorBuilder, array: Any, first: Any) -> None:
         b = v.builder
         self.v, self.array = v, array
-        address = b.ptrtoint(v.at(array, first), INDEX)
-        # Elements between the begin of a line and the first element.
-        self.offset = b.and_(b.lshr(address, INDEX(v.dtype.itemsize.bit_length() - 1)), INDEX(v.width - 1))
+        self.offset = v.part_of_line(v.at(array, first))
         self.join = v.joiner(self.offset)
         self.before = cgutils.alloca_once_value(b, v.constant(0))
 

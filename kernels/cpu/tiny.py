@@ -137,9 +137,10 @@ def block(
         loss.put(pair, streams, lambda: sums)
 
     def prefetch(k: int) -> None:
-        v.prefetch(W.array, b.add(W.index(pair), INDEX(k * v.width)), AHEAD_BYTES)
+        ahead = AHEAD_BYTES // v.dtype.itemsize
+        v.prefetch(W.array, b.add(W.index(pair), INDEX(k * v.width + ahead)))
         if k < n:
-            v.prefetch(x.array, b.add(x.index(pair), INDEX(k * v.width)), AHEAD_BYTES // m)
+            v.prefetch(x.array, b.add(x.index(pair), INDEX(k * v.width + ahead // m)))
 
     with b.if_then(wanted.dW):  # dW = g x^T
         dW.put(pair, streams, lambda: v.products(g_of_W, x_of_W), prefetch)

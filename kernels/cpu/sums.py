@@ -1,0 +1,71 @@
+"""Sums over any number of rows that stay as good as a sum over few: the error of each addition is summed as well."""
+
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils
+
+from sigmoid_l2.kernels.cpu.simd import VectorBuilder
+
+
+def add_exactly(b: Any, total: Any, term: Any) -> tuple[Any, Any]:
+    """total + term, and its rounding error (Knuth's TwoSum)."""
+    high = b.fadd(total, term)
+    added = b.fsub(high, total)
+    return high, b.fadd(b.fsub(total, b.fsub(high, added)), b.fsub(term, added))
+
+
+def with_errors(b: Any, high: Any, low: Any) -> Any:
+    """high + low, where low is the sum of the errors; high alone where it is infinite, because low is NaN then."""
+    return b.select(b.fcmp_ordered("ord", low, low), b.fadd(high, low), high)
+
+
+class Total:
+    """A sum of scalars."""
+
+    def __init__(self, v: VectorBuilder) -> None:
+        self.b, self.zero = v.builder, ir.Constant(v.real, 0.0)
+        self.high, self.low = (cgutils.alloca_once(v.builder, v.real) for _ in range(2))
+
+    def clear(self) -> None:
+        """Begin anew."""
+        for a in (self.high, self.low):
+            self.b.store(self.zero, a)
+
+    def add(self, term: Any) -> None:
+        """Add a term."""
+        high, error = add_exactly(self.b, self.b.load(self.high), term)
+        self.b.store(high, self.high)
+        self.b.store(self.b.fadd(self.b.load(self.low), error), self.low)
+
+    def value(self) -> Any:
+        """The sum."""
+        return with_errors(self.b, self.b.load(self.high), self.b.load(self.low))
+
+
+class RowTotal:
+    """The sum of rows of n elements, vector by vector; ``memory`` has room for 2 n elements, ``to`` for the sum."""
+
+    def __init__(self, v: VectorBuilder, n: Any, memory: Any, to: Any, is_first: Any, is_last: Any) -> None:
+        self.v, self.n, self.memory, self.to = v, n, memory, to
+        self.is_first, self.is_last = is_first, is_last  # whether what is added is the first row, and the last
+
+    def add(self, term: Any, j: Any, mask: Any) -> None:
+        """Add the vector ``term`` to the columns from j on."""
+        v, b = self.v, self.v.builder
+        with b.if_else(self.is_first) as (begins, goes_on):
+            with begins:
+                self._store(term, v.constant(0), term, j, mask)
+            with goes_on:
+                high, error = add_exactly(b, v.load(self.memory, j, mask), term)
+                low = b.fadd(v.load(self.memory, b.add(self.n, j), mask), error)
+                self._store(high, low, with_errors(b, high, low), j, mask)
+
+    def _store(self, high: Any, low: Any, total: Any, j: Any, mask: Any) -> None:
+        v = self.v
+        with v.builder.if_else(self.is_last) as (ends, goes_on):
+            with ends:
+                v.store(total, self.to, j, mask)
+            with goes_on:
+                v.store(high, self.memory, j, mask)
+                v.store(low, self.memory, v.builder.add(self.n, j), mask)
