@@ -2,9 +2,9 @@
 
 python bench/bench_cpu.py [PART...] [--no-peers] [--quick] [-o FILE.json]
 
-Parts: shapes, huge, subnormal, outputs, threads, reader, pair, small, numpy, batch, fresh. --no-peers leaves out the
-last two, which need other libraries: all targets of ours beside the copy, in four minutes. All contenders of a case
-take turns, so that a drift of the machine hits all alike; the results of each are compared with the reference before
+Parts: shapes, huge, subnormal, outputs, threads, reader, pair, small, numpy, batch, fresh. Without any it does all;
+--no-peers leaves out the last two, which need other libraries, and takes four minutes. All contenders of a case take
+turns, so that a drift of the machine hits all alike; the results of each are compared with the reference before
 anything is timed. Prints the tables of ``report`` and exits with 1 if a "must" is missed.
 """
 
@@ -29,6 +29,13 @@ import sigmoid_l2 as sl2
 SHAPES = ((1, 1), (2, 2), (3, 3), (2, 5), (5, 3), (4, 4), (8, 8), (12, 12), (16, 16), (20, 33), (32, 32), (64, 64))
 SHAPES += ((10, 784), (784, 10), (100, 100), (256, 256))
 SHAPES_64 = ((3, 3), (8, 8), (64, 64))
+# One pair on all threads.
+HUGE = (8192, 8192)
+# Pairs of 3x3 whose outputs are new in each call of a loop.
+NEW_OUTPUTS = (10**6, 10**7)
+# Pairs of 3x3 with new outputs beside those who compile.
+FRESH_PAIRS = 10**7
+COMPILERS = (peers.JAX_MATMUL, peers.JAX_SUM, peers.TORCH_COMPILE_VMAP, peers.TORCH_COMPILE_HAND)
 # W of the NumPy backend beside NumPy by hand.
 NUMPY_SHAPES = ((3, 3), (8, 8), (64, 64), (10, 784), (784, 10))
 
@@ -37,10 +44,10 @@ class Bench:
     """The rows of one run; ``quick`` has fewer rounds, batches and bytes, but every kind of row."""
 
     def __init__(self, quick: bool) -> None:
-        self.rounds, self.within_s = (5, 3) if quick else (21, 120)
+        self.rounds, self.within_s = (5, 3) if quick else (21, 90)
         self.batches = (1, 100, 10**4, 10**6) if quick else tuple(10**k for k in range(8))
         self.bytes_of_W = 10**8 if quick else 4 * 10**8
-        self.threads = sl2.get_num_threads()
+        self.most = sl2.get_num_threads()
         self.rows: list[Row] = []
 
     # --- the parts ----------------------------------------------------------------------------------------------------
@@ -54,7 +61,7 @@ class Bench:
 
     def huge(self) -> None:
         """One pair that all threads share."""
-        case = self.case(8192, 8192, 1)
+        case = self.case(*HUGE, 1)
         self.compare("huge", Workload(case), [(peers.OURS, GIVEN)], self.copies(case))
 
     def subnormal(self) -> None:
@@ -66,14 +73,14 @@ class Bench:
 
     def outputs(self) -> None:
         """New outputs in a loop beside given ones."""
-        for B in (10**6, 10**7):
+        for B in NEW_OUTPUTS:
             case = self.case(3, 3, B)
-            new = {Key(peers.OURS.name, LOOP, self.threads): in_a_loop(Workload(case).call("numba", given=False))}
+            new = {Key(peers.OURS.name, LOOP, self.most): in_a_loop(Workload(case).call("numba", given=False))}
             self.compare("outputs", Workload(case), [(peers.OURS, GIVEN)], new | self.copies(case))
 
-    def scaling(self) -> None:
+    def threads(self) -> None:
         """Ours and the copies on 1, 2, ... threads."""
-        numbers = sorted({k for k in (*range(1, 9), *(2**i for i in range(4, 16)), self.threads) if k <= self.threads})
+        numbers = sorted({k for k in (*range(1, 9), *(2**i for i in range(4, 16)), self.most) if k <= self.most})
 
         def on(threads: int, call: Run) -> Run:
             def run() -> None:
@@ -82,7 +89,7 @@ class Bench:
 
             return run
 
-        for case in (self.case(3, 3, 10**7), self.case(64, 64)):
+        for case in (self.case(3, 3), self.case(64, 64)):
             call = Workload(case).call("numba")
             ours = {Key(peers.OURS.name, "given", k): on(k, call) for k in numbers}
             self.time("threads", case, ours | self.copies(case, *numbers))
@@ -91,7 +98,7 @@ class Bench:
     def reader(self) -> None:
         """Ours alone, and followed by a reader of its results; stored the ordinary way, and streamed."""
         for case in reader.cases():
-            self.time("reader", case, reader.reading(Workload(case), self.threads))
+            self.time("reader", case, reader.reading(Workload(case), self.most))
         reader.reset()
 
     def pair(self) -> None:
@@ -119,13 +126,12 @@ class Bench:
         everybody += [(peer, peer.takes_out) for peer in peers.PEERS if "cpu" in peer.devices]
         for B in self.batches:
             case = self.case(3, 3, B)
-            self.compare("batch", Workload(case), everybody, self.copies(case, 1, self.threads))
+            self.compare("batch", Workload(case), everybody, self.copies(case, 1, self.most))
 
     def fresh(self) -> None:
         """Those who compile, with new outputs, and what new memory costs a copy."""
-        compilers = (peers.JAX_MATMUL, peers.JAX_SUM, peers.TORCH_COMPILE_VMAP, peers.TORCH_COMPILE_HAND)
-        wanted = [(peer, FRESH) for peer in (peers.OURS, peers.NUMPY_EINSUM, *compilers)]
-        case = self.case(3, 3, 10**7)
+        wanted = [(peer, FRESH) for peer in (peers.OURS, peers.NUMPY_EINSUM, *COMPILERS)]
+        case = self.case(3, 3, FRESH_PAIRS)
         new = {Key(COPY["cpu"], "fresh", 1): Copy(case).source.copy}
         self.compare("fresh", Workload(case), wanted, new | self.copies(case))
 
@@ -138,7 +144,7 @@ class Bench:
 
     def copies(self, case: Case, *threads: int) -> dict[Key, Run]:
         """The copies on so many threads; without a number, on as many as ours."""
-        return Copy(case).ways(*threads or (self.threads,))
+        return Copy(case).ways(*threads or (self.most,))
 
     def compare(
         self, part: str, work: Workload, wanted: Sequence[Contender], more: dict[Key, Run] | None = None
@@ -167,20 +173,8 @@ def in_a_loop(run: Run) -> Run:
     return call
 
 
-# In the order in which they run: those of other libraries come last, because these libraries start threads.
-PARTS = {
-    "shapes": Bench.shapes,
-    "huge": Bench.huge,
-    "subnormal": Bench.subnormal,
-    "outputs": Bench.outputs,
-    "threads": Bench.scaling,
-    "reader": Bench.reader,
-    "pair": Bench.pair,
-    "small": Bench.small,
-    "numpy": Bench.numpy,
-    "batch": Bench.batch,
-    "fresh": Bench.fresh,
-}
+# Methods of Bench in the order in which they run: those of other libraries come last, because these start threads.
+PARTS = ("shapes", "huge", "subnormal", "outputs", "threads", "reader", "pair", "small", "numpy", "batch", "fresh")
 NEED_OTHERS = ("batch", "fresh")
 
 
@@ -207,7 +201,7 @@ def main() -> None:
     complete = not args.quick and set(wanted) == set(PARTS)
     path = args.o or (results_path(RESULTS, results["machine"]["cpu"]) if complete else Path("build/cpu.json"))
     for part in wanted:
-        PARTS[part](bench)
+        getattr(bench, part)()
     results |= {"targets": targets(bench.rows), "rows": bench.rows}
     write(results, path)
     sys.exit(not report(path))

@@ -5,9 +5,9 @@ pieces of more than about 120 MB and stores smaller ones in the ordinary way. A 
 lines go past the caches, so that they are not read before they are written. It loses where all data stay in a cache.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise, product
 from typing import Any
 
@@ -48,35 +48,35 @@ class Copy:
         if self.xp is not np:
             return {Key(COPY["gpu"]): self}
 
-        def numpy_copy(first: int, last: int) -> None:
-            np.copyto(self.to_numpy[first:last], self.source[first:last])
+        def numpy_copy(part: slice) -> None:
+            np.copyto(self.to_numpy[part], self.source[part])
 
-        def streamed_copy(first: int, last: int) -> None:
-            whole = first + (last - first) // (PAGE * PAGES) * PAGE * PAGES
-            stream()(self.to[first:whole].view(np.float32), self.source[first:whole].view(np.float32))
-            self.to[whole:last] = self.source[whole:last]
+        def streamed_copy(part: slice) -> None:
+            to, source = self.to[part], self.source[part]
+            whole = to.size // (PAGE * PAGES) * PAGE * PAGES
+            stream()(to[:whole].view(np.float32), source[:whole].view(np.float32))
+            to[whole:] = source[whole:]
+
+        def on(threads: int, copy: Callable[[slice], None]) -> Run:
+            bounds = [self.size * k // threads // PAGE * PAGE for k in range(threads)] + [self.size]
+            return at_a_time([partial(copy, slice(*ends)) for ends in pairwise(bounds)])
 
         copies = {COPY["cpu"]: numpy_copy, STREAMED: streamed_copy}
-        on = product(sorted(set(threads)), copies)
-        return {Key(name, "given", k): in_parts(self.size, k, copies[name]) for k, name in on}
+        return {Key(name, "given", k): on(k, copies[name]) for k, name in product(sorted(set(threads)), copies)}
 
 
-def in_parts(size: int, threads: int, run: Callable[[int, int], object]) -> Run:
-    """``run(first, last)`` for one part of ``range(size)`` on each thread, all at a time; the caller runs the first.
-
-    Parts begin at whole pages where they have some.
-    """
-    bounds = [size * part // threads // PAGE * PAGE for part in range(threads)] + [size]
-    mine, *others = pairwise(bounds)
+def at_a_time(runs: Sequence[Run]) -> Run:
+    """All ``runs``, each on a thread of its own; the caller's runs the first."""
+    first, *others = runs
     if not others:
-        return lambda: run(*mine)
-    pool = ThreadPoolExecutor(threads - 1)
+        return first
+    pool = ThreadPoolExecutor(len(others))
 
     def run_all() -> None:
-        running = [pool.submit(run, *part) for part in others]
-        run(*mine)
-        for part in running:
-            part.result()
+        running = [pool.submit(run) for run in others]
+        first()
+        for run in running:
+            run.result()
 
     return run_all
 

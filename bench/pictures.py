@@ -58,7 +58,7 @@ def fractions(rows: list[Row]) -> Any:
     cases = sorted(pairs, key=lambda case: (case[0] * case[1], case))
     several = any(k for *_, k in cases)
     names = [f"{m}x{n}" + f"\n{pairs[m, n, k]:,.0e}".replace("e+0", "e") * several for m, n, k in cases]
-    figure, axes = plt.subplots(figsize=(10, 4.5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(12, 4.5), layout="constrained")
     width = 0.8 / len(heights)
     for k, (series, own) in enumerate(sorted(heights.items())):
         positions = [i + (k - (len(heights) - 1) / 2) * width for i in range(len(cases))]

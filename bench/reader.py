@@ -4,16 +4,17 @@ Streaming stores are faster, but a reader finds the results in memory instead of
 ``set_stream_bytes``, belongs where the call and the reader together take as long with either kind of store.
 """
 
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
 import numpy as np
-from copies import in_parts
+from copies import at_a_time
 from peers import OURS
 from results import Key
 from workload import Case, Run, Workload
 
-import sigmoid_l2 as sl2
+from sigmoid_l2 import settings
 
 # W (m, n) of the tiny and of the rows kernel, and the megabytes of their results.
 SHAPES = ((3, 3), (64, 64))
@@ -34,7 +35,7 @@ def cases() -> list[Case]:
 
 def setting() -> Any:
     """The function that sets the library's threshold, if there is one."""
-    return getattr(sl2, "set_stream_bytes", None)
+    return getattr(settings, "set_stream_bytes", None)
 
 
 def reset() -> None:
@@ -46,7 +47,8 @@ def reset() -> None:
 def reading(work: Workload, threads: int) -> dict[Key, Run]:
     """A call with given outputs with each kind of store, alone and followed by a reader on as many threads."""
     call = work.call("numba")
-    readers = [in_parts(a.size, threads, partial(largest, a.reshape(-1))) for a in work.out]
+    shares = zip(*(np.array_split(a.reshape(-1), threads) for a in work.out), strict=True)
+    read_all = at_a_time([partial(largest, share) for share in shares])
     set_bytes = setting()
 
     def run(nbytes: int | None, read: bool) -> None:
@@ -54,8 +56,7 @@ def reading(work: Workload, threads: int) -> dict[Key, Run]:
             set_bytes(nbytes)
         call()
         if read:
-            for reader in readers:
-                reader()
+            read_all()
 
     return {
         Key(OURS.name, stores + READ * read, threads): partial(run, nbytes, read)
@@ -64,6 +65,7 @@ def reading(work: Workload, threads: int) -> dict[Key, Run]:
     }
 
 
-def largest(a: Any, first: int, last: int) -> None:
-    """Read a part of an array."""
-    np.max(a[first:last], initial=-np.inf)
+def largest(arrays: Iterable[Any]) -> None:
+    """Read all of some arrays."""
+    for a in arrays:
+        np.max(a, initial=-np.inf)

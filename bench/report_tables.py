@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from results import Row, copy_name, fraction, is_copy, is_ours, label, name, same_case
+from results import COPY, STREAMED, Row, copy_name, fraction, is_copy, is_ours, label, name, same_case
 from targets import launches, small_time
 
 
@@ -61,7 +61,7 @@ def beside_copy(rows: list[Row]) -> str:
         "median": lambda row: duration(row["median"]),
         "p20 to p80": lambda row: f"{duration(row['p20'])} to {duration(row['p80'])}",
         "GB/s": lambda row: f"{row['gb_per_s']:,.1f}",
-        "copy": lambda row: f"{row['gb_per_s'] / fraction(rows, row):,.1f}",
+        "copy's GB/s": lambda row: f"{row['gb_per_s'] / fraction(rows, row):,.1f}",
         "fraction of the copy": lambda row: f"{fraction(rows, row):.2f}",
     }
     words = {"case": label}
@@ -74,6 +74,8 @@ def beside_copy(rows: list[Row]) -> str:
     if any(row.get("threads") for row in ours):
         words["the best copy"] = lambda row: copy_name(rows, row)
         figures = {"threads": lambda row: str(row["threads"] or "-")} | figures
+    if any(row["contender"] == STREAMED for row in rows):
+        figures["of np.copyto alone"] = lambda row: f"{fraction(rows, row, [COPY['cpu']]):.2f}"
     if any("subnormal" in row for row in ours):
         figures["subnormal dW"] = lambda row: f"{row['subnormal']['dW']:.2%}"
     columns = words | figures

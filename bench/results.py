@@ -25,6 +25,7 @@ RESULTS = ROOT / "bench" / "results"
 # Names of contenders: the plain copies, and ours; all others are peers.
 COPY = {"cpu": "np.copyto", "gpu": "device copy"}
 STREAMED = "streamed copy"
+COPIES = (*COPY.values(), STREAMED)
 # What a row calls outputs that are new in each call of a loop, whose last results are freed after that.
 LOOP = "new in a loop"
 OURS = ("sigmoid-l2", "sigmoid-l2, auto", "cupy", "numba-cuda", "numba", "numpy")
@@ -61,7 +62,7 @@ def is_ours(row: Row) -> bool:
 
 def is_copy(row: Row) -> bool:
     """Whether it is a row of a plain copy."""
-    return row["contender"] in (*COPY.values(), STREAMED)
+    return row["contender"] in COPIES
 
 
 def same_case(rows: Iterable[Row], row: Row) -> list[Row]:
@@ -70,15 +71,17 @@ def same_case(rows: Iterable[Row], row: Row) -> list[Row]:
     return [other for other in rows if "median" in other and all(other[key] == row[key] for key in keys)]
 
 
-def best_copy(rows: Iterable[Row], row: Row) -> Row:
-    """The fastest copy that was measured in turn with ``row``, on no more threads than it."""
-    copies = [r for r in same_case(rows, row) if is_copy(r) and r["outputs"] == "given"]
+def best_copy(rows: Iterable[Row], row: Row, names: Iterable[str] = COPIES) -> Row:
+    """The fastest copy, of these, that was measured in turn with ``row``, on no more threads than it."""
+    copies = [r for r in same_case(rows, row) if r["contender"] in names and r["outputs"] == "given"]
     return min((r for r in copies if (r["threads"] or 0) <= (row["threads"] or 0)), key=lambda r: r["median"])
 
 
-def fraction(rows: Iterable[Row], row: Row) -> float:
-    """How much of the speed of the best copy ``row`` has."""
-    return row["fraction_of_copy"] if "fraction_of_copy" in row else best_copy(rows, row)["median"] / row["median"]
+def fraction(rows: Iterable[Row], row: Row, names: Iterable[str] = COPIES) -> float:
+    """How much of the speed of the best copy, of these, ``row`` has."""
+    if "fraction_of_copy" in row:
+        return row["fraction_of_copy"]
+    return best_copy(rows, row, names)["median"] / row["median"]
 
 
 def copy_name(rows: Iterable[Row], row: Row) -> str:
@@ -149,7 +152,7 @@ def load(path: Path) -> Row:
 
 
 def caption(results: Row) -> str:
-    """Machine and date."""
+    """Machine and date, and what somebody has remarked in the file."""
     if "machine_info" in results:  # of pytest-benchmark
         machine, date = results["machine_info"], results["datetime"]
         cpu = machine.get("cpu", {})
@@ -159,7 +162,8 @@ def caption(results: Row) -> str:
         return f"{machine['gpu']}, driver {machine['driver']}, {results['date'][:10]}"
     memory = f", {machine['memory_gb']:.0f} GB" if "memory_gb" in machine else ""
     quick = ", quick run: few rounds" if results["quick"] else ""
-    return f"{machine['cpu']}, {machine['threads']} threads{memory}, {results['date'][:10]}{quick}"
+    remark = f", {results['remark']}" if "remark" in results else ""
+    return f"{machine['cpu']}, {machine['threads']} threads{memory}, {results['date'][:10]}{remark}{quick}"
 
 
 # --- the machine ----------------------------------------------------------------------------------------------------
