@@ -44,7 +44,7 @@ class Bench:
     """The rows of one run; ``quick`` has fewer rounds, batches and bytes, but every kind of row."""
 
     def __init__(self, quick: bool) -> None:
-        self.rounds, self.within_s = (5, 3) if quick else (21, 90)
+        self.rounds, self.within_s = (5, 3) if quick else (15, 90)
         self.batches = (1, 100, 10**4, 10**6) if quick else tuple(10**k for k in range(8))
         self.bytes_of_W = 10**8 if quick else 4 * 10**8
         self.most = sl2.get_num_threads()
