@@ -18,7 +18,7 @@ from workload import Case, Run, library, placed
 # Bytes of a page.
 PAGE = 4096
 # Pages that the streamed copy goes through side by side. With 2 it is 9 % faster than with 1 on an Intel Xeon (Sapphire
-# Rapids, 400 MB, 1 and 2 threads: 41.8 against 38.5 GB/s), and as fast as with 4.
+# Rapids, 400 MB, 2 threads: 41.8 against 38.5 GB/s), and as fast as with 4.
 PAGES = 2
 # Vectors that the streamed copy loads before it stores them: 2, 4 and 8 were as fast.
 VECTORS = 4
