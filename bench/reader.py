@@ -1,7 +1,7 @@
 """From how many bytes on results should be streamed: a call alone, and a call and then a reader of its results.
 
 Streaming stores are faster, but a reader finds the results in memory instead of a cache. The library's threshold,
-``set_stream_bytes``, belongs where the call and the reader together take as long with either kind of store.
+``set_streaming_threshold``, belongs where the call and the reader together take as long with either kind of store.
 """
 
 from collections.abc import Iterable
@@ -35,7 +35,7 @@ def cases() -> list[Case]:
 
 def setting() -> Any:
     """The function that sets the library's threshold, if there is one."""
-    return getattr(settings, "set_stream_bytes", None)
+    return getattr(settings, "set_streaming_threshold", None)
 
 
 def reset() -> None:

@@ -71,7 +71,7 @@ def test_the_sizes_of_a_reader_are_those_of_the_results():
 
 def test_a_reader_meets_both_kinds_of_stores(monkeypatch):
     asked, read = [], []
-    monkeypatch.setattr(settings, "set_stream_bytes", asked.append, raising=False)
+    monkeypatch.setattr(settings, "set_streaming_threshold", asked.append, raising=False)
     monkeypatch.setattr(reader, "largest", lambda arrays: read.extend(a.size for a in arrays))
     runs = reader.reading(Workload(Case("cpu", "float32", 3, 3, 7)), threads=2)
     kinds = ("ordinary", "ordinary, then read", "streamed", "streamed, then read")
@@ -86,7 +86,7 @@ def test_a_reader_meets_both_kinds_of_stores(monkeypatch):
 
 
 def test_a_reader_where_the_library_has_no_threshold(monkeypatch):
-    monkeypatch.delattr(settings, "set_stream_bytes", raising=False)
+    monkeypatch.delattr(settings, "set_streaming_threshold", raising=False)
     runs = reader.reading(Workload(Case("cpu", "float32", 3, 3, 7)), threads=1)
     assert [key.outputs for key in runs] == ["as they are", "as they are, then read"]
     for run in runs.values():

@@ -14,6 +14,7 @@ from sigmoid_l2 import threads
 from sigmoid_l2.kernels.cpu import rows, tall, tiny
 from sigmoid_l2.kernels.cpu.simd import lane_count
 from sigmoid_l2.kernels.cpu.slices import SUM_COLUMNS, rows_of_slice, sums_kernel
+from sigmoid_l2.settings import get_streaming_threshold
 
 # Size of the largest tiny pair, in elements of W. With AVX-512 and float32, tiny and rows give 12.5 and 9.5 GB/s at
 # 12x12, but 11.5 and 13.9 at 16x16; and the code of a block, with the time to compile it, grows with the elements.
@@ -23,8 +24,6 @@ TINY = 144
 TALL = 12
 # Size of the losses and dx of slices that a call keeps at a time, in bytes: enough for many pairs, and cached.
 SUMS_BYTES = 1 << 22
-# Size of the results from which they go past the caches, in bytes.
-STREAM_BYTES = 40 << 20
 
 
 @lru_cache
@@ -47,10 +46,10 @@ def fused(W: Any, x: Any, loss: Any, dW: Any, dx: Any, *, stream: int | None = N
     loss = _unwanted(1, W.dtype) if loss is None else loss
     dW = _unwanted(3, W.dtype) if dW is None else dW
     dx = _unwanted(2, W.dtype) if dx is None else dx
-    streams = (loss.size + dW.size + dx.size) * W.itemsize > STREAM_BYTES
     if W.size <= threads.THREAD_WORK:
-        run(W, x, loss, dW, dx, 0, B, m, streams)
+        run(W, x, loss, dW, dx, 0, B, m, False)
         return
+    streams = (loss.size + dW.size + dx.size) * W.itemsize >= get_streaming_threshold()
     # Allocate and drop as much memory as the threads need for their sums, so that MemoryError comes before any of them
     # has written. The single thread above allocates its sums before it writes.
     np.empty((min(B, threads.get_num_threads()), 2 * n), W.dtype)

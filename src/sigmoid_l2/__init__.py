@@ -8,9 +8,11 @@ from sigmoid_l2.settings import (
     get_device_memory_limit,
     get_kept_memory_limit,
     get_num_threads,
+    get_streaming_threshold,
     set_device_memory_limit,
     set_kept_memory_limit,
     set_num_threads,
+    set_streaming_threshold,
 )
 
 __all__ = [
@@ -27,10 +29,12 @@ __all__ = [
     "get_device_memory_limit",
     "get_kept_memory_limit",
     "get_num_threads",
+    "get_streaming_threshold",
     "grad",
     "set_device_memory_limit",
     "set_kept_memory_limit",
     "set_num_threads",
+    "set_streaming_threshold",
     "show_config",
     "trace",
     "value",

@@ -6,9 +6,11 @@ Each has the value that the program has set, else that of an environment variabl
     set_num_threads            SIGMOID_L2_NUM_THREADS     the processors that this process may run on
     set_device_memory_limit    SIGMOID_L2_DEVICE_MEMORY   256 MiB
     set_kept_memory_limit      SIGMOID_L2_KEPT_MEMORY     1 GiB
+    set_streaming_threshold    SIGMOID_L2_STREAMING       twice the level 2 caches of the threads
     ``backend``, in each call  SIGMOID_L2_BACKEND         "auto", which the variable replaces; it is in dispatch.py
 """
 
+import contextlib
 import math
 import operator
 import os
@@ -71,11 +73,26 @@ def _control_group_limit(path: str = "/sys/fs/cgroup/cpu.max") -> float:
         return math.inf
 
 
+@cache
+def _level_2_bytes(folder: str = "/sys/devices/system/cpu/cpu0/cache") -> int:
+    """The size of a processor's level 2 cache; 1 MiB where the system does not tell."""
+    for cache_ in Path(folder).glob("index*"):
+        with contextlib.suppress(OSError, ValueError):
+            if (cache_ / "level").read_text(encoding="ascii").strip() == "2":
+                return int((cache_ / "size").read_text(encoding="ascii").strip().removesuffix("K")) << 10
+    return 1 << 20
+
+
 NUM_THREADS = Setting("threads", "SIGMOID_L2_NUM_THREADS", _processors, partial(read_whole, 1))
 DEVICE_MEMORY = Setting("nbytes", "SIGMOID_L2_DEVICE_MEMORY", lambda: 256 << 20, partial(read_whole, 1))
 # The default is enough for a loop that holds results of 500 MB, 10^7 pairs of 3x3 in float32, while it computes the
 # next. The system can take what is kept, whenever it needs memory.
 KEPT_MEMORY = Setting("nbytes", "SIGMOID_L2_KEPT_MEMORY", lambda: 1 << 30, partial(read_whole, 0))
+# On 2 cores of an Intel Xeon, with 2 MiB of level 2 each, a call and a reader of its results take as long with either
+# kind of store at 10 MB of 3x3 pairs and below 5 MB of 64x64 pairs (python bench/bench_cpu.py reader).
+STREAMING = Setting(
+    "nbytes", "SIGMOID_L2_STREAMING", lambda: 2 * get_num_threads() * _level_2_bytes(), partial(read_whole, 0)
+)
 
 
 def set_num_threads(threads: int | None) -> None:
@@ -121,3 +138,19 @@ def set_kept_memory_limit(nbytes: int | None) -> None:
 def get_kept_memory_limit() -> int:
     """The bytes of memory of earlier results that the process may keep; see ``set_kept_memory_limit``."""
     return KEPT_MEMORY.get()
+
+
+def set_streaming_threshold(nbytes: int | None) -> None:
+    """Set from how many bytes of results on a call on the CPU writes past the caches; None goes back to the default.
+
+    That is faster, but who reads the results finds them in memory and not in a cache. The default is the environment
+    variable SIGMOID_L2_STREAMING or, where it is not set, twice the size of the threads' level 2 caches. A call with at
+    most 2**15 elements of W never writes past the caches; nor does one on a processor without AVX2. Raises ValueError
+    for less than 0.
+    """
+    STREAMING.set(nbytes)
+
+
+def get_streaming_threshold() -> int:
+    """The bytes of results from which on a call on the CPU writes past the caches; see ``set_streaming_threshold``."""
+    return STREAMING.get()

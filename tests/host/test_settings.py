@@ -14,6 +14,7 @@ SETTINGS = {  # by the end of its variable's name: the functions, the argument, 
     "NUM_THREADS": (sl2.set_num_threads, sl2.get_num_threads, "threads", 1, None),
     "DEVICE_MEMORY": (sl2.set_device_memory_limit, sl2.get_device_memory_limit, "nbytes", 1, 256 << 20),
     "KEPT_MEMORY": (sl2.set_kept_memory_limit, sl2.get_kept_memory_limit, "nbytes", 0, 1 << 30),
+    "STREAMING": (sl2.set_streaming_threshold, sl2.get_streaming_threshold, "nbytes", 0, None),
 }
 
 
@@ -75,3 +76,22 @@ def test_default_backend_of_the_environment(monkeypatch):
         assert dispatch.choose(problem, "auto").name == expected
     monkeypatch.setenv("SIGMOID_L2_BACKEND", "nonsense")
     assert sl2.value([[0.0]], [0.0], backend="numpy") == 0.25, "a name in the call goes first"
+
+
+@pytest.mark.parametrize(
+    ("caches", "nbytes"),
+    [
+        ({}, 1 << 20),
+        ({0: ("1", "48K"), 2: ("2", "2048K"), 3: ("3", "307200K")}, 2 << 20),
+        ({0: ("2", "512K")}, 512 << 10),
+        ({2: ("2", "large")}, 1 << 20),
+        ({1: ("1", "32K"), 2: ("3", "32768K")}, 1 << 20),
+    ],
+)
+def test_size_of_the_level_2_cache(caches, nbytes, tmp_path):
+    for number, values in caches.items():
+        folder = tmp_path / f"index{number}"
+        folder.mkdir()
+        for name, value in zip(("level", "size"), values, strict=True):
+            (folder / name).write_text(value + "\n", encoding="ascii")
+    assert settings._level_2_bytes(str(tmp_path)) == nbytes
