@@ -14,6 +14,7 @@ class Mutant(NamedTuple):
 
 
 PARITY = ("tests/host/test_parity.py",)
+REFERENCE = ("tests/host/test_reference.py",)
 SIMD = ("tests/host/test_simd.py",)
 THREADS = ("tests/host/test_threads.py", "tests/attack/test_faults.py")
 OUT = ("tests/host/test_bad_output.py",)
@@ -25,27 +26,30 @@ KEPT = ("tests/host/test_kept_memory.py",)
 MUTANTS = (
     # The reference
     Mutant("reference: s for 1 - s", "kernels/reference.py", "2 * s * (s * c)", "2 * s * (s * s)", PARITY),
+    Mutant("reference: 1 - s subtracted", "kernels/reference.py", "b / both", "1 - a / both", PARITY),
+    Mutant("reference: factor 2 forgotten", "kernels/reference.py", "2 * s * (s * c)", "s * (s * c)", PARITY),
+    Mutant("reference: the rest of a sum forgotten", "kernels/reference.py", "if rest:", "if False:", PARITY),
+    Mutant("reference: dx in one chain", "kernels/reference.py", "g, ROWS, out=dx", "g, m, out=dx", REFERENCE),
     Mutant(
-        "reference: 1 - s subtracted",
+        "reference: dx of tiny pairs added up over j",
         "kernels/reference.py",
-        "np.where(q < 0, r, tr)",
-        "1 - np.where(q < 0, tr, r)",
-        PARITY,
-    ),
-    Mutant("reference: factor 2 forgotten", "kernels/reference.py", "(2 * s * (s * c))", "(s * (s * c))", PARITY),
-    Mutant(
-        "reference: dx summed over the wrong axis",
-        "kernels/reference.py",
-        "out=terms[: len(Wb)]), axis=1",
-        "out=terms[: len(Wb)]), axis=2",
+        "out=terms), axis=0",
+        "out=terms), axis=1",
         PARITY,
     ),
     Mutant(
         "reference: the last block forgotten",
         "kernels/reference.py",
-        "range(0, B, pairs)",
-        "range(0, B - 1, pairs)",
+        "range(first * pairs, min(B, last * pairs), pairs)",
+        "range(first * pairs, min(B - 1, last * pairs), pairs)",
         PARITY,
+    ),
+    Mutant(
+        "reference: memory allocated while it writes",
+        "kernels/reference.py",
+        "np.empty((min(at_once, blocks), pairs, elements)",
+        "np.empty((min(at_once, blocks), 1)",
+        REFERENCE,
     ),
     # The CPU kernel
     Mutant(

@@ -1,0 +1,162 @@
+"""The NumPy backend: sums that lose nothing with m and n, the same bits in any layout and block, bounded memory."""
+
+import itertools
+import math
+import tracemalloc
+
+import numpy as np
+import pytest
+from arrays import bits, pairs
+from processes import run_python
+
+from sigmoid_l2 import threads
+from sigmoid_l2.kernels import reference
+
+# Around the ends of a chain of 8, of 8 chains, and of the pairs of them; a prime; the most that a tiny pair has.
+LENGTHS = [1, 2, 3, 7, 8, 9, 15, 16, 17, 37, 63, 64, 65, 72, 100, 127, 128, 129, 449, 512, 513, 1000, 4097]
+
+
+def computed(W, x, wanted=(True, True, True)):
+    """loss, dW and dx of a batch, None for those not ``wanted``; every element of the others is written."""
+    shapes = W.shape[:1], W.shape, x.shape
+    out = [np.full(shape, np.nan, W.dtype) if want else None for shape, want in zip(shapes, wanted, strict=True)]
+    reference.fused(W, x, *out)
+    assert not any(np.isnan(a).any() for a in out if a is not None)
+    return out
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize(("m", "n"), [*((m, 1) for m in LENGTHS), *((m, 6) for m in LENGTHS), (1 << 22, 1)])
+def test_sums_over_equal_rows(m, n, dtype):
+    """Rounding errors of equal terms have the same sign. In one chain of 2^22 they are 15,000 eps."""
+    w = np.linspace(0.3, 0.9, n).astype(dtype)
+    W, x = np.broadcast_to(w, (1, m, n)).copy(), np.ones((1, n), dtype)
+    loss, dW, dx = computed(W, x)
+    s = 1 / (1 + np.exp(-np.longdouble(w).sum()))
+    g = 2 * s * s * (1 - s)
+    eps = np.finfo(dtype).eps
+    q_error = 0 if n == 1 else 2 * n * eps / 2 * float(w.sum())
+    allowed = (math.ceil(math.log2(m)) + 8) * eps + q_error
+    assert abs(loss[0] - m * s * s) <= allowed * m * s * s
+    assert (abs(dx[0] - m * g * w) <= allowed * m * g * w).all()
+    assert (dW == dW[:, :1]).all()
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize("n", [6, 255, 256, 257, 1000, 2048, 2049, 1 << 20])
+def test_sum_over_a_long_row(n, dtype):
+    """The contract with as many roundings as the reference says, instead of n."""
+    w = np.asarray(1.7 / n, dtype)
+    W, x = np.full((1, 1, n), w), np.full((1, n), np.asarray(0.9, dtype))
+    q = n * np.longdouble(w) * np.longdouble(x[0, 0])
+    _, dW, _ = computed(W, x)
+    s = 1 / (1 + np.exp(-q))
+    true = 2 * s * s * (1 - s) * x[0]
+    chains = -(-n // reference.COLUMNS)
+    roundings = min(n, reference.COLUMNS) + (math.ceil(math.log2(chains)) + 4 if chains > 1 else 0)
+    eps = np.finfo(dtype).eps
+    assert (abs(dW[0, 0] - true) <= (2 * roundings * eps / 2 * float(q) + 7 * eps) * true).all()
+
+
+# Tiny pairs and their ends; sums over rows in one chain, in several, in pairs of them; rows of one chain and several.
+SHAPES = [(1, 1), (3, 3), (7, 5), (1, 5), (7, 1), (8, 5), (7, 6), (8, 1), (9, 1), (1, 9), (9, 9), (37, 5), (64, 2)]
+SHAPES += [(65, 3), (100, 1), (200, 1), (1, 257), (3, 600), (70, 300), (1, 3000), (1100, 1)]
+
+
+def shifted(a, offset):
+    """The same values ``offset`` elements after a line of 64 bytes."""
+    memory = np.empty(a.nbytes + 64 + offset * a.itemsize, np.uint8)
+    first = -memory.ctypes.data % 64 + offset * a.itemsize
+    b = memory[first : first + a.nbytes].view(a.dtype).reshape(a.shape)
+    b[...] = a
+    return b
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
+@pytest.mark.parametrize(("m", "n"), SHAPES)
+def test_same_bits(m, n, dtype, monkeypatch):
+    """For every B, block, place, alignment and choice of outputs."""
+    W, x = pairs((40,), m, n, dtype)
+    whole = bits(computed(W, x), slice(None))
+    one_by_one = [computed(W[k : k + 1], x[k : k + 1]) for k in range(40)]
+    assert bits(map(np.concatenate, zip(*one_by_one, strict=True)), slice(None)) == whole
+    for offset in range(1, 16):
+        assert bits(computed(shifted(W, offset), shifted(x, 5 * offset % 16)), slice(None)) == whole
+    for wanted in itertools.product((False, True), repeat=3):
+        some = [a for a in computed(W, x, wanted) if a is not None]
+        assert bits(some, slice(None)) == [b for b, want in zip(whole, wanted, strict=True) if want]
+    monkeypatch.setattr(threads, "get_num_threads", lambda: 3)
+    monkeypatch.setattr(threads, "THREAD_WORK", 1)
+    threads._pool.cache_clear()  # the pool has the old number
+    try:
+        for size in (1, 2, 7, 13, 39):
+            monkeypatch.setattr(reference, "BLOCK", size * m * n)
+            monkeypatch.setattr(reference, "SMALL_BLOCK", size * m * n)
+            assert bits(computed(W, x), slice(None)) == whole
+    finally:
+        threads._pool.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
+@pytest.mark.parametrize(("m", "n"), [(1, 1), (3, 3), (6, 6), (64, 64), (200, 1), (1, 200)])
+def test_memory(m, n, dtype, monkeypatch):
+    """What a thread allocates is what is allocated and dropped before it begins, whatever B is."""
+    monkeypatch.setattr(threads, "get_num_threads", lambda: 1)
+    reserved = []
+    empty = np.empty
+
+    def first_of(*arguments):
+        array = empty(*arguments)
+        reserved.append(array.nbytes)
+        return array
+
+    size = reference.SMALL_BLOCK if m * n == 1 or (m, n) == (3, 3) else reference.BLOCK
+    for B in (size // (m * n), 2 * size // (m * n) + 1):
+        W, x = np.zeros((B, m, n), dtype), np.zeros((B, n), dtype)
+        out = np.zeros(B, dtype), np.zeros_like(W), np.zeros_like(x)
+        reserved.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(reference.np, "empty", first_of)
+            tracemalloc.start()
+            reference.fused(W, x, *out)
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+        assert peak <= reserved[0] + (1 << 16)
+        assert reserved[0] <= 70 << 20
+
+
+WITH_LITTLE_MEMORY = """
+import resource, sys
+import numpy as np
+from pathlib import Path
+from sigmoid_l2 import threads
+from sigmoid_l2.kernels import reference
+
+threads.get_num_threads = lambda: 3
+m, n, B = map(int, sys.argv[1:4])
+W, x = np.ones((B, m, n), sys.argv[4]), np.ones((B, n), sys.argv[4])
+out = [np.full(shape, 7, W.dtype) for shape in ((B,), W.shape, x.shape)]
+reference.fused(W[:9], x[:9], *(a[:9] for a in out))  # what a first call imports and allocates
+for a in out:
+    a[...] = 7
+threads.for_ranges(100, 1 << 20, lambda first, last: None)  # starts the threads
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+refused, hard = 0, resource.getrlimit(resource.RLIMIT_AS)[1]
+for k in range(4, 60):
+    resource.setrlimit(resource.RLIMIT_AS, (used + int(2 ** (k / 2)), hard))
+    try:
+        reference.fused(W, x, *out)
+        break
+    except MemoryError:
+        resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+        refused += 1
+        assert all((a == 7).all() for a in out), k
+print(refused > 5)
+"""
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 100_000), (20, 20, 9000), (70, 300, 90)])
+@pytest.mark.parametrize("dtype", ["f2", "f4"])
+def test_memory_error_comes_first(shape, dtype):
+    pytest.importorskip("resource")
+    assert run_python(WITH_LITTLE_MEMORY, *shape, dtype) == "True\n"
