@@ -70,7 +70,7 @@ MUTANTS = (
         PARITY,
     ),
     Mutant(
-        "cpu: a stream begins before its range", "kernels/cpu/stream.py", "self.first, likely", "line, likely", STREAM
+        "cpu: a stream begins before its range", "kernels/cpu/stream.py", "self.first), likely", "line), likely", STREAM
     ),
     Mutant(
         "cpu: a stream forgets its last elements", "kernels/cpu/stream.py", "self._store_part(self.v", "(self.v", STREAM
