@@ -12,16 +12,17 @@ import numpy as np
 
 from sigmoid_l2 import threads
 from sigmoid_l2.kernels.cpu import rows, tall, tiny
-from sigmoid_l2.kernels.cpu.simd import lane_count
+from sigmoid_l2.kernels.cpu.simd import lane_count, vector_bytes
 from sigmoid_l2.kernels.cpu.slices import SUM_COLUMNS, rows_of_slice, sums_kernel
 from sigmoid_l2.settings import get_streaming_threshold
 
-# Size of the largest tiny pair, in elements of W. With AVX-512 and float32, tiny and rows give 12.5 and 9.5 GB/s at
-# 12x12, but 11.5 and 13.9 at 16x16; and the code of a block, with the time to compile it, grows with the elements.
+# Size of the largest tiny pair, in elements of W; the code of a block, with the time to compile it, grows with them.
 TINY = 144
-# Width of the widest tall pair, in columns, where a vector has as many lanes. In float32 tall and rows give 4.4 and 1.1
-# GB/s at 200x1, 17.2 and 14.7 at 784x10, and the same at 16 columns.
-TALL = 12
+# Size of the largest tiny pair that the tall kernel could compute with AVX-512, in bytes of W. Streaming, tiny and tall
+# reach 0.84 and 0.81 of a copy at 8x8 float32, 0.65 and 0.69 at 9x9, 0.60 and 0.86 at 12x12; in float64 0.72 and 0.75
+# at 6x6, 0.73 and 0.86 at 8x8. In cache tiny is faster by a quarter up to this size, and slower at 12x12 float32. With
+# narrower vectors tiny is as fast as tall, or faster, up to TINY.
+TINY_BYTES = 384
 # Size of the losses and dx of slices that a call keeps at a time, in bytes: enough for many pairs, and cached.
 SUMS_BYTES = 1 << 22
 
@@ -29,11 +30,10 @@ SUMS_BYTES = 1 << 22
 @lru_cache
 def kernel(m: int, n: int, dtype: np.dtype[Any]) -> Any:
     """The compiled kernel for pairs of this size."""
-    if m * n <= TINY:
+    is_tall = n <= lane_count(dtype)
+    if m * n <= (TINY_BYTES // dtype.itemsize if is_tall and vector_bytes() == 64 else TINY):
         return tiny.kernel(m, n, dtype)
-    if n <= min(TALL, lane_count(dtype)):
-        return tall.kernel(n, dtype)
-    return rows.kernel(dtype)
+    return tall.kernel(m, n, dtype) if is_tall else rows.kernel(dtype)
 
 
 def fused(W: Any, x: Any, loss: Any, dW: Any, dx: Any, *, stream: int | None = None) -> None:

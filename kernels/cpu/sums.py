@@ -1,5 +1,6 @@
 """Sums over any number of rows that stay as good as a sum over few: the error of each addition is summed as well."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -69,3 +70,49 @@ class RowTotal:
             with goes_on:
                 v.store(high, self.memory, j, mask)
                 v.store(low, self.memory, v.builder.add(self.n, j), mask)
+
+
+class LaneTotal:
+    """Sums of vectors, each lane on its own: over the blocks of a chain, and then over chains."""
+
+    def __init__(self, v: VectorBuilder) -> None:
+        self.v = v
+        self.chain, self.high, self.low = (cgutils.alloca_once(v.builder, v.vector) for _ in range(3))
+
+    def clear(self) -> None:
+        """Begin a chain."""
+        self.v.builder.store(self.v.constant(0), self.chain)
+
+    def add_products(self, a: Sequence[Any], c: Sequence[Any]) -> None:
+        """Add the products a[k] c[k] of a block to the chain."""
+        v, chain = self.v, self.v.builder.load(self.chain)
+        chain = v.builder.fadd(chain, sum_products(v, a, c)) if len(a) > 1 else v.multiply_add(a[0], c[0], chain)
+        v.builder.store(chain, self.chain)
+
+    def begin(self) -> None:
+        """Take the first chain."""
+        self.v.builder.store(self.v.builder.load(self.chain), self.high)
+        self.v.builder.store(self.v.constant(-0.0), self.low)  # LLVM leaves out an addition of -0
+        self.clear()
+
+    def go_on(self) -> None:
+        """Take a further chain."""
+        b = self.v.builder
+        high, error = add_exactly(b, b.load(self.high), b.load(self.chain))
+        b.store(high, self.high)
+        b.store(b.fadd(b.load(self.low), error), self.low)
+        self.clear()
+
+    def value(self) -> Any:
+        """The sums over the chains taken."""
+        return with_errors(self.v.builder, self.v.builder.load(self.high), self.v.builder.load(self.low))
+
+
+def sum_products(v: VectorBuilder, a: Sequence[Any], c: Sequence[Any]) -> Any:
+    """The sum of the products a[k] c[k], as a tree: for 2^k terms k roundings, beside that of a product."""
+    if len(a) == 1:
+        return v.builder.fmul(a[0], c[0])
+    if len(a) == 2:
+        return v.multiply_add(a[1], c[1], v.builder.fmul(a[0], c[0]))
+    half = (len(a) + 1) // 2
+    return v.builder.fadd(sum_products(v, a[:half], c[:half]), sum_products(v, a[half:], c[half:]))

@@ -1,88 +1,182 @@
-"""The kernel for tall pairs: one block is as many rows as a vector has lanes, and a thread has a range of pairs.
+"""The kernel for tall pairs: one block is as many rows as a vector has lanes, and a thread has a range of slices.
 
-W and dW of a block are whole vectors, loaded and stored in the order of memory, with masks where the pair ends.
-Shuffles bring x_j and g_i to the elements W_ij that they multiply, and the terms of q into one lane. Compiled for
-each n.
+W and dW of a block are whole vectors, loaded and written in the order of memory. Shuffles bring x_j and g_i to the
+elements W_ij that they multiply, and the terms of q into one lane. Compiled for each n and each number of rows that the
+last block of a pair has.
 """
 
+import math
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
 import numpy as np
+from numba.core import cgutils
 
 from sigmoid_l2.kernels import Wanted
 from sigmoid_l2.kernels.cpu.compile import compile_kernel, vector_code
+from sigmoid_l2.kernels.cpu.loops import minimum
 from sigmoid_l2.kernels.cpu.sigmoid import s_and_g
 from sigmoid_l2.kernels.cpu.simd import INDEX, VectorBuilder, lane_count
+from sigmoid_l2.kernels.cpu.stream import AHEAD_BYTES, Stream, can_stream
+from sigmoid_l2.kernels.cpu.sums import LaneTotal
+
+# Length of a chain of sums, in blocks. So a sum over any number of rows has at most log2(lanes) + CHAIN + 1 roundings.
+CHAIN = 8
 
 
-@vector_code(constants=1, returns_real=True)
-def block(
-    v: VectorBuilder, W: Any, top: Any, x: Any, x_at: Any, dW: Any, sums: Any, wanted: Wanted, rows: Any, n: int
-) -> Any:
-    """Compute ``rows`` rows, at most a vector's lanes, from element ``top`` of W on, with x from ``x_at`` on.
+@vector_code(constants=3)
+def slices(
+    v: VectorBuilder,
+    W: Any,
+    x: Any,
+    loss: Any,
+    dW: Any,
+    dx: Any,
+    wanted: Wanted,
+    first: Any,
+    last: Any,
+    m: Any,
+    slice_rows: Any,
+    streams: Any,
+    is_tall: int,
+    rest: int,
+    n: int,
+) -> None:
+    """Compute the slices first..last of pairs of whole blocks, if they are tall, and ``rest`` rows, of n elements.
 
-    Store their dW, add their terms of dx to ``sums`` (lanes, n) and return their part of the loss.
+    ``slice_rows`` is a multiple of the lanes, or m. ``streams``: dW goes past the caches.
     """
-    b = v.builder
-    W, x, dW = v.at(W, top), v.at(x, x_at), v.at(dW, top)
-    is_row = v.mask_first(rows)
-    masks = [v.mask_first(b.sub(b.mul(rows, INDEX(n)), INDEX(k * v.width))) for k in range(n)]
-    elements = range(v.width * n)  # of W in the block
-    W_block = v.load_block(W, n, masks)  # (rows, n)
-    x_of_W = v.take([v.load(x, INDEX(0), v.mask_first(INDEX(n)))], [e % n for e in elements])  # x_j for each W_ij
-    q = q_of_rows(v, W_block, x_of_W, n)  # (rows,)
-    loss, g = loss_and_g(v, q, is_row)
-    g_of_W = v.take([g], [e // n for e in elements])  # g_i for each W_ij
-    gradients(v, W_block, x_of_W, g_of_W, dW, masks, sums, wanted)
-    return loss
+    b, lanes, chain = v.builder, INDEX(v.width), INDEX(CHAIN * v.width)
+    v.align_stack()
+    if not is_tall:
+        m = slice_rows = INDEX(rest)  # and LLVM leaves out all loops
+    count = b.sdiv(b.add(m, b.sub(slice_rows, INDEX(1))), slice_rows)  # of a pair's slices
+    pair = cgutils.alloca_once_value(b, b.sdiv(first, count))
+    row = cgutils.alloca_once_value(b, b.mul(b.srem(first, count), slice_rows))
+    begin = b.mul(b.add(b.mul(b.load(pair), m), b.load(row)), INDEX(n))
+    rows = Rows(v, W, dW, wanted, begin, streams, n, v.width if is_tall else rest)
+    is_column = v.mask_first(INDEX(n))
+    with cgutils.for_range_slice(b, first, last, INDEX(1), intp=INDEX) as (number, _):
+        rows.begin_slice(v.load(x, b.mul(b.load(pair), INDEX(n)), is_column))
+        size = minimum(b, slice_rows, b.sub(m, b.load(row)))
+        with cgutils.for_range_slice(b, INDEX(0), size, chain, intp=INDEX) as (top, _):
+            left = minimum(b, chain, b.sub(size, top))
+            whole = b.sub(left, b.urem(left, lanes))
+            with cgutils.for_range_slice(b, INDEX(0), whole, lanes, intp=INDEX):
+                rows.add_block(v.width)
+            if rest:
+                with b.if_then(b.icmp_signed("<", whole, left)):
+                    rows.add_block(rest)
+            rows.end_chain(b.icmp_signed("==", top, INDEX(0)))
+        with b.if_then(wanted.loss):
+            b.store(v.sum_lanes(rows.loss.value()), v.at(loss, number))
+        with b.if_then(wanted.dx):
+            v.store(rows.dx_of_slice(), dx, b.mul(number, INDEX(n)), is_column)
+        next_row = b.add(b.load(row), slice_rows)
+        ends = b.icmp_signed(">=", next_row, m)
+        b.store(b.select(ends, INDEX(0), next_row), row)
+        b.store(b.add(b.load(pair), b.zext(ends, INDEX)), pair)
+    rows.end()
 
 
-def q_of_rows(v: VectorBuilder, W: Any, x: Any, n: int) -> Any:
-    """q = W x."""
-    (q,) = v.sum_axis(v.products(W, x), n, 1)
-    return q
+class Rows:
+    """The rows of a range of slices, block after block; a block has ``most`` rows at most."""
 
+    def __init__(
+        self, v: VectorBuilder, W: Any, dW: Any, wanted: Wanted, begin: Any, streams: Any, n: int, most: int
+    ) -> None:
+        self.v, self.W, self.dW, self.wanted, self.streams, self.n = v, W, dW, wanted, streams, n
+        self.at = cgutils.alloca_once_value(v.builder, begin)  # the next element
+        self.stream = Stream(v, dW, begin) if can_stream() else None
+        # After so many vectors the columns are the same again. So a sum over blocks needs no more vectors.
+        self.period = n // math.gcd(n, v.width)
+        self.rows_of_sums = min(self.period * v.width // n, most)
+        self.loss, *self.dx = (LaneTotal(v) for _ in range(1 + self.period))
 
-def loss_and_g(v: VectorBuilder, q: Any, is_row: Any) -> tuple[Any, Any]:
-    """Return the rows' part of the loss, and their g, which is 0 in the other lanes."""
-    b, zero = v.builder, v.constant(0)
-    s, g = s_and_g(v, q)
-    return v.sum_lanes(b.select(is_row, b.fmul(s, s), zero)), b.select(is_row, g, zero)
+    def begin_slice(self, x: Any) -> None:
+        """Begin new sums; ``x`` is in the first lanes."""
+        period = self.v.take([x], [e % self.n for e in range(self.v.width * self.period)])
+        self.x_of_W = period * (self.n // self.period)  # x_j for each W_ij of a block
+        for total in (self.loss, *self.dx):
+            total.clear()
 
+    def add_block(self, rows: int) -> None:
+        """Add the next rows to the sums, and write their dW."""
+        v, b, size, period = self.v, self.v.builder, rows * self.n, self.period
+        at, vectors = b.load(self.at), math.ceil(size / v.width)
+        masks = [None] * (size // v.width) + [v.mask_first(INDEX(size % v.width))]
+        W = v.load_block(v.at(self.W, at), vectors, masks)  # (rows, n)
+        (q,) = v.sum_axis(v.products(W, self.x_of_W), (rows, self.n, 1))  # q = W x  (rows,)
+        s, g = s_and_g(v, q)
+        g_of_W = v.take([g], [min(e // self.n, rows - 1) for e in range(vectors * v.width)])  # g_i for each W_ij
+        with b.if_then(self.wanted.loss):
+            s = b.select(v.mask_first(INDEX(rows)), s, v.constant(0))
+            self.loss.add_products([s], [s])
+        with b.if_then(self.wanted.dx):  # dx = W^T g
+            for k, total in enumerate(self.dx[:vectors]):
+                total.add_products(g_of_W[k::period], W[k::period])
+        with b.if_then(self.wanted.dW):  # dW = g x^T
+            self._write(g_of_W, at, size, masks)
+        b.store(b.add(at, INDEX(size)), self.at)
 
-def gradients(v: VectorBuilder, W: Any, x: Any, g: Any, dW: Any, masks: Any, sums: Any, wanted: Wanted) -> None:
-    """Store dW = g x^T where it is wanted, and always add the terms of dx = W^T g to ``sums``, which stay in cache."""
-    with v.builder.if_then(wanted.dW):
-        v.store_block(v.products(g, x), dW, masks)
-    v.store_block(map(v.multiply_add, g, W, v.load_block(sums, len(W))), sums)
+    def _write(self, g_of_W: Sequence[Any], at: Any, size: int, masks: Sequence[Any]) -> None:
+        v, b = self.v, self.v.builder
+
+        def prefetch(k: int) -> None:
+            v.prefetch(self.W, b.add(at, INDEX(k * v.width + AHEAD_BYTES // v.dtype.itemsize)))
+
+        if self.stream is None:
+            v.store_block(v.products(g_of_W, self.x_of_W), v.at(self.dW, at), masks)
+            return
+        with b.if_else(self.streams) as (streamed, stored):
+            with streamed:
+                self.stream.put(v.products(g_of_W, self.x_of_W), size, prefetch)
+            with stored:
+                v.store_block(v.products(g_of_W, self.x_of_W), v.at(self.dW, at), masks)
+
+    def end_chain(self, is_first: Any) -> None:
+        """Add a chain to the sums over the ones before it, if it is not the first."""
+        with self.v.builder.if_else(is_first) as (begin, go_on):
+            with begin:
+                for total in (self.loss, *self.dx):
+                    total.begin()
+            with go_on:
+                for total in (self.loss, *self.dx):
+                    total.go_on()
+
+    def dx_of_slice(self) -> Any:
+        """dx, in the first lanes: the rows of the sums, added to each other by halves."""
+        v, n, rows = self.v, self.n, self.rows_of_sums
+        sums = [total.value() for total in self.dx]
+        while rows > 1:
+            half = (rows + 1) // 2
+            zero = v.width * len(sums)  # the number of the element after them
+            upper = [e if e < rows * n else zero for e in range(half * n, 2 * half * n)]
+            sums = list(map(v.builder.fadd, sums, v.take([*sums, v.constant(0)], upper)))
+            rows = half
+        return sums[0]
+
+    def end(self) -> None:
+        """Write what is left of a stream."""
+        b = self.v.builder
+        if self.stream is not None:
+            with b.if_then(b.and_(self.streams, self.wanted.dW)):
+                self.stream.end()
 
 
 @cache
-def kernel(n: int, dtype: np.dtype[Any]) -> Any:
-    """The compiled function for pairs with n columns of ``dtype``, at most as many as a vector has lanes."""
-    width = lane_count(dtype)
-
+def _kernel(is_tall: int, rest: int, n: int, dtype: np.dtype[Any]) -> Any:
     def tall(
         W: Any, x: Any, loss: Any, dW: Any, dx: Any, first: int, last: int, slice_rows: int, streams: bool
     ) -> None:
         wanted = Wanted(loss.size > 0, dW.size > 0, dx.size > 0)
-        m = W.shape[1]
-        sums = np.empty((width, n), W.dtype)
-        for pair in range(first, last):
-            for r in range(width):
-                for j in range(n):
-                    sums[r, j] = 0
-            total = W.dtype.type(0)
-            for i in range(0, m, width):
-                total += block(W, (pair * m + i) * n, x, pair * n, dW, sums, wanted, min(width, m - i), n)
-            if wanted.loss:
-                loss[pair] = total
-            if wanted.dx:
-                for j in range(n):
-                    total = sums[0, j]
-                    for r in range(1, width):
-                        total += sums[r, j]
-                    dx[pair, j] = total
+        slices(W, x, loss, dW, dx, wanted, first, last, W.shape[1], slice_rows, streams, is_tall, rest, n)
 
-    return compile_kernel(tall, f"tall_{n}", dtype)
+    return compile_kernel(tall, f"tall_{'blocks_' * is_tall}{rest}x{n}", dtype)
+
+
+def kernel(m: int, n: int, dtype: np.dtype[Any]) -> Any:
+    """The compiled function for pairs of m rows of n elements of ``dtype``, at most as many as a vector has lanes."""
+    lanes = lane_count(dtype)
+    return _kernel(int(m >= lanes), m % lanes, n, dtype)

@@ -35,10 +35,7 @@ def pairs(
 ) -> None:
     """Compute the pairs first..last of W (B, m, n) and x (B, n); ``streams``: results go past the caches."""
     b, width = v.builder, INDEX(v.width)
-    # The block spills vectors to the stack. Unless LLVM aligns the stack to vectors, three processes in four have their
-    # spills across two cache lines: 8x8 and 12x12 took 25 to 30 % longer in those.
-    b.function.attributes.alignstack = v.width * v.dtype.itemsize
-    b.function.attributes.add("nounwind")  # llvmlite leaves alignstack out where there is no other attribute
+    v.align_stack()
     whole = b.sub(last, b.urem(b.sub(last, first), width))
     has_rest = b.icmp_signed("<", whole, last)
     sizes = (m * n, n, 1, m * n, n)
@@ -48,7 +45,7 @@ def pairs(
         x.load_rest()
     begin = b.select(has_rest, b.sub(first, width), first)
     with cgutils.for_range_slice(b, begin, whole, width, intp=INDEX) as (pair, _):
-        block(v, W, x, loss, dW, dx, wanted, pair, b.and_(streams, b.icmp_signed(">", pair, first)), m, n)
+        block(v, W, x, loss, dW, dx, wanted, pair, b.and_(streams, b.icmp_signed(">=", pair, first)), m, n)
     for output, is_wanted in zip((loss, dW, dx), wanted, strict=True):
         with b.if_then(is_wanted):
             output.finish(streams)
@@ -63,14 +60,14 @@ class Pairs:
 
     def __init__(self, v: VectorBuilder, array: Any, size: int, first: Any, whole: Any, last: Any) -> None:
         b = v.builder
-        self.v, self.array, self.size = v, array, INDEX(size)
+        self.v, self.array, self.size = v, array, size
         self.first, self.whole, self.last = first, whole, last
-        self.rest = b.bitcast(cgutils.alloca_once(b, v.vector, self.size), v.real.as_pointer())
+        self.rest = b.bitcast(cgutils.alloca_once(b, v.vector, INDEX(size)), v.real.as_pointer())
         self.stream = Stream(v, array, self.index(first)) if can_stream() else None
 
     def index(self, pair: Any) -> Any:
         """The number of a pair's first element."""
-        return self.v.builder.mul(pair, self.size)
+        return self.v.builder.mul(pair, INDEX(self.size))
 
     def block(self, pair: Any) -> Any:
         """The elements of the block that begins with ``pair``."""
@@ -80,34 +77,33 @@ class Pairs:
     def load_rest(self) -> None:
         """Copy the last pairs to their buffer."""
         b, itemsize = self.v.builder, self.v.dtype.itemsize
-        cgutils.memset(b, self.rest, b.mul(self.size, INDEX(self.v.width * itemsize)), 0)
+        cgutils.memset(b, self.rest, INDEX(self.size * self.v.width * itemsize), 0)
         self._copy_rest(self.rest, self.v.at(self.array, self.index(self.whole)))
 
     def put(
-        self, pair: Any, streams: Any, vectors: Callable[[], Iterable[Any]], meanwhile: Callable[[int], None] = id
+        self, pair: Any, streams: Any, vectors: Callable[[], Iterable[Any]], meanwhile: Callable[[int], object] = id
     ) -> None:
         """Write the block that begins with ``pair``; call ``meanwhile`` with the number of each vector streamed."""
-        b = self.v.builder
         if self.stream is None:
             self.v.store_block(vectors(), self.block(pair))
             return
-        with b.if_else(streams) as (streamed, stored):
+        with self.v.builder.if_else(streams) as (streamed, stored):
             with streamed:
-                self.stream.put(vectors(), self.index(pair), meanwhile)
+                self.stream.put(vectors(), self.v.width * self.size, meanwhile)
             with stored:
-                self.stream.keep(self.v.store_block(vectors(), self.block(pair)))
+                self.v.store_block(vectors(), self.block(pair))
 
     def finish(self, streams: Any) -> None:
         """Copy the results of the last pairs from their buffer, and write what is left of a stream."""
         b = self.v.builder
         if self.stream is not None:
             with b.if_then(streams):
-                self.stream.end(self.index(self.whole))
+                self.stream.end()
         self._copy_rest(self.v.at(self.array, self.index(self.whole)), self.rest)
 
     def _copy_rest(self, to: Any, source: Any) -> None:
         b = self.v.builder
-        cgutils.raw_memcpy(b, to, source, b.mul(b.sub(self.last, self.whole), self.size), self.v.dtype.itemsize)
+        cgutils.raw_memcpy(b, to, source, b.mul(b.sub(self.last, self.whole), INDEX(self.size)), self.v.dtype.itemsize)
 
 
 def block(
@@ -129,11 +125,11 @@ def block(
     W_block = v.load_block(W.block(pair), m * n)  # (pairs, m, n)
     x_block = v.load_block(x.block(pair), n)  # (pairs, n)
     x_of_W = v.take(x_block, [e // (m * n) * n + e % n for e in elements])  # x_j for each W_ij
-    q = v.sum_axis(v.products(W_block, x_of_W), n, 1)  # q = W x  (pairs, m)
+    q = v.sum_axis(v.products(W_block, x_of_W), (v.width * m, n, 1))  # q = W x  (pairs, m)
     s, g = zip(*(s_and_g(v, q_k) for q_k in q), strict=True)  # (pairs, m)
     g_of_W = v.take(g, [e // n for e in elements])  # g_i for each W_ij
     with b.if_then(wanted.loss):
-        sums = v.sum_axis(v.products(s, s), m, 1)
+        sums = v.sum_axis(v.products(s, s), (v.width, m, 1))
         loss.put(pair, streams, lambda: sums)
 
     def prefetch(k: int) -> None:
@@ -145,7 +141,7 @@ def block(
     with b.if_then(wanted.dW):  # dW = g x^T
         dW.put(pair, streams, lambda: v.products(g_of_W, x_of_W), prefetch)
     with b.if_then(wanted.dx):  # dx = W^T g
-        totals = v.sum_axis(v.products(g_of_W, W_block), m, n)
+        totals = v.sum_axis(v.products(g_of_W, W_block), (v.width, m, n))
         dx.put(pair, streams, lambda: totals)
 
 

@@ -34,7 +34,7 @@ def child(script, cache, cpu, features, *arguments, **variables):
 RUN = """
 import sys
 import numpy as np
-from host import test_simd
+from host import test_simd, test_stream
 from contract import assert_contract
 import sigmoid_l2 as sl2
 from sigmoid_l2.kernels.cpu import simd
@@ -55,6 +55,9 @@ for m, n in ((3, 3), (8, 8), (50, 5), (16, 16), (3, 300)):  # tiny, tall and row
             part = sl2.value_and_grad(W[first:last], x[first:last], backend="numba")
             same = [a.tobytes() == b[first:last].tobytes() for a, b in zip(part, out, strict=True)]
             assert all(same), (m, n, dtype, first, last)
+test_stream.assert_streams()
+for case in test_stream.FEW:
+    test_stream.assert_same_bits_anywhere(*case)
 for dtype in test_simd.DTYPES:
     arguments = test_simd.float32_arguments(997) if dtype == "f4" else [-rng.uniform(0, 700, 1 << 18)]
     normal, subnormal = test_simd.largest_errors(dtype, arguments)

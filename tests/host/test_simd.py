@@ -2,6 +2,7 @@
 
 import platform
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -180,11 +181,19 @@ def test_sums_of_lanes(dtype, width):
 @pytest.mark.parametrize(("size", "inner"), [(1, 1), (2, 1), (3, 1), (5, 2), (8, 1), (7, 3)])
 @pytest.mark.parametrize("width", WIDTHS)
 def test_sum_axis(width, size, inner):
-    """Over the middle axis of (width, size, inner), of whole numbers."""
+    """Over the middle axis of (outer, size, inner), of whole numbers; they may end within a vector."""
     dtype = DTYPES[0]
-    a = np.random.default_rng(size).integers(-1000, 1000, (width, size, inner)).astype(dtype)
-    function = on_vectors(lambda v, x: v.sum_axis(x, size, inner), dtype, width, size * inner, inner)
-    np.testing.assert_array_equal(function(a), a.sum(axis=1).ravel())
+    for outer in (1, width - 1, width):
+        shape = (outer, size, inner)
+        a = np.random.default_rng(size).integers(-1000, 1000, shape).astype(dtype)
+        inputs, outputs = (-(-count // width) for count in (a.size, outer * inner))
+        padded = np.pad(a.ravel(), (0, inputs * width - a.size), constant_values=np.nan)
+        function = on_vectors(partial(sum_axis, shape), dtype, width, inputs, outputs)
+        np.testing.assert_array_equal(function(padded)[: outer * inner], a.sum(axis=1).ravel())
+
+
+def sum_axis(shape, v, vectors):
+    return v.sum_axis(vectors, shape)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

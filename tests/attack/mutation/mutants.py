@@ -16,6 +16,8 @@ class Mutant(NamedTuple):
 PARITY = ("tests/host/test_parity.py",)
 REFERENCE = ("tests/host/test_reference.py",)
 SIMD = ("tests/host/test_simd.py",)
+STREAM = ("tests/host/test_stream.py",)
+SUMS = ("tests/host/test_sums.py",)
 THREADS = ("tests/host/test_threads.py", "tests/attack/test_faults.py")
 OUT = ("tests/host/test_bad_output.py",)
 TRACE = ("tests/host/test_trace.py",)
@@ -65,7 +67,27 @@ MUTANTS = (
     Mutant(
         "cpu: odd terms of a sum forgotten", "kernels/cpu/simd.py", "size % 2 == 0", "size % 2 == 0 or size > 8", PARITY
     ),
-    Mutant("cpu: tall, the last rows not masked", "kernels/cpu/tall.py", "b.select(is_row, g, zero)", "g", PARITY),
+    Mutant(
+        "cpu: tall, the last rows not masked",
+        "kernels/cpu/tall.py",
+        "b.select(v.mask_first(INDEX(rows)), s, v.constant(0))",
+        "s",
+        PARITY,
+    ),
+    Mutant(
+        "cpu: a stream begins before its range", "kernels/cpu/stream.py", "self.first), likely", "line), likely", STREAM
+    ),
+    Mutant(
+        "cpu: a stream forgets its last elements", "kernels/cpu/stream.py", "self._store_part(self.v", "(self.v", STREAM
+    ),
+    Mutant("cpu: a stream is stored as usual", "kernels/cpu/simd.py", "store.set_metadata(", "(", STREAM),
+    Mutant(
+        "cpu: errors of a sum forgotten",
+        "kernels/cpu/sums.py",
+        "b.fadd(b.load(self.low), error)",
+        "b.load(self.low)",
+        SUMS,
+    ),
     Mutant(
         "cpu: rows, dx not reset between pairs", "kernels/cpu/rows.py", "sums[j] = 0", "sums[j] *= pair > first", PARITY
     ),

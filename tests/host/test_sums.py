@@ -1,0 +1,72 @@
+"""Sums over rows in the CPU kernels: their error does not grow with the number of rows."""
+
+import math
+
+import numpy as np
+import pytest
+
+pytest.importorskip("numba")
+
+from sigmoid_l2.kernels.cpu import launch
+from sigmoid_l2.kernels.cpu.simd import lane_count
+
+MANY = 1 << 22
+WIDTHS = [(n, d) for d in map(np.dtype, ("f4", "f8")) for n in (1, 3, 4, 7, 12, 16) if n <= lane_count(d)]
+
+
+def results(W, x):
+    """loss, dW and dx of one tall pair."""
+    (m, n), dtype = W.shape, W.dtype
+    loss, dW, dx = np.empty(1, dtype), np.empty((1, m, n), dtype), np.empty((1, n), dtype)
+    tall.kernel(m, n, dtype)(W[None], x[None], loss, dW, dx, 0, 1, m, False)
+    return loss[0], dW[0], dx[0]
+
+
+def roundings(m, dtype):
+    """At most so many has a sum over m rows: in a tree over lanes, in chains of 8 blocks, and one of all chains."""
+    lanes = lane_count(dtype)
+    return math.ceil(math.log2(min(m, lanes))) + min(8, math.ceil(m / lanes)) + 1
+
+
+def assert_exact(got, terms, m, dtype):
+    """A sum that is as near to the exact one as its roundings, and one of each term, allow."""
+    eps = np.finfo(dtype).eps
+    allowed = (roundings(m, dtype) + 1) * eps / 2 * math.fsum(abs(t) for t in terms)
+    assert abs(float(got) - math.fsum(terms)) <= allowed, (got, math.fsum(terms))
+
+
+@pytest.mark.parametrize(("n", "dtype"), WIDTHS)
+@pytest.mark.parametrize("m", [2, 15, 16, 100, 128, 129, 1000, 20_011])
+def test_any_rows(m, n, dtype):
+    """dx against the exact sum of g_i W_ij, with the g of dW = g x^T where x = 1."""
+    W = np.random.default_rng([m, n]).uniform(-1, 2, (m, n)).astype(dtype)
+    _, dW, dx = results(W, np.ones(n, dtype))
+    g = dW[:, 0].astype(float)
+    for j in range(n):
+        assert_exact(dx[j], (g * W[:, j]).tolist(), m, dtype)
+    assert roundings(m, dtype) <= 2 * math.ceil(math.log2(m)) + 2
+
+
+def test_many_equal_rows():
+    """Their sums are those of a block, as often: a plain sum would be off by thousands of eps."""
+    dtype = np.dtype("f4")
+    lanes = lane_count(dtype)
+    eps = np.finfo(dtype).eps
+    W, x = np.full((MANY, 1), 0.7, dtype), np.full(1, 0.9, dtype)
+    loss, dW, dx = results(W, x)
+    one_loss, one_dW, one_dx = results(W[:lanes], x)  # a block, whose sums are exact: a number times a power of 2
+    assert dW.tobytes() == np.repeat(one_dW[:1], MANY, axis=0).tobytes()
+    for got, one in ((loss, one_loss), (dx[0], one_dx[0])):
+        exact = float(one) * (MANY // lanes)
+        assert abs(float(got) - exact) <= 11 * eps / 2 * exact, (float(got) / exact - 1) / eps
+
+
+def test_overflow():
+    """A sum that overflows is infinite, not NaN."""
+    dtype = np.dtype("f4")
+    W, x = np.full((1000, 1), np.finfo(dtype).max / 4, dtype), np.full(1, 1e-38, dtype)
+    loss, _, dx = results(W, x)
+    assert np.isfinite(loss)
+    assert dx.tolist() == [np.inf]
+    _, _, dx = results(-W, x)
+    assert dx.tolist() == [-np.inf]
