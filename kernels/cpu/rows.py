@@ -140,7 +140,7 @@ class Rows:
                     x_j = v.load(self.x, j_u, mask)
                     for row, row_sums in zip(rows, sums, strict=True):
                         W_j = v.load(self.W, b.add(row, j_u), mask)
-                        if u < PREFETCHED:
+                        if u < PREFETCHED and mask is None:
                             v.prefetch(self.W, b.add(b.add(row, j_u), self.ahead), level=2)
                         b.store(v.multiply_add(W_j, x_j, b.load(row_sums[u])), row_sums[u])
 
@@ -246,28 +246,32 @@ class Rows:
         with cgutils.for_range(b, self.count, intp=INDEX) as loop:
             begin, g = b.mul(loop.index, self.n), self.g_of(loop.index)
 
-            def line(j: Any, mask: Any = None) -> Any:
+            def part_of_row(j: Any, mask: Any = None) -> Any:
+                return b.fmul(g, v.load(self.x, j, mask))
+
+            def stream(line: Any, j: Any) -> None:
+                v.stream(line, self.dW, b.add(begin, j))
+                ahead = b.add(b.add(begin, j), self.ahead)
                 with b.if_else(self.are_narrow) as (if_narrow, if_long):
                     with if_narrow:
-                        v.prefetch(self.W, b.add(b.add(begin, j), self.ahead), level=1)
+                        v.prefetch(self.W, ahead, level=1)
                     with if_long:
-                        v.prefetch(self.W, b.add(b.add(begin, j), self.ahead), level=2)
-                return b.fmul(g, v.load(self.x, j, mask))
+                        v.prefetch(self.W, ahead, level=2)
 
             before = v.part_of_line(v.at(self.dW, begin))  # elements of the row before in this row's first line
             j = b.neg(before)
             is_before = v.mask_first(before)
-            own = line(j, b.not_(is_before))
+            own = part_of_row(j, b.not_(is_before))
             with b.if_else(b.and_(are_first, b.icmp_signed("==", loop.index, INDEX(0)))) as (shared, whole):
                 with shared:
                     v.store(own, self.dW, b.add(begin, j), b.not_(is_before))
                 with whole:
-                    v.stream(b.select(is_before, b.load(self.line), own), self.dW, b.add(begin, j))
+                    stream(b.select(is_before, b.load(self.line), own), j)
             j = b.add(j, width)
             end = b.sub(self.n, b.urem(b.sub(self.n, j), width))
             with cgutils.for_range_slice(b, j, end, width, intp=INDEX) as (k, _):
-                v.stream(line(k), self.dW, b.add(begin, k))
-            b.store(line(end, v.mask_first(b.sub(self.n, end))), self.line)
+                stream(part_of_row(k), k)
+            b.store(part_of_row(end, v.mask_first(b.sub(self.n, end))), self.line)
 
     def finish_gradient(self, end: Any) -> None:
         """Store the last line's part before ``end``; other threads see all of dW from here on."""

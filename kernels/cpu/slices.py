@@ -11,9 +11,11 @@ from sigmoid_l2.kernels.cpu.loops import for_columns
 from sigmoid_l2.kernels.cpu.simd import INDEX, VectorBuilder
 from sigmoid_l2.kernels.cpu.sums import add_exactly, with_errors
 
-# Size of a slice: about so many bytes of W, a multiple of so many rows, because its own loss and dx, which are written
-# and read once more, must be little beside its W and dW.
-SLICE_BYTES, SLICE_ROWS = 1 << 19, 64
+# Size of a slice: at least so many bytes of W and so many rows, of which it has a multiple, because its own loss and dx,
+# which are written and read once more, must be little beside its W and dW.
+SLICE_BYTES, SLICE_ROWS = 1 << 19, 32
+# Slices of a pair, at most: more threads than that do not make memory faster.
+SLICES = 64
 # Columns whose sums over slices stay in registers, in vectors.
 COLUMNS = 4
 # Columns that a thread adds at a time.
@@ -25,7 +27,8 @@ def rows_of_slice(m: int, n: int, itemsize: int) -> int:
 
     It does not depend on the number of threads: the order of the sums must not.
     """
-    rows = max(SLICE_ROWS, SLICE_BYTES // (n * itemsize) // SLICE_ROWS * SLICE_ROWS)
+    rows = max(SLICE_BYTES // (n * itemsize), -(-m // SLICES), 1)
+    rows = -(-rows // SLICE_ROWS) * SLICE_ROWS
     return rows if m >= 2 * rows else m
 
 
