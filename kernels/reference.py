@@ -26,10 +26,10 @@ Every q_i depends on x, so dx is a sum over i; an elementwise product would leav
 No argument of exp is positive, so nothing overflows; and nothing cancels where 1 - s is small.
 
 The order of a sum depends on (m, n) alone, so a pair has the same bits in any batch. That is why no BLAS adds up here.
-A sum over i is made of chains of at most ROWS = 8 terms; their sums are added in pairs until 8 or fewer are left, and
-these in a chain. With c = ceil(log2 m), a term goes through at most
+A sum over i has chains of CHAIN = 8 terms (pairs with the batch axis last: of one), whose sums are added in pairs until
+FEW = 7 or fewer are left, and these in a chain. With c = ceil(log2 m), a term goes through at most
 
-    m <= 8: m - 1        m <= 64: 7 + ceil(m / 8) - 1        m > 64: 7 + (c - 6) + 7 = c + 8
+    m <= 8: m - 1        m <= 56: 7 + ceil(m / 8) - 1        m > 56: 7 + (c - 5) + 6 = c + 8
 
 additions, in each case at most 2 c + 2: they round it by at most (c + 1) eps. A sum over j has chains of COLUMNS terms:
 a product and at most min(n, COLUMNS) - 1 additions, and where n > COLUMNS at most ceil(log2(n / COLUMNS)) + 4 more.
@@ -48,11 +48,12 @@ from sigmoid_l2 import threads
 # should stay in the level 2 cache: they have 2^16. So have others, at least, where larger ones leave threads without
 # work.
 BLOCK, SMALL_BLOCK = 1 << 20, 1 << 16
-# Size of the largest tiny pair. A row costs einsum 9 ns besides its elements: 3x3 is 1.4 times as fast with the batch
-# axis last, 7x5 as fast. And np.add.reduce adds up to 7 terms one after the other, wherever they are.
-TINY_M, TINY_N = 7, 5
-# Terms in a chain of a sum over i, and chains that are added in a chain.
-ROWS = 8
+# Size of the largest tiny pair: its columns, and its elements. A row costs einsum 9 ns besides its elements, so 3x3 is
+# 1.4 times as fast with the batch axis last, 37x5 1.5 times, and 6x6 as fast. A block should have 256 pairs.
+TINY_N, TINY = 5, 256
+# Terms in a chain of a sum over i, and sums of chains that are added in a chain: NumPy adds up to 7 one after the
+# other, wherever they are.
+CHAIN, FEW = 8, 7
 # Terms in a chain of a sum over j. einsum makes several sums of it, side by side.
 COLUMNS = 256
 
@@ -74,7 +75,7 @@ def s_and_g(q: Any) -> tuple[Any, Any]:
 def fused(W: Any, x: Any, loss: Any, dW: Any, dx: Any, *, stream: int | None = None) -> None:
     """Compute loss, dW and dx for a batch, in blocks on all threads; the contract is in ``sigmoid_l2.kernels``."""
     B, m, n = W.shape
-    tiny, half = m <= TINY_M and n <= TINY_N, W.dtype == np.float16
+    tiny, half = n <= TINY_N and m * n <= TINY, W.dtype == np.float16
     compute: Any = _tiny_pairs if tiny else _pairs
     if half:
         compute = partial(_in_float32, compute)
@@ -111,11 +112,11 @@ def _pairs(W: Any, x: Any, loss: Any, dW: Any, dx: Any) -> None:
     q = _sum_of_products(W.swapaxes(1, 2), x, COLUMNS)
     s, g = s_and_g(q)  # (b, m)
     if loss is not None:
-        _sum_of_products(s[:, :, None], s, ROWS, out=loss[:, None])
+        _sum_of_products(s[:, :, None], s, CHAIN, out=loss[:, None])
     if dW is not None:
         np.einsum("bi,bj->bij", g, x, out=dW)
     if dx is not None:
-        _sum_of_products(W, g, ROWS, out=dx)
+        _sum_of_products(W, g, CHAIN, out=dx)
 
 
 def _sum_of_products(A: Any, v: Any, most: int, out: Any = None) -> Any:
@@ -130,11 +131,16 @@ def _sum_of_products(A: Any, v: Any, most: int, out: Any = None) -> Any:
     np.einsum("bkij,bki->bkj", *whole, out=sums[:, :chains])
     if rest:
         np.einsum("bij,bi->bj", A[:, end:], v[:, end:], out=sums[:, -1])
-    while sums.shape[1] > ROWS:
-        half = sums.shape[1] // 2
-        sums[:, :half] += sums[:, -half:]
-        sums = sums[:, :-half]
-    return np.einsum("bkj->bj", sums, out=out)
+    return np.einsum("kbj->bj", _halved(sums.swapaxes(0, 1)), out=out)
+
+
+def _halved(terms: Any) -> Any:
+    """At most FEW sums of the ``terms`` (k, ...), which are overwritten."""
+    while len(terms) > FEW:
+        half = len(terms) // 2
+        terms[:half] += terms[-half:]
+        terms = terms[:-half]
+    return terms
 
 
 def _tiny_pairs(W: Any, x: Any, loss: Any, dW: Any, dx: Any) -> None:
@@ -144,9 +150,9 @@ def _tiny_pairs(W: Any, x: Any, loss: Any, dW: Any, dx: Any) -> None:
     q = np.add.reduce(terms, axis=1)
     s, g = s_and_g(q)  # (m, b)
     if loss is not None:
-        np.add.reduce(s * s, axis=0, out=loss)
+        np.add.reduce(_halved(s * s), axis=0, out=loss)
     if dW is not None:
         dW.transpose(1, 2, 0)[...] = np.multiply(g[:, None], x, out=terms)
     if dx is not None:
-        # A ufunc goes along the long axis; a copy, which suits dW, goes along the axis that dx has last.
-        np.positive(np.add.reduce(np.multiply(g[:, None], W, out=terms), axis=0), out=dx.T)
+        sums = np.add.reduce(_halved(np.multiply(g[:, None], W, out=terms)), axis=0)
+        np.positive(sums, out=dx.T)  # along the batch axis; a copy, which suits dW, would go along the short one

@@ -12,8 +12,37 @@ from processes import run_python
 from sigmoid_l2 import threads
 from sigmoid_l2.kernels import reference
 
-# Around the ends of a chain of 8, of 8 chains, and of the pairs of them; a prime; the most that a tiny pair has.
-LENGTHS = [1, 2, 3, 7, 8, 9, 15, 16, 17, 37, 63, 64, 65, 72, 100, 127, 128, 129, 449, 512, 513, 1000, 4097]
+# Around the ends of a chain of 8, of 7 such chains, and of pairs of them; a prime; the end of tiny pairs.
+LENGTHS = [
+    1,
+    2,
+    3,
+    7,
+    8,
+    9,
+    15,
+    16,
+    17,
+    37,
+    56,
+    57,
+    63,
+    64,
+    65,
+    72,
+    100,
+    127,
+    128,
+    129,
+    449,
+    512,
+    255,
+    256,
+    257,
+    513,
+    1000,
+    4097,
+]
 
 
 def computed(W, x, wanted=(True, True, True)):
@@ -26,7 +55,9 @@ def computed(W, x, wanted=(True, True, True)):
 
 
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
-@pytest.mark.parametrize(("m", "n"), [*((m, 1) for m in LENGTHS), *((m, 6) for m in LENGTHS), (1 << 22, 1)])
+@pytest.mark.parametrize(
+    ("m", "n"), [*((m, 1) for m in LENGTHS), *((m, n) for m in LENGTHS for n in (3, 6)), (1 << 22, 1)]
+)
 def test_sums_over_equal_rows(m, n, dtype):
     """Rounding errors of equal terms have the same sign. In one chain of 2^22 they are 15,000 eps."""
     w = np.linspace(0.3, 0.9, n).astype(dtype)
@@ -60,7 +91,21 @@ def test_sum_over_a_long_row(n, dtype):
 
 # Tiny pairs and their ends; sums over rows in one chain, in several, in pairs of them; rows of one chain and several.
 SHAPES = [(1, 1), (3, 3), (7, 5), (1, 5), (7, 1), (8, 5), (7, 6), (8, 1), (9, 1), (1, 9), (9, 9), (37, 5), (64, 2)]
-SHAPES += [(65, 3), (100, 1), (200, 1), (1, 257), (3, 600), (70, 300), (1, 3000), (1100, 1)]
+SHAPES += [
+    (65, 3),
+    (86, 3),
+    (52, 5),
+    (57, 7),
+    (100, 1),
+    (200, 1),
+    (256, 1),
+    (257, 1),
+    (1, 257),
+    (3, 600),
+    (70, 300),
+    (1, 3000),
+    (1100, 1),
+]
 
 
 def shifted(a, offset):
@@ -110,7 +155,7 @@ def test_memory(m, n, dtype, monkeypatch):
         reserved.append(array.nbytes)
         return array
 
-    size = reference.SMALL_BLOCK if m * n == 1 or (m, n) == (3, 3) else reference.BLOCK
+    size = reference.SMALL_BLOCK if n <= reference.TINY_N and m * n <= reference.TINY else reference.BLOCK
     for B in (size // (m * n), 2 * size // (m * n) + 1):
         W, x = np.zeros((B, m, n), dtype), np.zeros((B, n), dtype)
         out = np.zeros(B, dtype), np.zeros_like(W), np.zeros_like(x)

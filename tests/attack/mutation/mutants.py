@@ -31,12 +31,12 @@ MUTANTS = (
     Mutant("reference: 1 - s subtracted", "kernels/reference.py", "b / both", "1 - a / both", PARITY),
     Mutant("reference: factor 2 forgotten", "kernels/reference.py", "2 * s * (s * c)", "s * (s * c)", PARITY),
     Mutant("reference: the rest of a sum forgotten", "kernels/reference.py", "if rest:", "if False:", PARITY),
-    Mutant("reference: dx in one chain", "kernels/reference.py", "g, ROWS, out=dx", "g, m, out=dx", REFERENCE),
+    Mutant("reference: dx in one chain", "kernels/reference.py", "g, CHAIN, out=dx", "g, m, out=dx", REFERENCE),
     Mutant(
         "reference: dx of tiny pairs added up over j",
         "kernels/reference.py",
-        "out=terms), axis=0",
-        "out=terms), axis=1",
+        "out=terms)), axis=0",
+        "out=terms)), axis=1",
         PARITY,
     ),
     Mutant(
