@@ -5,7 +5,8 @@
 # make lint       ruff and mypy
 # make package    build the wheel and the sdist; install each into an empty environment and try it
 # make bench      our backends (build/bench.json), then the peers (bench/results/, with pictures); fails if a target is
-#                 missed (beside another commit: bench/compare.py --base REV)
+#                 missed (ours alone, in 4 minutes: bench/bench_cpu.py --no-peers; several machines in one table:
+#                 bench/report.py FILE FILE; beside another commit: bench/compare.py --base REV)
 # make accuracy   every float32 q and 10^8 float64 q through every CPU backend, JAX, torch and the textbook formula;
 #                 writes docs/accuracy.md (half an hour)
 # make fuzz       search for inputs that break the library, a minute (FUZZ_LIMIT) for each of two targets (Linux x86-64)

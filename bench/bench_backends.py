@@ -1,12 +1,13 @@
-"""pytest-benchmark over backend x dtype x shape x batch, each beside a plain copy of the same bytes.
+"""pytest-benchmark over backend x dtype x shape x batch, each beside the best copy of the same bytes.
 
 pytest bench/bench_backends.py --benchmark-json=build/bench.json && python bench/report.py build/bench.json
 """
 
 import pytest
+from copies import Copy
 from measure import seconds, spread
-from results import row
-from workload import Case, Copy, Workload, finished
+from results import name, row
+from workload import Case, Workload, finished
 
 import sigmoid_l2 as sl2
 
@@ -22,12 +23,21 @@ def test_value_and_grad(benchmark, backend, dtype, size):
     if reasons := BACKENDS[backend].reasons:
         pytest.skip("; ".join(reasons))
     case = Case("gpu" if BACKENDS[backend].device == "cuda" else "cpu", dtype, *size)
-    call, copy = (finished(run, case.device) for run in (Workload(case).call(backend), Copy(case)))
-    copies = []
-    # The setup of every round times one copy: the two are interleaved, and a drift of the machine hits both alike.
-    benchmark.pedantic(call, setup=lambda: copies.append(seconds(copy)), rounds=9, warmup_rounds=1, iterations=1)
+    threads = None if case.device == "gpu" else 1 if backend == "numpy" else sl2.get_num_threads()
+    call, copies = Workload(case).call(backend), Copy(case).ways(1, threads or 1)
+    call, *runs = (finished(run, case.device) for run in (call, *copies.values()))
+    times = {key: [] for key in copies}
+
+    def time_copies() -> None:
+        for key, run in zip(copies, runs, strict=True):
+            times[key].append(seconds(run))
+
+    # The setup of every round times each copy once: a drift of the machine hits them and the call alike.
+    benchmark.pedantic(call, setup=time_copies, rounds=9, warmup_rounds=1, iterations=1)
     if benchmark.stats is None:  # --benchmark-disable
         return
-    times = spread(benchmark.stats.stats.data)
-    speeds = {"gb_per_s": case.traffic / times.median / 1e9, "fraction_of_copy": spread(copies).median / times.median}
-    benchmark.extra_info |= row("backends", case, backend) | times._asdict() | speeds
+    call_s = spread(benchmark.stats.stats.data)
+    key, copy_s = min(((key, spread(t).median) for key, t in times.items()), key=lambda way: way[1])
+    told = {"gb_per_s": case.traffic / call_s.median / 1e9, "fraction_of_copy": copy_s / call_s.median}
+    told["copy"] = name(key._asdict())
+    benchmark.extra_info |= row("backends", case, backend, threads=threads) | call_s._asdict() | told

@@ -1,111 +1,194 @@
-"""Ours on the CPU beside every peer and beside a plain copy of the same bytes, over batches, shapes and threads.
+"""Ours on the CPU beside the best copy of the same bytes and beside every peer, over shapes, batches and threads.
 
-python bench/bench_cpu.py [--quick] [-o FILE.json]
+python bench/bench_cpu.py [PART...] [--no-peers] [--quick] [-o FILE.json]
 
-All contenders of a case take turns, so that a drift of the machine hits all alike; the results of each are compared
-with the reference before anything is timed. Prints the tables of ``report`` and exits with 1 if a "must" is missed.
+Parts: shapes, huge, subnormal, outputs, threads, reader, pair, small, numpy, batch, fresh. Without any it does all;
+--no-peers leaves out the last two, which need other libraries, and takes four minutes. All contenders of a case take
+turns, so that a drift of the machine hits all alike; the results of each are compared with the reference before
+anything is timed. Prints the tables of ``report`` and exits with 1 if a "must" is missed.
 """
 
 import argparse
 import sys
-from collections.abc import Sequence
-from math import prod
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import peers
-from measure import FRESH, GIVEN, Contender, HostTurn, Key, contenders, rows
+import reader
+from copies import Copy
+from measure import FRESH, GIVEN, Contender, HostTurn, contenders, rows
 from report import report
-from results import COPY, RESULTS, Row, cpu_machine, installed, now, results_path, write
+from results import COPY, LOOP, RESULTS, Key, Row, cpu_machine, installed, now, results_path, write
 from targets import targets
-from workload import Case, Copy, Run, Workload
+from workload import Case, Run, Workload
 
 import sigmoid_l2 as sl2
 
-# W of the cases that are compared with the copy, besides 3x3: squares, and others.
-SHAPES = (*((k, k) for k in (1, 2, 4, 8, 16, 32, 64, 256)), (2, 5), (5, 3), (10, 784), (784, 10))
+# W (m, n) in float32 beside the copy: tiny, tall and rows kernels, and the sizes between them; and in float64.
+SHAPES = ((1, 1), (2, 2), (3, 3), (2, 5), (5, 3), (4, 4), (8, 8), (12, 12), (16, 16), (20, 33), (32, 32), (64, 64))
+SHAPES += ((10, 784), (784, 10), (100, 100), (256, 256))
+SHAPES_64 = ((3, 3), (8, 8), (64, 64))
+# One pair on all threads.
+HUGE = (8192, 8192)
+# Pairs of 3x3 whose outputs are new in each call of a loop.
+NEW_OUTPUTS = (10**6, 10**7)
+# Pairs of 3x3 with new outputs beside those who compile.
+FRESH_PAIRS = 10**7
+COMPILERS = (peers.JAX_MATMUL, peers.JAX_SUM, peers.TORCH_COMPILE_VMAP, peers.TORCH_COMPILE_HAND)
+# W of the NumPy backend beside NumPy by hand.
+NUMPY_SHAPES = ((3, 3), (8, 8), (64, 64), (10, 784), (784, 10))
 
 
 class Bench:
     """The rows of one run; ``quick`` has fewer rounds, batches and bytes, but every kind of row."""
 
     def __init__(self, quick: bool) -> None:
-        self.rounds, self.within_s = (5, 3) if quick else (21, 120)
+        self.rounds, self.within_s = (5, 3) if quick else (15, 90)
         self.batches = (1, 100, 10**4, 10**6) if quick else tuple(10**k for k in range(8))
         self.bytes_of_W = 10**8 if quick else 4 * 10**8
+        self.most = sl2.get_num_threads()
         self.rows: list[Row] = []
 
-    def run(self) -> None:
-        """Measure all parts; ours alone first, before other libraries start their threads."""
-        for dtype in ("float32", "float64"):
-            for B in (10**6, 10**7):
-                self.compare("shapes", Case("cpu", dtype, 3, 3, B), [(peers.OURS, GIVEN)])
-        for m, n in sorted(SHAPES, key=prod):
-            self.compare("shapes", self.case(m, n), [(peers.OURS, GIVEN)])
-        for case in (self.case(3, 3, 10**7), self.case(64, 64)):
-            self.scaling(case)
+    # --- the parts ----------------------------------------------------------------------------------------------------
 
-        by_hand = [(peers.NUMPY_MATMUL, FRESH), (peers.NUMPY_EINSUM, FRESH)]
-        self.compare("pair", self.case(3, 3, 1), [(peers.OURS_AUTO, FRESH), (peers.NUMPY_PAIR, FRESH), *by_hand])
-        for B in (1, 10, 100):
-            self.compare("small", self.case(3, 3, B), [(peers.OURS_AUTO, FRESH), (peers.OURS_AUTO, GIVEN), *by_hand])
+    def shapes(self) -> None:
+        """Ours with outputs given."""
+        for dtype, shapes in (("float32", SHAPES), ("float64", SHAPES_64)):
+            for m, n in shapes:
+                case = self.case(m, n, dtype=dtype)
+                self.compare("shapes", Workload(case), [(peers.OURS, GIVEN)], self.copies(case))
 
-        everybody = [(peers.OURS, GIVEN), (peers.OURS, FRESH)]
-        everybody += [(peer, peer.takes_out) for peer in peers.PEERS if "cpu" in peer.devices]
-        for B in self.batches:
-            self.compare("batch", self.case(3, 3, B), everybody)
-        compilers = (peers.JAX_MATMUL, peers.JAX_SUM, peers.TORCH_COMPILE_VMAP, peers.TORCH_COMPILE_HAND)
-        self.compare(
-            "fresh", self.case(3, 3, 10**7), [(peer, FRESH) for peer in (peers.OURS, peers.NUMPY_EINSUM, *compilers)]
-        )
+    def huge(self) -> None:
+        """One pair that all threads share."""
+        case = self.case(*HUGE, 1)
+        self.compare("huge", Workload(case), [(peers.OURS, GIVEN)], self.copies(case))
 
-    def case(self, m: int, n: int, B: int | None = None) -> Case:
-        """B float32 pairs, or so many that W has the bytes of the run."""
-        sizes = "cpu", "float32", m, n
-        return Case(*sizes, B) if B else Case.sized(*sizes, self.bytes_of_W)
+    def subnormal(self) -> None:
+        """Long rows whose q is so large that g and dW are subnormal here and there."""
+        case = self.case(10, 784)
+        work = Workload(case, scaled=False)
+        ours, *_ = self.compare("subnormal", work, [(peers.OURS, GIVEN)], self.copies(case))
+        ours["subnormal"] = work.subnormal()
 
-    def compare(self, part: str, case: Case, wanted: Sequence[Contender]) -> None:
-        """Time all contenders and the copy in turn; one that fails or is wrong gets a row with the reason."""
-        print(f"{part}: {case}", file=sys.stderr)
-        copy = Copy(case)
-        runs, gaps = contenders(part, Workload(case), wanted)
-        for threads in sorted({1, sl2.get_num_threads()}):
-            runs[Key(COPY["cpu"], "given", threads)] = copy.on(threads)
-        if part == "fresh":  # what new memory costs anybody
-            runs[Key(COPY["cpu"], "fresh", 1)] = copy.source.copy
-        self.time(part, case, runs)
-        self.rows += gaps
+    def outputs(self) -> None:
+        """New outputs in a loop beside given ones."""
+        for B in NEW_OUTPUTS:
+            case = self.case(3, 3, B)
+            new = {Key(peers.OURS.name, LOOP, self.most): in_a_loop(Workload(case).call("numba", given=False))}
+            self.compare("outputs", Workload(case), [(peers.OURS, GIVEN)], new | self.copies(case))
 
-    def scaling(self, case: Case) -> None:
-        """Ours and the copy on 1, 2, ... threads, all in turn."""
-        print(f"threads: {case}", file=sys.stderr)
-        call, copy, most = Workload(case).call("numba"), Copy(case), sl2.get_num_threads()
-        runs: dict[Key, Run] = {}
+    def threads(self) -> None:
+        """Ours and the copies on 1, 2, ... threads."""
+        numbers = sorted({k for k in (*range(1, 9), *(2**i for i in range(4, 16)), self.most) if k <= self.most})
 
-        def on(threads: int) -> Run:
+        def on(threads: int, call: Run) -> Run:
             def run() -> None:
                 sl2.set_num_threads(threads)  # costs less than a microsecond
                 call()
 
             return run
 
-        for threads in sorted({k for k in (*range(1, 9), *(2**i for i in range(4, 16)), most) if k <= most}):
-            runs[Key(peers.OURS.name, "given", threads)] = on(threads)
-            runs[Key(COPY["cpu"], "given", threads)] = copy.on(threads)
-        self.time("threads", case, runs)
+        for case in (self.case(3, 3), self.case(64, 64)):
+            call = Workload(case).call("numba")
+            ours = {Key(peers.OURS.name, "given", k): on(k, call) for k in numbers}
+            self.time("threads", case, ours | self.copies(case, *numbers))
         sl2.set_num_threads(None)
 
-    def time(self, part: str, case: Case, runs: dict[Key, Run]) -> None:
+    def reader(self) -> None:
+        """Ours alone, and followed by a reader of its results; stored the ordinary way, and streamed."""
+        for case in reader.cases():
+            self.time("reader", case, reader.reading(Workload(case), self.most))
+        reader.reset()
+
+    def pair(self) -> None:
+        """One pair without a batch axis, beside NumPy by hand."""
+        by_hand = (peers.OURS_AUTO, peers.NUMPY_PAIR, peers.NUMPY_MATMUL, peers.NUMPY_EINSUM)
+        self.compare("pair", Workload(self.case(3, 3, 1)), [(peer, FRESH) for peer in by_hand])
+
+    def small(self) -> None:
+        """Small batches, beside NumPy by hand."""
+        ours = [(peers.OURS_AUTO, FRESH), (peers.OURS_AUTO, GIVEN)]
+        for B in (1, 10, 100):
+            by_hand = [(peers.NUMPY_MATMUL, FRESH), (peers.NUMPY_EINSUM, FRESH)]
+            self.compare("small", Workload(self.case(3, 3, B)), ours + by_hand)
+
+    def numpy(self) -> None:
+        """The NumPy backend, beside NumPy by hand."""
+        sizes = [Case.sized("cpu", "float32", m, n, self.bytes_of_W // 10) for m, n in NUMPY_SHAPES]
+        for case in (self.case(3, 3, 1), self.case(3, 3, 1000), *sizes):
+            both = [(peers.NUMPY, GIVEN), (peers.NUMPY_EINSUM, GIVEN)]
+            self.compare("numpy", Workload(case), both, self.copies(case, 1))
+
+    def batch(self) -> None:
+        """Everybody over the batch."""
+        everybody = [(peers.OURS, GIVEN), (peers.OURS, FRESH)]
+        everybody += [(peer, peer.takes_out) for peer in peers.PEERS if "cpu" in peer.devices]
+        for B in self.batches:
+            case = self.case(3, 3, B)
+            self.compare("batch", Workload(case), everybody, self.copies(case, 1, self.most))
+
+    def fresh(self) -> None:
+        """Those who compile, with new outputs, and what new memory costs a copy."""
+        wanted = [(peer, FRESH) for peer in (peers.OURS, peers.NUMPY_EINSUM, *COMPILERS)]
+        case = self.case(3, 3, FRESH_PAIRS)
+        new = {Key(COPY["cpu"], "fresh", 1): Copy(case).source.copy}
+        self.compare("fresh", Workload(case), wanted, new | self.copies(case))
+
+    # --- what they have in common -------------------------------------------------------------------------------------
+
+    def case(self, m: int, n: int, B: int | None = None, dtype: str = "float32") -> Case:
+        """B pairs, or so many that W has the bytes of the run."""
+        sizes = "cpu", dtype, m, n
+        return Case(*sizes, B) if B else Case.sized(*sizes, self.bytes_of_W)
+
+    def copies(self, case: Case, *threads: int) -> dict[Key, Run]:
+        """The copies on so many threads; without a number, on as many as ours."""
+        return Copy(case).ways(*threads or (self.most,))
+
+    def compare(
+        self, part: str, work: Workload, wanted: Sequence[Contender], more: dict[Key, Run] | None = None
+    ) -> list[Row]:
+        """Time all contenders and ``more`` in turn; one that fails or is wrong gets a row with the reason."""
+        runs, gaps = contenders(part, work, wanted)
+        measured = self.time(part, work.case, runs | (more or {}))
+        self.rows += gaps
+        return measured
+
+    def time(self, part: str, case: Case, runs: Mapping[Key, Run]) -> list[Row]:
         """Add a row for each of ``runs``."""
-        self.rows += rows(part, case, {key: HostTurn(run) for key, run in runs.items()}, self.rounds, self.within_s)
+        print(f"{part}: {case}", file=sys.stderr)
+        measured = rows(part, case, {key: HostTurn(run) for key, run in runs.items()}, self.rounds, self.within_s)
+        self.rows += measured
+        return measured
+
+
+def in_a_loop(run: Run) -> Run:
+    """``run`` as in a loop of ``results = run()``: the last results are freed when the next ones are there."""
+    results: list[object] = []
+
+    def call() -> None:
+        results[:] = [run()]
+
+    return call
+
+
+# Methods of Bench in the order in which they run: those of other libraries come last, because these start threads.
+PARTS = ("shapes", "huge", "subnormal", "outputs", "threads", "reader", "pair", "small", "numpy", "batch", "fresh")
+NEED_OTHERS = ("batch", "fresh")
 
 
 def main() -> None:
     """Measure, write, report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", nargs="*", metavar="PART", help="default: all")
+    parser.add_argument("--no-peers", action="store_true", help=f"without {' and '.join(NEED_OTHERS)}")
     parser.add_argument("--quick", action="store_true", help="fewer rounds, batches and bytes: a minute or two")
-    parser.add_argument("-o", type=Path, metavar="FILE", help="default: bench/results/<date>-<cpu>.json, quick: build/")
+    parser.add_argument("-o", type=Path, metavar="FILE", help="default: bench/results/<date>-<cpu>.json if all is run")
     args = parser.parse_args()
+    if unknown := set(args.part) - set(PARTS):
+        parser.error(f"unknown: {', '.join(unknown)}; there are {', '.join(PARTS)}")
+    wanted = [part for part in args.part or PARTS if not (args.no_peers and part in NEED_OTHERS)]
 
     bench = Bench(args.quick)
     results: dict[str, Any] = {
@@ -115,8 +198,10 @@ def main() -> None:
         "versions": installed(dict.fromkeys(peer.library for peer in (peers.OURS, *peers.PEERS))),
         "notes": {peer.name: peer.note for peer in peers.PEERS if peer.note},
     }
-    path = args.o or (Path("build/peers.json") if args.quick else results_path(RESULTS, results["machine"]["cpu"]))
-    bench.run()
+    complete = not args.quick and set(wanted) == set(PARTS)
+    path = args.o or (results_path(RESULTS, results["machine"]["cpu"]) if complete else Path("build/cpu.json"))
+    for part in wanted:
+        getattr(bench, part)()
     results |= {"targets": targets(bench.rows), "rows": bench.rows}
     write(results, path)
     sys.exit(not report(path))

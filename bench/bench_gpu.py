@@ -17,26 +17,26 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import product
-from math import prod
 from pathlib import Path
 from typing import Any
 
-import bench_cpu
 import workload
+from copies import Copy
 from gpu_calls import PROMISES, SMALL, promises, small
 from gpu_steps import COMPILED
 from measure import GIVEN, Contender, DeviceTurn, HostTurn, Key, contenders, rows
 from peers import PEERS, of_backend
 from report import report
 from results import COPY, RESULTS, Row, add, gpu_machine, one_line, results_path, row
-from workload import Case, Copy, Run, Workload, finished
+from workload import Case, Run, Workload, finished
 
 import sigmoid_l2 as sl2
 
 BACKENDS = ("cupy", "numba-cuda")
 DTYPES = ("float32", "float64")
-# W beside the copy: the shapes of the CPU's table, one huge pair, and rows too long for the registers of a block.
-SHAPES = ((3, 3), *sorted(bench_cpu.SHAPES, key=prod), (8192, 8192), (4, 10000), (4, 20000), (4, 30000))
+# W beside the copy: squares and others of every class, one huge pair, and rows too long for the registers of a block.
+SHAPES = ((3, 3), (1, 1), (2, 2), (2, 5), (5, 3), (4, 4), (8, 8), (16, 16), (32, 32), (64, 64), (10, 784), (784, 10))
+SHAPES += ((256, 256), (8192, 8192), (4, 10000), (4, 20000), (4, 30000))
 # m, n and B of few pairs. In the time that a launch takes, the chip moves as much as several of these have.
 FEW_PAIRS = ((1000, 1000, 1), (1000, 1000, 10), (256, 256, 100))
 ROUNDS = 21

@@ -28,9 +28,10 @@ from unittest import mock
 
 import numpy as np
 from checkout import ROOT, assemble, export, git
+from copies import Copy
 from measure import DeviceTurn, HostTurn, Turn
-from report import duration, markdown
-from workload import Case, Copy, Workload
+from report_tables import duration, markdown
+from workload import Case, Workload
 
 import sigmoid_l2 as sl2
 

@@ -7,9 +7,10 @@ from itertools import product
 from typing import Any
 from unittest import mock
 
+from copies import Copy
 from measure import seconds, spread
 from results import Row, one_line, row
-from workload import Case, Copy, Run, Workload, wait
+from workload import Case, Run, Workload, wait
 
 import sigmoid_l2 as sl2
 

@@ -9,9 +9,10 @@ from math import ceil
 from typing import Any, NamedTuple
 
 import numpy as np
-from peers import OURS, Peer
-from results import Row, one_line, row
-from workload import Case, Copy, Run, Workload, finished, library, wait
+from copies import Copy
+from peers import NUMPY, OURS, Peer
+from results import Key, Row, one_line, row
+from workload import Case, Run, Workload, finished, library, wait
 
 import sigmoid_l2 as sl2
 
@@ -127,14 +128,6 @@ def in_turn(turns: Mapping[Any, Turn], rounds: int, within_s: float = 60) -> dic
 # --- contenders -----------------------------------------------------------------------------------------------------
 
 
-class Key(NamedTuple):
-    """Who is timed: the name, whether outputs are "given" or "fresh", and the threads where they are known."""
-
-    contender: str
-    outputs: str = "given"
-    threads: int | None = None
-
-
 @contextmanager
 def within(limit_s: float) -> Iterator[None]:
     """TimeoutError after ``limit_s`` seconds, 0 for no limit, where Python code runs or waits."""
@@ -161,7 +154,8 @@ def contenders(
     case, runs, gaps = work.case, {}, []
     for peer, given in wanted:
         own = peer.library == OURS.library and case.device == "cpu"
-        key = Key(peer.name, "given" if given else "fresh", sl2.get_num_threads() if own else None)
+        threads = None if not own else 1 if peer is NUMPY else sl2.get_num_threads()
+        key = Key(peer.name, "given" if given else "fresh", threads)
         try:
             with within(limit_s):
                 if part == "pair":  # without a batch axis

@@ -130,6 +130,7 @@ def of_backend(backend: str) -> Peer:
 BOTH = ("cpu", "gpu")
 OURS = Peer("sigmoid-l2", "sigmoid-l2", partial(ours, "numba"), takes_out=True)
 OURS_AUTO = Peer("sigmoid-l2, auto", "sigmoid-l2", partial(ours, "auto"), takes_out=True)
+NUMPY = of_backend("numpy")
 NUMPY_PAIR = Peer("NumPy, W @ x", "numpy", numpy_pair)
 NUMPY_EINSUM = Peer("NumPy einsum", "numpy", numpy_einsum, takes_out=True, note="one thread")
 NUMPY_MATMUL = Peer("NumPy matmul", "numpy", partial(matmul, np), takes_out=True, note="one thread")

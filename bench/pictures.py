@@ -8,7 +8,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from peers import PEERS
-from results import COPY, Row, caption, fraction, is_ours, name
+from results import Row, caption, fraction, is_copy, is_ours, name
 
 # Okabe and Ito's colours, one for each library; the markers distinguish the contenders in grey.
 COLOURS = ("#0072B2", "#D55E00", "#E69F00", "#009E73", "#CC79A7", "#56B4E9")
@@ -23,11 +23,11 @@ def batch(rows: list[Row]) -> Any:
     """Throughput over the batch for all contenders, in the legend in the order of their speed at the largest batch."""
     lines: dict[str, list[Row]] = {}
     for row in rows:
-        lines.setdefault(row["contender"] + row["outputs"], []).append(row)
-    copies = lines.pop(COPY["cpu"] + "given")
+        lines.setdefault("copy" if is_copy(row) else row["contender"] + row["outputs"], []).append(row)
+    copies = lines.pop("copy")
     figure, axes = plt.subplots(figsize=(10, 6), layout="constrained")
     copy = {r["B"]: max(c["gb_per_s"] for c in copies if c["B"] == r["B"]) for r in copies}
-    told = "plain copy of the same bytes,\nthe faster of one and all threads"
+    told = "best copy of the same bytes,\nstreamed or not, one thread or all"
     axes.plot(list(copy), list(copy.values()), label=told, **COPY_STYLE)
     for line in lines.values():
         first = line[0]
@@ -47,7 +47,7 @@ def batch(rows: list[Row]) -> Any:
 
 
 def fractions(rows: list[Row]) -> Any:
-    """The fraction of the plain copy's speed: a group of bars for each case, a bar for each backend and dtype."""
+    """The fraction of the best copy's speed: a group of bars for each case, a bar for each backend and dtype."""
     heights: dict[tuple[str, str], dict[tuple[int, int, int], float]] = {}  # by backend and dtype, and case
     pairs: dict[tuple[int, int, int], int] = {}
     for row in sorted(filter(is_ours, rows), key=lambda row: row["B"]):
@@ -58,14 +58,14 @@ def fractions(rows: list[Row]) -> Any:
     cases = sorted(pairs, key=lambda case: (case[0] * case[1], case))
     several = any(k for *_, k in cases)
     names = [f"{m}x{n}" + f"\n{pairs[m, n, k]:,.0e}".replace("e+0", "e") * several for m, n, k in cases]
-    figure, axes = plt.subplots(figsize=(10, 4.5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(12, 4.5), layout="constrained")
     width = 0.8 / len(heights)
     for k, (series, own) in enumerate(sorted(heights.items())):
         positions = [i + (k - (len(heights) - 1) / 2) * width for i in range(len(cases))]
         style = {"color": COLOURS[-k % len(COLOURS)], "edgecolor": "black", "hatch": ("", "//", "..", "xx")[k % 4]}
         axes.bar(positions, [own.get(case, 0) for case in cases], width, label=", ".join(series), **style)
     axes.set_xticks(range(len(cases)), names)
-    axes.axhline(1, label="plain copy of the same bytes", **COPY_STYLE)
+    axes.axhline(1, label="best copy of the same bytes", **COPY_STYLE)
     axes.set(xlabel="shape of W" + ", pairs" * several, ylabel="fraction of the copy's speed")
     axes.set_title("value_and_grad, outputs given", loc="left")
     figure.legend(loc="outside upper right", ncols=5, frameon=False)

@@ -12,7 +12,7 @@ from datetime import datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from checkout import ROOT, commit
@@ -22,8 +22,12 @@ import sigmoid_l2 as sl2
 
 Row = dict[str, Any]
 RESULTS = ROOT / "bench" / "results"
-# Names of contenders: the plain copy, and ours; all others are peers.
+# Names of contenders: the plain copies, and ours; all others are peers.
 COPY = {"cpu": "np.copyto", "gpu": "device copy"}
+STREAMED = "streamed copy"
+COPIES = (*COPY.values(), STREAMED)
+# What a row calls outputs that are new in each call of a loop, whose last results are freed after that.
+LOOP = "new in a loop"
 OURS = ("sigmoid-l2", "sigmoid-l2, auto", "cupy", "numba-cuda", "numba", "numpy")
 GPU_LIBRARIES = ("cupy-cuda13x", "cupy-cuda12x", "numba-cuda", "numba-cuda-mlir")
 LIBRARIES = ("sigmoid-l2", "numpy", "numba", *GPU_LIBRARIES)
@@ -31,6 +35,14 @@ LIBRARIES += ("cuda-bindings", "cuda-core", "nvidia-cuda-nvrtc", "nvidia-nvvm", 
 LIBRARIES += ("torch", "triton", "jax")
 
 # --- rows -----------------------------------------------------------------------------------------------------------
+
+
+class Key(NamedTuple):
+    """Who is timed: the name, whether outputs are "given" or "fresh", and the threads where they are known."""
+
+    contender: str
+    outputs: str = "given"
+    threads: int | None = None
 
 
 def row(part: str, case: Case, contender: str, **more: Any) -> Row:
@@ -49,8 +61,8 @@ def is_ours(row: Row) -> bool:
 
 
 def is_copy(row: Row) -> bool:
-    """Whether it is a row of the plain copy."""
-    return row["contender"] in COPY.values()
+    """Whether it is a row of a plain copy."""
+    return row["contender"] in COPIES
 
 
 def same_case(rows: Iterable[Row], row: Row) -> list[Row]:
@@ -59,12 +71,22 @@ def same_case(rows: Iterable[Row], row: Row) -> list[Row]:
     return [other for other in rows if "median" in other and all(other[key] == row[key] for key in keys)]
 
 
-def fraction(rows: Iterable[Row], row: Row, threads: int | None = None) -> float:
-    """How much of the speed of the plain copy ``row`` has, on as many threads as it or on ``threads``."""
+def best_copy(rows: Iterable[Row], row: Row, names: Iterable[str] = COPIES) -> Row:
+    """The fastest copy, of these, that was measured in turn with ``row``, on no more threads than it."""
+    copies = [r for r in same_case(rows, row) if r["contender"] in names and r["outputs"] == "given"]
+    return min((r for r in copies if (r["threads"] or 0) <= (row["threads"] or 0)), key=lambda r: r["median"])
+
+
+def fraction(rows: Iterable[Row], row: Row, names: Iterable[str] = COPIES) -> float:
+    """How much of the speed of the best copy, of these, ``row`` has."""
     if "fraction_of_copy" in row:
         return row["fraction_of_copy"]
-    copies = [r for r in same_case(rows, row) if is_copy(r) and r["outputs"] == "given"]
-    return next(r["median"] for r in copies if r["threads"] == (threads or row["threads"])) / row["median"]
+    return best_copy(rows, row, names)["median"] / row["median"]
+
+
+def copy_name(rows: Iterable[Row], row: Row) -> str:
+    """Which copy that is."""
+    return row["copy"] if "copy" in row else name(best_copy(rows, row))
 
 
 def label(row: Row) -> str:
@@ -130,7 +152,7 @@ def load(path: Path) -> Row:
 
 
 def caption(results: Row) -> str:
-    """Machine and date."""
+    """Machine and date, and what somebody has remarked in the file."""
     if "machine_info" in results:  # of pytest-benchmark
         machine, date = results["machine_info"], results["datetime"]
         cpu = machine.get("cpu", {})
@@ -140,7 +162,8 @@ def caption(results: Row) -> str:
         return f"{machine['gpu']}, driver {machine['driver']}, {results['date'][:10]}"
     memory = f", {machine['memory_gb']:.0f} GB" if "memory_gb" in machine else ""
     quick = ", quick run: few rounds" if results["quick"] else ""
-    return f"{machine['cpu']}, {machine['threads']} threads{memory}, {results['date'][:10]}{quick}"
+    remark = f", {results['remark']}" if "remark" in results else ""
+    return f"{machine['cpu']}, {machine['threads']} threads{memory}, {results['date'][:10]}{remark}{quick}"
 
 
 # --- the machine ----------------------------------------------------------------------------------------------------

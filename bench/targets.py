@@ -2,18 +2,28 @@
 
 from collections.abc import Iterable
 
-from peers import JAX_MATMUL, JAX_SUM, NUMPY_EINSUM, OURS, OURS_AUTO, TORCH_COMPILE_HAND, TORCH_COMPILE_VMAP
+from peers import JAX_MATMUL, JAX_SUM, NUMPY_EINSUM, TORCH_COMPILE_HAND, TORCH_COMPILE_VMAP
 from results import Row, fraction, is_copy, is_ours, label, same_case
 
-# CPU: part of the speed of a plain copy of the least bytes on as many threads: must, goal.
-SHAPE_3X3, OTHER_SHAPES = (0.60, 0.90), (0.50, 0.85)
+# CPU: part of the speed of the best copy of the least bytes on as many threads, outputs given: must, goal.
+OF_COPY, BETWEEN = (0.75, 0.90), (0.65, 0.85)
+# The shapes of BETWEEN: those between the sizes that suit the tiny and the rows kernel.
+BETWEEN_SHAPES = ((16, 16), (20, 33), (32, 32))
+# CPU: times that one pair of 8192x8192 takes of a copy of W, at most: must, goal.
+HUGE = (1.3, 1.1)
+# CPU: times that a call with new outputs takes, in a loop, of one with given outputs, at most: must, goal.
+NEW_OUTPUTS = (1.8, 1.1)
+# CPU: times that a call of one pair with given outputs takes of the fastest NumPy by hand, at most: must, goal.
+GIVEN_BY_HAND = (1.0, 0.8)
+# NumPy backend: times as fast as NumPy by hand with einsum: must, goal; there is a goal at 3x3.
+NUMPY_BY_HAND = (1, 2)
 # CPU: times as fast as the fastest of these, all with fresh outputs: must, goal.
 FRESH = (
     ("torch.compile", (TORCH_COMPILE_VMAP, TORCH_COMPILE_HAND), 4, 8),
     ("JAX", (JAX_MATMUL, JAX_SUM), 4, 8),
     ("NumPy einsum", (NUMPY_EINSUM,), 10, 20),
 )
-# CPU: times as fast as the fastest NumPy by hand, for one pair and small batches: must; there is no goal.
+# CPU: times as fast as the fastest NumPy by hand, for one pair and small batches, new outputs: must; there is no goal.
 BY_HAND = 1
 # GPU: part of the speed of a device copy of the least bytes, in every class of sizes: must, goal.
 OF_DEVICE_COPY = (0.85, 0.95)
@@ -42,21 +52,37 @@ def targets(rows: list[Row]) -> list[Row]:
 
 def on_cpu(rows: list[Row]) -> Iterable[Row]:
     """The targets of a file of bench_cpu."""
-    for row in rows:
-        others = same_case(rows, row)
-        if row["part"] == "shapes" and row["contender"] == OURS.name:
-            must, goal = SHAPE_3X3 if (row["m"], row["n"]) == (3, 3) else OTHER_SHAPES
-            yield judge(label(row), "of the copy", must, goal, fraction(rows, row))
-        if row["part"] == "fresh" and row["contender"] == OURS.name:
+    for row in filter(is_ours, rows):
+        part, case, shape = row["part"], label(row), (row["m"], row["n"])
+        given, others = row["outputs"] == "given", [r for r in same_case(rows, row) if not is_ours(r)]
+        by_hand = [r["median"] for r in others if r["contender"].startswith("NumPy")]
+        if part == "shapes":
+            must, goal = BETWEEN if shape in BETWEEN_SHAPES else OF_COPY
+            yield judge(case, "of the speed of the best copy", must, goal, fraction(rows, row))
+        if part == "huge":
+            yield judge(case, "x the time of a copy of W, at most", *HUGE, 1 / fraction(rows, row), at_most=True)
+        if part == "outputs" and not given:
+            with_given = next(r["median"] for r in same_case(rows, row) if is_ours(r) and r["outputs"] == "given")
+            unit = "x the time with given outputs, at most"
+            yield judge(f"{case}, new outputs in a loop", unit, *NEW_OUTPUTS, row["median"] / with_given, at_most=True)
+        if part == "small" and given and row["B"] == 1:
+            unit = "x the time of NumPy by hand, at most"
+            measured = row["median"] / min(by_hand)
+            yield judge(f"{case}, given outputs", unit, *GIVEN_BY_HAND, measured, at_most=True)
+        if part in ("pair", "small") and not given:
+            unit = "x as fast as NumPy by hand"
+            yield judge(f"{case}, fresh outputs", unit, BY_HAND, None, min(by_hand) / row["median"])
+        if part == "numpy":
+            must, goal = NUMPY_BY_HAND
+            unit = "x as fast as NumPy by hand with einsum"
+            measured = min(by_hand) / row["median"]
+            yield judge(f"{case}, NumPy backend", unit, must, goal if shape == (3, 3) else None, measured)
+        if part == "fresh":
             for who, peers, must, goal in FRESH:
                 names = [peer.name for peer in peers]
                 times = [r["median"] for r in others if r["contender"] in names]
                 measured = min(times) / row["median"] if times else None
-                yield judge(f"{label(row)}, fresh outputs", f"x as fast as {who}", must, goal, measured)
-        if row["part"] in ("pair", "small") and row["contender"] == OURS_AUTO.name and row["outputs"] == "fresh":
-            by_hand = min(r["median"] for r in others if r["contender"].startswith("NumPy"))
-            unit = "x as fast as NumPy by hand"
-            yield judge(f"{label(row)}, fresh outputs", unit, BY_HAND, None, by_hand / row["median"])
+                yield judge(f"{case}, fresh outputs", f"x as fast as {who}", must, goal, measured)
 
 
 def on_gpu(rows: list[Row]) -> Iterable[Row]:

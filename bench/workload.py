@@ -1,11 +1,9 @@
-"""What is timed: a case, its arrays on the CPU (NumPy's) or the GPU (CuPy's), and the plain copy of the same bytes."""
+"""What is timed: a case, and its arrays on the CPU (NumPy's) or the GPU (CuPy's)."""
 
 import importlib
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, cached_property
-from itertools import pairwise
 from math import prod
 from typing import Any, Self
 
@@ -16,6 +14,9 @@ import sigmoid_l2 as sl2
 # Random numbers that are drawn; arrays repeat them, because drawing takes seconds for a large case. The count is a
 # prime number, so that neighbouring pairs differ.
 NUMBERS = 1_000_003
+# Bytes of a line of the cache; and bytes from the start of a line to that of each output, as NumPy's own large arrays
+# have it. Streaming stores are easiest where that is 0.
+LINE, OUT_AT = 64, 16
 # Elements of W, at most, in the pairs that are compared with the reference on a CPU.
 CHECKED_ELEMENTS = 1_000_000
 # Pairs at each end of the batch that are compared with the reference on a GPU.
@@ -75,21 +76,35 @@ def finished(run: Run, device: str) -> Run:
     return run_and_wait
 
 
+def placed(xp: Any, shape: int | tuple[int, ...], dtype: Any, at: int, unit: int) -> Any:
+    """A new array; on a CPU it begins ``at`` bytes past a multiple of ``unit``, whatever the allocator does."""
+    if xp is not np:
+        return xp.empty(shape, dtype)
+    nbytes = np.dtype(dtype).itemsize * prod(np.atleast_1d(shape).tolist())
+    memory = np.empty(nbytes + unit, np.uint8)
+    first = (at - memory.ctypes.data) % unit
+    return memory[first : first + nbytes].view(dtype).reshape(shape)
+
+
 @cache
 def _numbers(dtype: str) -> Any:
     return np.random.default_rng(0).standard_normal(NUMBERS, dtype)
 
 
 class Workload:
-    """W and x of a case on its device, with q about as large as 1, and the outputs."""
+    """W and x of a case on its device, and the outputs.
 
-    def __init__(self, case: Case) -> None:
+    W is ``scaled`` by n^-1/2, so that q is about as large as 1 and no result is subnormal: such numbers are slow on
+    some processors. Without that the large q of long rows make g and dW subnormal here and there.
+    """
+
+    def __init__(self, case: Case, scaled: bool = True) -> None:
         self.case, self.xp = case, library(case.device)
         B, m, n, dtype = case.B, case.m, case.n, case.dtype
         numbers = _numbers(dtype)
-        self.W = self._repeated(numbers, B, m, n)
-        self.x = self._repeated(numbers[::-1] * numbers.dtype.type(n**-0.5), B, n)
-        self.out = (self.xp.empty(B, dtype), self.xp.empty((B, m, n), dtype), self.xp.empty((B, n), dtype))
+        self.W = self._repeated(numbers * numbers.dtype.type(n**-0.5 if scaled else 1), B, m, n)
+        self.x = self._repeated(numbers[::-1], B, n)
+        self.out = tuple(placed(self.xp, shape, dtype, OUT_AT, LINE) for shape in (B, (B, m, n), (B, n)))
         self.poison()  # also, so that no page fault falls into the timing
 
     def _repeated(self, numbers: Any, *shape: int) -> Any:
@@ -136,6 +151,15 @@ class Workload:
         """The results of some pairs in float64."""
         return sl2.value_and_grad(*(self._some_pairs(a).astype(np.float64) for a in (self.W, self.x)), backend="numpy")
 
+    def subnormal(self) -> dict[str, float]:
+        """The share of the elements of g, dW and dx that are subnormal, in the pairs that are compared."""
+        W, x = (self._some_pairs(a) for a in (self.W, self.x))
+        q = W @ x[..., None]
+        g, _ = sl2.grad(q, np.ones_like(q[:, 0]), backend="numpy")  # dW where x is 1
+        dW, dx = sl2.grad(W, x, backend="numpy")
+        least = np.finfo(q.dtype).tiny
+        return {k: float(((a != 0) & (abs(a) < least)).mean()) for k, a in (("g", g), ("dW", dW), ("dx", dx))}
+
     def _some_pairs(self, a: Any) -> Any:
         """The pairs to compare, on the host: evenly spaced ones, but the ends on a GPU, where indexing compiles."""
         B, m, n = self.case.B, self.case.m, self.case.n
@@ -147,39 +171,3 @@ class Workload:
             return np.asarray(part.get() if hasattr(part, "get") else part.cpu() if hasattr(part, "cpu") else part)
 
         return np.concatenate([on_host(a[:CHECKED_PAIRS]), on_host(a[max(CHECKED_PAIRS, B - CHECKED_PAIRS) :])])
-
-
-class Copy:
-    """A plain copy that reads and writes together as many bytes as a case must move."""
-
-    def __init__(self, case: Case) -> None:
-        xp = library(case.device)
-        self.size = case.traffic // 2
-        self.to, self.source = xp.empty(self.size, np.uint8), xp.empty(self.size, np.uint8)
-        for a in (self.to, self.source):
-            a.fill(7)
-        self.cuda = xp.cuda if case.device == "gpu" else None
-
-    def __call__(self) -> None:
-        """Copy on one thread of the host, or enqueue the copy on the device."""
-        if self.cuda is None:
-            np.copyto(self.to, self.source)
-            return
-        runtime, stream = self.cuda.runtime, self.cuda.get_current_stream()
-        runtime.memcpyAsync(self.to.data.ptr, self.source.data.ptr, self.size, runtime.memcpyDeviceToDevice, stream.ptr)
-
-    def on(self, threads: int) -> Run:
-        """The copy of host arrays, cut into one part for each of ``threads``; the caller copies the first."""
-        if threads == 1:
-            return self
-        bounds = [self.size * part // threads // 4096 * 4096 for part in range(threads)] + [self.size]
-        parts = [(self.to[a:b], self.source[a:b]) for a, b in pairwise(bounds)]
-        pool = ThreadPoolExecutor(threads - 1)
-
-        def copy() -> None:
-            others = [pool.submit(np.copyto, *part) for part in parts[1:]]
-            np.copyto(*parts[0])
-            for other in others:
-                other.result()
-
-        return copy

@@ -16,7 +16,7 @@ from typing import Any
 
 sys.path += [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2] / "tests")]
 from gpu import driver
-from report import markdown
+from report_tables import markdown
 
 import sigmoid_l2 as sl2
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 
-from report import markdown
+from report_tables import markdown
 from results import Row
 
 Pair = list[Row]  # the rows of one case and chip, of both kernels

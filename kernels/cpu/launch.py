@@ -1,7 +1,8 @@
 """The CPU backend: one pass over W, in vectors, on all cores.
 
-A thread has a range of pairs. Sums run in an order that depends on (m, n), the dtype and the width of the vectors
-alone, so the bits of a pair's results depend on nothing but the pair.
+A thread has a range of pairs or, where pairs are large, of slices of pairs. How a pair is cut, and the order of its
+sums, depend on (m, n), the dtype and the width of the vectors alone, so the bits of its results depend on nothing but
+the pair.
 """
 
 from functools import cache, lru_cache
@@ -12,6 +13,7 @@ import numpy as np
 from sigmoid_l2 import threads
 from sigmoid_l2.kernels.cpu import rows, tall, tiny
 from sigmoid_l2.kernels.cpu.simd import lane_count, vector_bytes
+from sigmoid_l2.kernels.cpu.slices import SUM_COLUMNS, rows_of_slice, sums_kernel
 
 # Size of the largest tiny pair, in elements of W; the code of a block, with the time to compile it, grows with them.
 TINY = 144
@@ -20,6 +22,8 @@ TINY = 144
 # at 6x6, 0.73 and 0.86 at 8x8. In cache tiny is faster by a quarter up to this size, and slower at 12x12 float32. With
 # narrower vectors tiny is as fast as tall, or faster, up to TINY.
 TINY_BYTES = 384
+# Size of the losses and dx of slices that a call keeps at a time, in bytes: enough for many pairs, and cached.
+SUMS_BYTES = 1 << 22
 # Size of the results from which they go past the caches, in bytes.
 STREAM_BYTES = 40 << 20
 
@@ -47,14 +51,46 @@ def fused(W: Any, x: Any, loss: Any, dW: Any, dx: Any, *, stream: int | None = N
     if W.size <= threads.THREAD_WORK:
         run(W, x, loss, dW, dx, 0, B, m, streams)
         return
-
-    def run_range(first: int, last: int, memory: Any = memory) -> None:  # keeps alive what _writeable points to
-        run(W, x, loss, dW, dx, first, last, m, streams)
-
     # Allocate and drop as much memory as the threads need for their sums, so that MemoryError comes before any of them
     # has written. The single thread above allocates its sums before it writes.
-    np.empty((min(B, threads.get_num_threads()), n), W.dtype)
-    threads.for_ranges(B, W.size, run_range)
+    np.empty((min(B, threads.get_num_threads()), 2 * n), W.dtype)
+    slice_rows = rows_of_slice(m, n, W.itemsize)
+    if slice_rows < m:
+        _in_slices(run, W, x, loss, dW, dx, slice_rows, streams)
+    else:
+        _on_threads(run, W, x, loss, dW, dx, 1, m, streams)
+    del memory  # what _writeable points to
+
+
+def _on_threads(
+    run: Any, W: Any, x: Any, loss: Any, dW: Any, dx: Any, slices: int, slice_rows: int, streams: bool
+) -> None:
+    """Call a compiled kernel for all slices of all pairs."""
+
+    def run_range(first: int, last: int) -> None:
+        run(W, x, loss, dW, dx, first, last, slice_rows, streams)
+
+    threads.for_ranges(len(W) * slices, W.size, run_range)
+
+
+def _in_slices(run: Any, W: Any, x: Any, loss: Any, dW: Any, dx: Any, slice_rows: int, streams: bool) -> None:
+    """Compute the slices of some pairs at a time, and add their losses and dx."""
+    B, m, n = W.shape
+    add = sums_kernel(W.dtype)
+    slices = -(-m // slice_rows)
+    pairs = max(SUMS_BYTES // (slices * n * W.itemsize), threads.RANGES * threads.get_num_threads() // slices, 1)
+    pairs = min(pairs, B)
+    losses = np.empty((pairs, slices), W.dtype)
+    sums = np.empty((pairs, slices, n), W.dtype)
+    for first in range(0, B, pairs):
+        some = slice(first, min(first + pairs, B))
+        count = some.stop - first
+        loss_of_slices = losses[:count].reshape(-1) if loss.size else loss
+        dx_of_slices = sums[:count].reshape(-1, n) if dx.size else dx
+        _on_threads(run, W[some], x[some], loss_of_slices, dW[some], dx_of_slices, slices, slice_rows, streams)
+        parts = -(-n // SUM_COLUMNS)
+        arrays = sums[:count], losses[:count], loss[some], _unwanted(3, W.dtype), dx[some]
+        _on_threads(add, *arrays, parts, SUM_COLUMNS, False)
 
 
 @cache

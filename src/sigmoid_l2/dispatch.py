@@ -18,8 +18,7 @@ from sigmoid_l2.gpu.numba_library import NumbaLibrary
 from sigmoid_l2.kernels.gpu import shim
 from sigmoid_l2.probes import why_not
 from sigmoid_l2.problem import Device, Problem
-from sigmoid_l2.settings import Setting, get_device_memory_limit, get_num_threads
-from sigmoid_l2.version import __version__
+from sigmoid_l2.settings import Setting, get_device_memory_limit, get_kept_memory_limit, get_num_threads
 
 PREFERENCES = ("auto", "cpu", "gpu")
 
@@ -166,12 +165,15 @@ def _why_none(problem: Problem, name: str, candidates: Iterable[Backend]) -> str
 
 def show_config() -> None:
     """Print the versions in use, the settings and what ``backends()`` tells, for people to read."""
+    from sigmoid_l2.version import __version__  # slow to import
+
     print(f"sigmoid-l2 {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")
     infos = backends()  # imports what is installed
     packages = ("numpy", *sorted({info.package for info in infos} - {"numpy"}))
     versions = {name: getattr(sys.modules.get(name), "__version__", None) for name in packages}
     print(", ".join(f"{name} {version or '-'}" for name, version in versions.items()))
     print(f"CPU threads: {get_num_threads()}")
+    print(f"memory kept for new results: {get_kept_memory_limit() / 2**20:g} MiB")
     print(f"GPU memory for host arrays: {get_device_memory_limit() / 2**20:g} MiB")
     default = os.environ.get(DEFAULT_BACKEND.variable)
     print(f"default backend: {f'{default} (from {DEFAULT_BACKEND.variable})' if default else 'auto'}\n")

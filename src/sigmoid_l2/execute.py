@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from sigmoid_l2 import offload
+from sigmoid_l2 import memory, offload
 from sigmoid_l2.dispatch import Backend
 from sigmoid_l2.problem import Problem
 
@@ -28,6 +28,11 @@ def execute(problem: Problem, names: Sequence[str], out: Any, backend: Backend, 
     """
     gpu = problem.gpu
     if gpu is None:
+        try:
+            return _execute(problem, names, out, backend, stream, np)
+        except MemoryError:
+            if not memory.give_back():
+                raise
         return _execute(problem, names, out, backend, stream, np)
     with gpu.current() as xp:
         results = _execute(problem, names, out, backend, stream, xp)
@@ -37,14 +42,18 @@ def execute(problem: Problem, names: Sequence[str], out: Any, backend: Backend, 
 def _execute(problem: Problem, names: Sequence[str], out: Any, backend: Backend, stream: Any, xp: Any) -> Sequence[Any]:
     """What ``execute`` does; ``xp`` has NumPy's ``empty`` and ``copyto`` for arrays of the kind of problem.W."""
     dtype, new = problem.dtype, out is None
-    results: Sequence[Any] = [xp.empty(problem.shape(name), dtype) for name in names] if new else out
+    if new:
+        empty = memory.empty if xp is np and problem.W.size > memory.SMALL else xp.empty
+        results: Sequence[Any] = [empty(problem.shape(name), dtype) for name in names]
+    else:
+        results = out
     if len(names) == len(_OUTPUTS):
         loss, dW, dx = results
     else:
         by_name = dict(zip(names, results, strict=True))
         loss, dW, dx = map(by_name.get, _OUTPUTS)
-    if problem.column or not new:  # the kernel needs other views of the results than the caller gets
-        loss, dW, dx = _plain(loss, False, xp), _plain(dW, False, xp), _plain(dx, problem.column, xp)
+    if problem.column and dx is not None:
+        dx = dx[..., 0]
     arrays: list[Any] = [problem.W, problem.x, loss, dW, dx]
     if 0 in problem.batch:
         return results
@@ -53,7 +62,7 @@ def _execute(problem: Problem, names: Sequence[str], out: Any, backend: Backend,
         return results
     kernel = _kernel(problem, backend)
     in_place = _fits(problem.W, dtype) and _fits(problem.x, dtype)  # new results always fit
-    if not in_place or not (new or all(a is None or _fits(a, dtype) for a in arrays[2:])):
+    if not in_place or not (new or (_fits(loss, dtype) and _fits(dW, dtype) and _fits(dx, dtype))):
         _in_pieces(problem, arrays, kernel, xp)
         return results
     if not problem.batch:
@@ -78,17 +87,10 @@ def _kernel(problem: Problem, backend: Backend) -> Callable[..., None]:
     return launch
 
 
-def _plain(result: Any, column: bool, xp: Any) -> Any:
-    """A view of a result without its column axis; of NumPy's own class, because a subclass may index differently."""
-    if result is None:
-        return None
-    if xp is np and type(result) is not np.ndarray:
-        result = np.asarray(result)
-    return result[..., 0] if column else result
-
-
 def _fits(a: Any, dtype: np.dtype[Any]) -> bool:
-    """Whether a kernel can use ``a`` in place."""
+    """Whether a kernel can use ``a`` in place, or does not get it."""
+    if a is None:
+        return True
     flags = a.flags
     return (a.dtype is dtype or a.dtype == dtype) and flags.c_contiguous and getattr(flags, "aligned", True)
 
@@ -103,7 +105,7 @@ def _in_pieces(problem: Problem, arrays: Sequence[Any], kernel: Callable[..., No
     pair_shapes = problem.pair_shapes
     pairs = min(problem.B, max(1, PIECE_BYTES // (problem.m * problem.n * problem.dtype.itemsize)))
     buffers: list[Any] = [
-        None if a is None or _fits(a, problem.dtype) else xp.empty((pairs, *shape), problem.dtype)
+        None if _fits(a, problem.dtype) else xp.empty((pairs, *shape), problem.dtype)
         for a, shape in zip(arrays, pair_shapes, strict=True)
     ]
     copied = [k for k, buffer in enumerate(buffers) if buffer is not None]

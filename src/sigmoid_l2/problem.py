@@ -114,6 +114,8 @@ def validate_out(problem: Problem, names: Sequence[str], out: Any) -> list[Any]:
     if not isinstance(out, tuple | list) or len(out) != len(names):
         raise ValueError(f"out must be a tuple of {len(names)} arrays ({', '.join(names)}), not {_describe(out)}")
     gpu = problem.gpu
+    if gpu is None and not problem.column and _are_plain(problem, names, out):
+        return [*out]
     arrays = list(out) if gpu is None else [_as_output(gpu, name, a) for name, a in zip(names, out, strict=True)]
     # The bounds of CUDA arrays decide whether they share memory: an exact answer would have to wait for the device.
     checked = [(name, a if gpu is None else bounds(a)) for name, a in (("W", problem.W), ("x", problem.x))]
@@ -124,7 +126,32 @@ def validate_out(problem: Problem, names: Sequence[str], out: Any) -> list[Any]:
             if _overlap(memory, other) if gpu is None else max(memory[0], other[0]) < min(memory[1], other[1]):
                 raise ValueError(f"out: {name} shares memory with {other_name}; every output needs memory of its own")
         checked.append((name, memory))
-    return arrays
+    return arrays if gpu is not None else [*map(np.asarray, arrays)]  # a subclass may index differently
+
+
+def _are_plain(problem: Problem, names: Sequence[str], out: Sequence[Any]) -> bool:
+    """Whether ``out`` is beyond doubt: NumPy's own arrays, which need no copy, and no array in the memory of another.
+
+    What has another owner is other memory. That is quicker to see than where memory lies: NumPy takes 1.1 us to tell
+    the address of one array, and 0.3 to compare two. This takes 1.3 and all checks 6.4, of a call of 9.
+    """
+    W, x, dtype = problem.W, problem.x, problem.dtype
+    shapes = {"loss": problem.batch, "dW": W.shape, "dx": x.shape}
+    owners = {None, id(W) if W.flags.owndata else _owner(W), id(x) if x.flags.owndata else _owner(x)}
+    for name, a in zip(names, out, strict=True):
+        if type(a) is not np.ndarray or a.dtype is not dtype or a.shape != shapes[name]:
+            return False
+        flags = a.flags
+        if not flags.carray:  # contiguous, aligned and writeable
+            return False
+        owners.add(id(a) if flags.owndata else _owner(a))
+    return len(owners) == 3 + len(out)
+
+
+def _owner(view: Any) -> int | None:
+    """The identity of the array that owns the memory of ``view``; None where no array does."""
+    base = view.base
+    return id(base) if type(base) is np.ndarray and base.flags.owndata else None
 
 
 def _as_output(gpu: GpuLibrary, name: str, a: Any) -> Any:

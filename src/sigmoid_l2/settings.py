@@ -5,6 +5,7 @@ Each has the value that the program has set, else that of an environment variabl
     set by                     environment variable       default
     set_num_threads            SIGMOID_L2_NUM_THREADS     the processors that this process may run on
     set_device_memory_limit    SIGMOID_L2_DEVICE_MEMORY   256 MiB
+    set_kept_memory_limit      SIGMOID_L2_KEPT_MEMORY     1 GiB
     ``backend``, in each call  SIGMOID_L2_BACKEND         "auto", which the variable replaces; it is in dispatch.py
 """
 
@@ -13,7 +14,7 @@ import operator
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -44,14 +45,14 @@ class Setting(Generic[Value]):
         return self.read(f"the environment variable {self.variable}", text) if text else self.default()
 
 
-def read_positive(what: str, value: int | str) -> int:
-    """``value`` as an integer; ValueError, which calls it ``what``, where it is not a whole number of at least 1."""
+def read_whole(least: int, what: str, value: int | str) -> int:
+    """``value`` as an integer; ValueError, which calls it ``what``, where it is not a whole number >= ``least``."""
     try:
         number = int(value) if isinstance(value, str) else operator.index(value)
     except (TypeError, ValueError):
-        number = 0
-    if number < 1 or isinstance(value, bool):
-        raise ValueError(f"{what} must be a whole number of at least 1, not {value!r}")
+        number = least - 1
+    if number < least or isinstance(value, bool):
+        raise ValueError(f"{what} must be a whole number of at least {least}, not {value!r}")
     return number
 
 
@@ -70,8 +71,11 @@ def _control_group_limit(path: str = "/sys/fs/cgroup/cpu.max") -> float:
         return math.inf
 
 
-NUM_THREADS = Setting("threads", "SIGMOID_L2_NUM_THREADS", _processors, read_positive)
-DEVICE_MEMORY = Setting("nbytes", "SIGMOID_L2_DEVICE_MEMORY", lambda: 256 << 20, read_positive)
+NUM_THREADS = Setting("threads", "SIGMOID_L2_NUM_THREADS", _processors, partial(read_whole, 1))
+DEVICE_MEMORY = Setting("nbytes", "SIGMOID_L2_DEVICE_MEMORY", lambda: 256 << 20, partial(read_whole, 1))
+# The default is enough for a loop that holds results of 500 MB, 10^7 pairs of 3x3 in float32, while it computes the
+# next. The system can take what is kept, whenever it needs memory.
+KEPT_MEMORY = Setting("nbytes", "SIGMOID_L2_KEPT_MEMORY", lambda: 1 << 30, partial(read_whole, 0))
 
 
 def set_num_threads(threads: int | None) -> None:
@@ -101,3 +105,19 @@ def set_device_memory_limit(nbytes: int | None) -> None:
 def get_device_memory_limit() -> int:
     """The bytes of device memory that a call with host arrays may use; see ``set_device_memory_limit``."""
     return DEVICE_MEMORY.get()
+
+
+def set_kept_memory_limit(nbytes: int | None) -> None:
+    """Set how many bytes of memory of earlier results the process may keep for later ones; None: the default, 0: none.
+
+    The default is the environment variable SIGMOID_L2_KEPT_MEMORY or, where it is not set, 1 GiB. Results of at least
+    32 MiB count from the call that returns them, the latest first; those within the limit leave their memory to later
+    calls when nobody holds them any longer. The system can take such memory back at any time. Raises ValueError for
+    less than 0.
+    """
+    KEPT_MEMORY.set(nbytes)
+
+
+def get_kept_memory_limit() -> int:
+    """The bytes of memory of earlier results that the process may keep; see ``set_kept_memory_limit``."""
+    return KEPT_MEMORY.get()

@@ -5,9 +5,10 @@ Every row is given to every backend, also to those that cannot run here: argumen
 
 import numpy as np
 import pytest
-from arrays import CALLS, Arrays, assert_refused, matrix, read_only
+from arrays import CALLS, Arrays, assert_refused, bits, matrix, read_only
 from numpy.lib.stride_tricks import as_strided
 
+import sigmoid_l2 as sl2
 from sigmoid_l2 import dispatch
 
 TUPLE = "out must be a tuple of 3 arrays (loss, dW, dx), not "
@@ -100,3 +101,36 @@ def test_refused_output_for_an_empty_batch(call, name):
     a = Arrays()
     given = {"W": a.W[:0], "x": a.x[:0], "out": a.out(call), "backend": name}
     assert_refused(a, ValueError, ["must have shape (0,"], call, **given)
+
+
+OWN = {  # out where W, x, loss, dW and dx all have memory of their own; words of the ValueError
+    "dW is W": (lambda W, x, loss, dW, dx: (loss, W, dx), ["dW shares memory with W"]),
+    "dx is x": (lambda W, x, loss, dW, dx: (loss, dW, x), ["dx shares memory with x"]),
+    "dx: rows of W": (lambda W, x, loss, dW, dx: (loss, dW, W.reshape(15, 4)[2:7]), ["dx shares memory with W"]),
+    "dx: rows of dW": (lambda W, x, loss, dW, dx: (loss, dW, dW.reshape(15, 4)[2:7]), ["dx shares memory with dW"]),
+    "loss and dx: views": (lambda W, x, loss, dW, dx: (dx.ravel()[:5], dW, dx[:]), ["dx shares memory with loss"]),
+    "dW: W's buffer": (
+        lambda W, x, loss, dW, dx: (loss, np.frombuffer(W).reshape(W.shape), dx),
+        ["dW shares memory with W"],
+    ),
+    "dx: x by DLPack": (lambda W, x, loss, dW, dx: (loss, dW, np.from_dlpack(x)), ["dx shares memory with x"]),
+    "dW: read-only": (lambda W, x, loss, dW, dx: (loss, read_only(dW), dx), ["dW is read-only"]),
+    "dx: of fewer pairs": (lambda W, x, loss, dW, dx: (loss, dW, dx[:4].copy()), ["dx must have shape (5, 4)"]),
+    "loss: float32": (lambda W, x, loss, dW, dx: (loss.astype("f4"), dW, dx), ["loss must have dtype float64"]),
+}
+
+
+@pytest.mark.parametrize(("out", "words"), OWN.values(), ids=OWN)
+def test_refused_output_among_arrays_that_own_their_memory(out, words):
+    arrays = [np.full(shape, 0.5) for shape in ((5, 3, 4), (5, 4), (5,), (5, 3, 4), (5, 4))]
+    with pytest.raises(ValueError, match=r"^out: ") as raised:
+        sl2.value_and_grad(*arrays[:2], out=out(*arrays))
+    for word in words:
+        assert word in str(raised.value)
+    assert all((a == 0.5).all() for a in arrays), "something was written"
+
+
+def test_outputs_side_by_side_in_one_memory_are_accepted():
+    a = Arrays()
+    expected = sl2.value_and_grad(a.W, a.x)
+    assert bits(sl2.value_and_grad(a.W, a.x, out=a.out())) == bits(expected)

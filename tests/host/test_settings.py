@@ -10,26 +10,28 @@ import sigmoid_l2 as sl2
 from sigmoid_l2 import dispatch, settings
 from sigmoid_l2.problem import validate
 
-SETTINGS = {  # by the argument that sets it: the functions, the environment variable
-    "threads": (sl2.set_num_threads, sl2.get_num_threads, "SIGMOID_L2_NUM_THREADS"),
-    "nbytes": (sl2.set_device_memory_limit, sl2.get_device_memory_limit, "SIGMOID_L2_DEVICE_MEMORY"),
+SETTINGS = {  # by the end of its variable's name: the functions, the argument, the least value, the default
+    "NUM_THREADS": (sl2.set_num_threads, sl2.get_num_threads, "threads", 1, None),
+    "DEVICE_MEMORY": (sl2.set_device_memory_limit, sl2.get_device_memory_limit, "nbytes", 1, 256 << 20),
+    "KEPT_MEMORY": (sl2.set_kept_memory_limit, sl2.get_kept_memory_limit, "nbytes", 0, 1 << 30),
 }
 
 
-@pytest.mark.parametrize("argument", SETTINGS)
-def test_where_a_setting_comes_from(argument, monkeypatch):
-    set_it, get_it, variable = SETTINGS[argument]
+@pytest.mark.parametrize("name", SETTINGS)
+def test_where_a_setting_comes_from(name, monkeypatch):
+    (set_it, get_it, argument, least, expected), variable = SETTINGS[name], f"SIGMOID_L2_{name}"
     monkeypatch.delenv(variable, raising=False)
     default = get_it()
-    assert default >= 1 if argument == "threads" else default == 256 << 20
+    assert default >= 1 if expected is None else default == expected
     monkeypatch.setenv(variable, "7")
     assert get_it() == 7
     try:
-        for number in (1, 3, 1000):
+        for number in (least, 3, 1000):
             set_it(number)
             assert get_it() == number, "what the program says goes before the environment"
-        for wrong in (0, -1, 1.0, 2.5, "many", math.nan, math.inf, True):
-            with pytest.raises(ValueError, match=f"^{argument} must be a whole number of at least 1, not {wrong!r}$"):
+        for wrong in (least - 1, -2, 1.0, 2.5, "many", math.nan, math.inf, True):
+            words = f"^{argument} must be a whole number of at least {least}, not {wrong!r}$"
+            with pytest.raises(ValueError, match=words):
                 set_it(wrong)
             assert get_it() == 1000, "an error changes nothing"
     finally:
@@ -37,7 +39,7 @@ def test_where_a_setting_comes_from(argument, monkeypatch):
     assert get_it() == 7
     monkeypatch.setenv(variable, "")
     assert get_it() == default, "empty is as not set"
-    for wrong in ("0", "-2", "1.5", "all", "2 3", "1GB"):
+    for wrong in (str(least - 1), "-2", "1.5", "all", "2 3", "1GB"):
         monkeypatch.setenv(variable, wrong)
         with pytest.raises(ValueError, match=f"^the environment variable {variable} must be .* not {wrong!r}$"):
             get_it()

@@ -22,6 +22,7 @@ OUT = ("tests/host/test_bad_output.py",)
 TRACE = ("tests/host/test_trace.py",)
 CHECK = ("tests/host/test_check_grad.py",)
 MEMORY = ("tests/host/test_memory.py",)
+KEPT = ("tests/host/test_kept_memory.py",)
 
 MUTANTS = (
     # The reference
@@ -108,7 +109,31 @@ MUTANTS = (
         "execute: a piece too long", "sigmoid_l2/problem.py", "first + step)", "first + step + 1)", (*PARITY, *MEMORY)
     ),
     Mutant("execute: whole-batch buffers", "sigmoid_l2/execute.py", "= 1 << 20", "= 1 << 40", MEMORY),
+    # Memory of results
+    Mutant("memory: used again while it is lent", "sigmoid_l2/memory.py", "block.free.pop()", "pass", KEPT),
+    Mutant("memory: a base that views leave out", "sigmoid_l2/memory.py", "ref(root,", "ref(root[:],", KEPT),
+    Mutant(
+        "memory: free before it is marked as free",
+        "sigmoid_l2/memory.py",
+        'self.first = _Watch(root, methodcaller("madvise", mmap.MADV_FREE))',
+        'self.first = _Watch(root, methodcaller("madvise", mmap.MADV_FREE))\n'
+        "        self.last = weakref.ref(root, self.free.append)",
+        KEPT,
+    ),
+    Mutant("memory: not marked as free", "sigmoid_l2/memory.py", 'methodcaller("madvise", mmap.MADV_FREE)', "id", KEPT),
+    Mutant("memory: shared with a child", "sigmoid_l2/memory.py", "mmap.MAP_PRIVATE", "mmap.MAP_SHARED", KEPT),
+    Mutant("memory: the limit forgotten", "sigmoid_l2/memory.py", "    _trim()", "    pass", KEPT),
+    Mutant("memory: the oldest stay", "sigmoid_l2/memory.py", "del _kept[0]", "del _kept[-1]", KEPT),
+    Mutant("memory: huge for small results", "sigmoid_l2/memory.py", "<= 2 * nbytes", "", KEPT),
+    Mutant("memory: not on a line", "sigmoid_l2/memory.py", "-memory.ctypes.data % LINE", "0", KEPT),
+    Mutant("memory: kept where it runs out", "sigmoid_l2/execute.py", "not memory.give_back()", "True", KEPT),
     # Arguments
+    Mutant("problem: owners not counted", "sigmoid_l2/problem.py", "len(owners) == 3 + len(out)", "True", OUT),
+    Mutant(
+        "problem: a view owns its memory", "sigmoid_l2/problem.py", "    base = view.base", "    return id(view)", OUT
+    ),
+    Mutant("problem: a buffer has an owner", "sigmoid_l2/problem.py", "type(base) is np.ndarray and base", "base", OUT),
+    Mutant("problem: overlaps by bounds unseen", "sigmoid_l2/problem.py", "if not flags.carray:", "if False:", OUT),
     Mutant(
         "problem: overlapping outputs accepted", "sigmoid_l2/problem.py", "checked.append((name, memory))", "pass", OUT
     ),

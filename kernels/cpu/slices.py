@@ -1,0 +1,73 @@
+"""Large pairs are cut into slices of rows, which threads compute side by side; here, how, and the sums over slices."""
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numba.core import cgutils
+
+from sigmoid_l2.kernels.cpu.compile import compile_kernel, vector_code
+from sigmoid_l2.kernels.cpu.loops import for_columns
+from sigmoid_l2.kernels.cpu.simd import INDEX, VectorBuilder
+from sigmoid_l2.kernels.cpu.sums import add_exactly, with_errors
+
+# Size of a slice: about so many bytes of W, a multiple of so many rows, because its own loss and dx, which are written
+# and read once more, must be little beside its W and dW.
+SLICE_BYTES, SLICE_ROWS = 1 << 19, 64
+# Columns whose sums over slices stay in registers, in vectors.
+COLUMNS = 4
+# Columns that a thread adds at a time.
+SUM_COLUMNS = 1024
+
+
+def rows_of_slice(m: int, n: int, itemsize: int) -> int:
+    """How many rows each slice of a pair has, but the last, which has what is left; m where a pair is not cut.
+
+    It does not depend on the number of threads: the order of the sums must not.
+    """
+    rows = max(SLICE_ROWS, SLICE_BYTES // (n * itemsize) // SLICE_ROWS * SLICE_ROWS)
+    return rows if m >= 2 * rows else m
+
+
+@vector_code()
+def add_rows(v: VectorBuilder, terms: Any, at: Any, rows: Any, n: Any, sums: Any, sums_at: Any, columns: Any) -> None:
+    """Store the sums of ``columns`` columns over rows of n elements, from element ``at`` of ``terms`` on."""
+    b = v.builder
+    terms, sums = v.at(terms, at), v.at(sums, sums_at)
+
+    def add_columns(j: Any, vectors: int, mask: Any) -> None:
+        at = [b.add(j, INDEX(k * v.width)) for k in range(vectors)]
+        highs = [cgutils.alloca_once_value(b, v.load(terms, k, mask)) for k in at]
+        lows = [cgutils.alloca_once_value(b, v.constant(0)) for _ in at]
+        with cgutils.for_range_slice(b, INDEX(1), rows, INDEX(1), intp=INDEX) as (row, _):
+            for k, high, low in zip(at, highs, lows, strict=True):
+                total, error = add_exactly(b, b.load(high), v.load(terms, b.add(b.mul(row, n), k), mask))
+                b.store(total, high)
+                b.store(b.fadd(b.load(low), error), low)
+        for k, high, low in zip(at, highs, lows, strict=True):
+            v.store(with_errors(b, b.load(high), b.load(low)), sums, k, mask)
+
+    for_columns(v, columns, COLUMNS, add_columns)
+
+
+@cache
+def sums_kernel(dtype: np.dtype[Any]) -> Any:
+    """The compiled function that adds the losses x (B, slices) and the dx W (B, slices, n) of slices.
+
+    Its units are not slices but parts of pairs, of ``slice_rows`` columns.
+    """
+
+    def sums(
+        W: Any, x: Any, loss: Any, dW: Any, dx: Any, first: int, last: int, slice_rows: int, streams: bool
+    ) -> None:
+        slices, n = W.shape[1:]
+        parts = (n + slice_rows - 1) // slice_rows
+        for number in range(first, last):
+            pair = number // parts
+            j = (number - pair * parts) * slice_rows
+            if loss.size > 0 and j == 0:
+                add_rows(x, pair * slices, slices, 1, loss, pair, 1)
+            if dx.size > 0:
+                add_rows(W, pair * slices * n + j, slices, n, dx, pair * n + j, min(slice_rows, n - j))
+
+    return compile_kernel(sums, "sums", dtype)
