@@ -11,19 +11,26 @@ from processes import run_python
 
 pytest.importorskip("numba")
 
-from sigmoid_l2.kernels.cpu import stream, tall, tiny
+from sigmoid_l2.kernels.cpu import rows, stream, tall, tiny
 from sigmoid_l2.kernels.cpu.simd import lane_count
 
 LINE, CANARY = 64, 0xAB
 F4, F8 = np.dtype("f4"), np.dtype("f8")
-MODULES = {"tiny": tiny, "tall": tall}
+KERNELS = {"tiny": tiny.kernel, "tall": tall.kernel, "rows": lambda m, n, dtype: rows.kernel(dtype)}
 TINY = [(1, 1), (3, 3), (2, 5), (8, 8)]
 # Fewer rows than lanes and more, whole blocks and a rest, more than one chain of sums; elements that fill no lines.
 TALL = [(5, 2), (9, 4), (16, 4), (37, 3), (300, 1), (12, 12), (16, 16), (21, 13), (8, 8), (150, 7)]
+# Rows of whole lines and of others, narrow and long, one batch and several.
+ROWS = [(3, 17), (20, 33), (70, 32), (5, 100), (3, 300)]
 CASES = [("tiny", m, n, dtype) for (m, n), dtype in product(TINY, (F4, F8))]
+CASES += [("rows", m, n, dtype) for (m, n), dtype in product(ROWS, (F4, F8))]
 CASES += [("tall", m, n, dtype) for (m, n), dtype in product(TALL, (F4, F8)) if n <= lane_count(dtype)]
 # Those that stand for all at other levels of the processor.
-FEW = [case for case in CASES if case[:3] in {("tiny", 3, 3), ("tall", 5, 2), ("tall", 37, 3), ("tall", 9, 4)}]
+FEW = [
+    case
+    for case in CASES
+    if case[:3] in {("tiny", 3, 3), ("tall", 5, 2), ("tall", 37, 3), ("tall", 9, 4), ("rows", 20, 33)}
+]
 each_case = pytest.mark.parametrize(("name", "m", "n", "dtype"), CASES, ids=lambda value: str(value))
 
 
@@ -58,7 +65,7 @@ def run(name, W, x, *, streams, offsets=(0, 0, 0), wanted=(True, True, True), sl
         Given(shape if is_wanted else (0,) * len(shape), W.dtype, offset)
         for shape, is_wanted, offset in zip(shapes, wanted, offsets, strict=True)
     ]
-    kernel = MODULES[name].kernel(m, n, W.dtype)
+    kernel = KERNELS[name](m, n, W.dtype)
     for first, last in ranges or [(0, count)]:
         kernel(W, x, *(given.array for given in out), first, last, slice_rows, streams)
     for given in out:
@@ -100,34 +107,36 @@ def test_every_subset(name, m, n, dtype):
 
 @pytest.mark.parametrize("dtype", [F4, F8], ids=str)
 @pytest.mark.parametrize("blocks", [0, 1, 3])
-def test_slices(blocks, dtype):
+@pytest.mark.parametrize("name", ["tall", "rows"])
+def test_slices(name, blocks, dtype):
     """A slice has the bits of a pair of its rows alone, in one range and in several."""
-    lanes, n, B = lane_count(dtype), min(3, lane_count(dtype)), 5
+    lanes, B = lane_count(dtype), 5
+    n = min(3, lanes) if name == "tall" else 37
     slice_rows = 9 * lanes  # more than one chain of sums
     m = 2 * slice_rows + (blocks * lanes + lanes // 2 if blocks else 0)
     W, x = inputs(B, m, n, dtype)
     parts = [np.ascontiguousarray(W[:, i : i + slice_rows]) for i in range(0, W.shape[1], slice_rows)]
-    outs = [run("tall", part, x, streams=False) for part in parts]
+    outs = [run(name, part, x, streams=False, slice_rows=slice_rows) for part in parts]
     losses, dxs = (np.stack([np.frombuffer(out[k], dtype).reshape(B, -1) for out in outs], 1) for k in (0, 2))
     dW = np.concatenate([np.frombuffer(out[1], dtype).reshape(B, -1) for out in outs], 1)
     expected = [losses.tobytes(), dW.tobytes(), dxs.tobytes()]
     count = B * len(parts)
     for ranges in ([(0, count)], [(4, count), (1, 4), (0, 1)]):
         for k, streams in product((0, 7), (True, False)):
-            got = run("tall", W, x, streams=streams, offsets=(k, k, k), slice_rows=slice_rows, ranges=ranges)
+            got = run(name, W, x, streams=streams, offsets=(k, k, k), slice_rows=slice_rows, ranges=ranges)
             assert got == expected, (ranges, k, streams)
 
 
 def streaming_stores(name, m, n, dtype):
     """How many instructions of a kernel, compiled in this process, store past the caches."""
-    (assembly,) = MODULES[name].kernel(m, n, dtype).inspect_asm().values()
+    (assembly,) = KERNELS[name](m, n, dtype).inspect_asm().values()
     assert re.search(r"\t(?:v?movups|v?movupd)\t", assembly), "stores are found at all"
     return len(re.findall(r"\tv?movnt\w+\t", assembly))
 
 
 def assert_streams():
     """LLVM makes an ordinary store of a streaming one without a word, where it cannot do better."""
-    for case in CASES:
+    for case in FEW:
         assert (streaming_stores(*case) > 0) == stream.can_stream(), case
 
 
