@@ -11,8 +11,8 @@ from sigmoid_l2.kernels.cpu.loops import for_columns
 from sigmoid_l2.kernels.cpu.simd import INDEX, VectorBuilder
 from sigmoid_l2.kernels.cpu.sums import add_exactly, with_errors
 
-# Size of a slice: at least so many bytes of W and so many rows, of which it has a multiple, because its own loss and dx,
-# which are written and read once more, must be little beside its W and dW.
+# Size of a slice: at least so many bytes of W and so many rows, of which it has a multiple. Its own loss and dx, which
+# are written and read once more, must be little beside its W and dW.
 SLICE_BYTES, SLICE_ROWS = 1 << 19, 32
 # Slices of a pair, at most: more threads than that do not make memory faster.
 SLICES = 64
