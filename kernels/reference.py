@@ -48,6 +48,9 @@ from sigmoid_l2 import threads
 # should stay in the level 2 cache: they have 2^16. So have others, at least, where larger ones leave threads without
 # work.
 BLOCK, SMALL_BLOCK = 1 << 20, 1 << 16
+# Size of a batch, in elements of W, below which one thread computes it. At 2^18 two threads took 1.2 times as long,
+# because they have the interpreter's lock in turn.
+THREADED = 1 << 19
 # Size of the largest tiny pair: its columns, and its elements. A row costs einsum 9 ns besides its elements, so 3x3 is
 # 1.4 times as fast with the batch axis last, 37x5 1.5 times, and 6x6 as fast. A block should have 256 pairs.
 TINY_N, TINY = 5, 256
@@ -79,11 +82,9 @@ def fused(W: Any, x: Any, loss: Any, dW: Any, dx: Any, *, stream: int | None = N
     compute: Any = _tiny_pairs if tiny else _pairs
     if half:
         compute = partial(_in_float32, compute)
-    pairs, at_once = max(1, SMALL_BLOCK // (m * n)), 1
-    if pairs < B:
-        at_once = threads.get_num_threads()
-        pairs = pairs if tiny else max(pairs, min(BLOCK // (m * n), -(-B // at_once)))
-    pairs = min(pairs, B)
+    at_once = threads.get_num_threads() if W.size >= THREADED else 1
+    small = max(1, SMALL_BLOCK // (m * n))
+    pairs = min(B, small if tiny else max(small, min(BLOCK // (m * n), -(-B // at_once))))
     blocks = -(-B // pairs)
     # Allocate and drop as much memory as the threads need, so that MemoryError comes before any of them has written.
     elements = (2 * tiny + 2 * half) * m * n + m * n // 4 + 8 * m + 2 * n
@@ -95,7 +96,10 @@ def fused(W: Any, x: Any, loss: Any, dW: Any, dx: Any, *, stream: int | None = N
                 k = slice(begin, begin + pairs)
                 compute(W[k], x[k], *[None if a is None else a[k] for a in (loss, dW, dx)])
 
-    threads.for_ranges(blocks, W.size, run)
+    if at_once == 1:
+        run(0, blocks)
+    else:
+        threads.for_ranges(blocks, W.size, run)
 
 
 def _in_float32(compute: Any, W: Any, x: Any, *results: Any) -> None:

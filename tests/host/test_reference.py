@@ -132,6 +132,7 @@ def test_same_bits(m, n, dtype, monkeypatch):
         assert bits(some, slice(None)) == [b for b, want in zip(whole, wanted, strict=True) if want]
     monkeypatch.setattr(threads, "get_num_threads", lambda: 3)
     monkeypatch.setattr(threads, "THREAD_WORK", 1)
+    monkeypatch.setattr(reference, "THREADED", 1)
     threads._pool.cache_clear()  # the pool has the old number
     try:
         for size in (1, 2, 7, 13, 39):
