@@ -6,6 +6,7 @@ import subprocess
 import sys
 from argparse import Namespace
 
+import numpy as np
 import pytest
 
 checkout, compare = map(importlib.import_module, ("checkout", "compare"))
@@ -93,7 +94,7 @@ def test_a_revision_that_is_not_there(run):
 def test_the_cases_without_options_are_every_class_of_the_cpu_and_small_calls():
     kernels = importlib.import_module("sigmoid_l2.kernels.cpu.launch")
     table = compare.jobs(Namespace(shape=None, dtype=None, batch=None, threads=[0], backend="numba"), "cpu")
-    classes = {(job.case.m * job.case.n > kernels.TINY) + (job.case.n > kernels.TALL) for job in table}
-    assert classes == {0, 1, 2}
+    cases = {(job.case.m, job.case.n, np.dtype(job.case.dtype)) for job in table}
+    assert {kernels.kernel(*case).py_func.__name__ for case in cases} == {"tiny", "tall", "rows"}
     assert {job.given for job in table if job.case.B in (1, 1000)} == {True, False}
     assert {job.case.dtype for job in table} == {"float32", "float64"}
