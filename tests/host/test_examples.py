@@ -29,7 +29,7 @@ PRINTED = {
         r"after 10 steps of gradient descent: 0\.13\d\d\n",
     ),
     "given_outputs": (
-        r"new arrays .* ms a call, +52\.0 MB allocated",
+        r"new arrays, in new memory .* ms a call, +52\.0 MB allocated",
         r"out= .* ms a call, +0\.0 MB allocated",
         r"arrays that were given: True\n",
         r"Refused .* dW shares memory with W",

@@ -136,6 +136,7 @@ MUTANTS = (
     Mutant(
         "problem: a view owns its memory", "sigmoid_l2/problem.py", "    base = view.base", "    return id(view)", OUT
     ),
+    Mutant("problem: W not compared", "sigmoid_l2/problem.py", "in (W, x, *out[:k])", "in (x, *out[:k])", OUT),
     Mutant("problem: a buffer has an owner", "sigmoid_l2/problem.py", "type(base) is np.ndarray and base", "base", OUT),
     Mutant("problem: overlaps by bounds unseen", "sigmoid_l2/problem.py", "if not flags.carray:", "if False:", OUT),
     Mutant(
