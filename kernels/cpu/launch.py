@@ -50,14 +50,15 @@ def fused(W: Any, x: Any, loss: Any, dW: Any, dx: Any, *, stream: int | None = N
         run(W, x, loss, dW, dx, 0, B, m, False)
         return
     streams = (loss.size + dW.size + dx.size) * W.itemsize >= get_streaming_threshold()
+    slice_rows = rows_of_slice(m, n, W.itemsize)
+    slices = -(-m // slice_rows)
     # Allocate and drop as much memory as the threads need for their sums, so that MemoryError comes before any of them
     # has written. The single thread above allocates its sums before it writes.
-    np.empty((min(B, threads.get_num_threads()), 2 * n), W.dtype)
-    slice_rows = rows_of_slice(m, n, W.itemsize)
-    if slice_rows < m:
-        _in_slices(run, W, x, loss, dW, dx, slice_rows, streams)
+    np.empty((min(B * slices, threads.get_num_threads()), 2 * n), W.dtype)
+    if slices > 1:
+        _in_slices(run, W, x, loss, dW, dx, slices, slice_rows, streams)
     else:
-        _on_threads(run, W, x, loss, dW, dx, 1, m, streams)
+        _on_threads(run, W, x, loss, dW, dx, slices, slice_rows, streams)
     del memory  # what _writeable points to
 
 
@@ -72,11 +73,12 @@ def _on_threads(
     threads.for_ranges(len(W) * slices, W.size, run_range)
 
 
-def _in_slices(run: Any, W: Any, x: Any, loss: Any, dW: Any, dx: Any, slice_rows: int, streams: bool) -> None:
+def _in_slices(
+    run: Any, W: Any, x: Any, loss: Any, dW: Any, dx: Any, slices: int, slice_rows: int, streams: bool
+) -> None:
     """Compute the slices of some pairs at a time, and add their losses and dx."""
-    B, m, n = W.shape
+    B, _, n = W.shape
     add = sums_kernel(W.dtype)
-    slices = -(-m // slice_rows)
     pairs = max(SUMS_BYTES // (slices * n * W.itemsize), threads.RANGES * threads.get_num_threads() // slices, 1)
     pairs = min(pairs, B)
     losses = np.empty((pairs, slices), W.dtype)

@@ -73,6 +73,27 @@ def test_number_of_threads(backend, dtype, number, monkeypatch):
         threads._pool.cache_clear()
 
 
+@pytest.mark.parametrize(("m", "n"), [(700, 1000), (60_000, 5), (130, 6000)])
+@pytest.mark.parametrize("name", ["numpy", "numba"])
+def test_large_pairs_on_any_number_of_threads(name, m, n, monkeypatch):
+    """Slices of a pair are computed side by side; alone and in a batch, and whatever is wanted."""
+    if reasons := [r for b in sl2.backends() if b.name == name for r in b.reasons]:
+        pytest.skip("; ".join(reasons))
+    W, x = pairs((5,), m, n, "f4")
+    expected = sl2.value_and_grad(W, x, backend=name)
+    for number in (1, 2, 3, 16):
+        monkeypatch.setattr(threads, "get_num_threads", lambda number=number: number)
+        threads._pool.cache_clear()
+        try:
+            assert bits(sl2.value_and_grad(W, x, backend=name)) == bits(expected), number
+            assert bits(sl2.value_and_grad(W[2], x[2], backend=name)) == bits(expected, 2), number
+            assert bits(sl2.value_and_grad(W[1:3], x[1:3], backend=name)) == bits(expected, slice(1, 3)), number
+            assert sl2.value(W, x, backend=name).tobytes() == expected.loss.tobytes()
+            assert bits(sl2.grad(W[4:], x[4:], backend=name)) == bits(expected[1:], slice(4, 5)), number
+        finally:
+            threads._pool.cache_clear()
+
+
 def test_many_threads_at_once(backend):
     shapes = [((2000,), 3, 3), ((), 200, 300), ((50, 7), 5, 2), ((3,), 1, 5000), ((4097,), 1, 1), ((0,), 3, 3)]
     calls = [pairs(*shape, name) for shape in shapes for name in ("f4", "f8")]
