@@ -6,8 +6,7 @@ The contract of a kernel, ``fused(W, x, loss, dW, dx, *, stream=None)``:
   aligned, one dtype, B, m, n >= 1, no output sharing memory with anything else, already validated;
 * an output that is None is not wanted and not computed; every element of the others is written, and on a GPU exactly
   once, except where a block adds the slices of a pair to its loss and dx one after the other;
-* no input is changed, nothing outside of the outputs is written, nothing of batch size is allocated, nothing synchronises
-  with the host;
+* no input is changed, nothing but the outputs is written, nothing of batch size is allocated, nothing waits for a GPU;
 * sizes are 64-bit: B * m * n may pass 2**31; on a GPU m and n are below 2**32, else ValueError;
 * a pair's result depends on that pair alone, to the last bit;
 * ``stream`` is the integer handle of a CUDA stream, None for the default stream; CPU kernels ignore it.

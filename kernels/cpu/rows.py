@@ -76,14 +76,14 @@ def slices(
             at = b.mul(b.add(row_of_W, b.sub(i, row)), n)
             rows.take(v.at(W, at), v.at(x, b.mul(pair, n)), v.at(dW, at), minimum(b, batch_rows, b.sub(end, i)))
             rows.compute_q()
-            total.add(rows.compute_g())
+            rows.compute_g(total)
             is_first, is_last = b.icmp_signed("==", i, row), b.icmp_signed(">=", b.add(i, batch_rows), end)
             with b.if_then(wanted.dx):
                 rows.add_dx(RowTotal(v, n, memory, v.at(dx, b.mul(number, n)), is_first, is_last))
             with b.if_then(wanted.dW):
                 rows.write_gradient(streams, b.and_(is_first, b.icmp_signed("==", number, first)))
         with b.if_then(wanted.loss):
-            b.store(total.value(), v.at(loss, number))
+            b.store(v.sum_lanes(total.value()), v.at(loss, number))
     if can_stream():
         with b.if_then(b.and_(streams, wanted.dW)):
             rows.finish_gradient(v.at(dW, b.mul(first_row(last)[2], n)))
@@ -155,15 +155,13 @@ class Rows:
         self.for_rows((v.width, NARROW_GROUP), (GROUP,), dot)
         v.store(v.constant(-np.inf), self.q, self.count)
 
-    def compute_g(self) -> Any:
-        """g; return the sum of s^2."""
+    def compute_g(self, loss: Total) -> None:
+        """g; add s^2 to the loss."""
         v, b = self.v, self.v.builder
-        total = cgutils.alloca_once_value(b, v.constant(0))
         with cgutils.for_range_slice(b, INDEX(0), self.count, INDEX(v.width), intp=INDEX) as (k, _):
             s, g = s_and_g(v, v.load(self.q, k))
             v.store(g, self.g, k)
-            b.store(v.multiply_add(s, s, b.load(total)), total)
-        return v.sum_lanes(b.load(total))
+            loss.add(b.fmul(s, s))
 
     def g_of(self, row: Any) -> Any:
         """A row's g in every lane."""

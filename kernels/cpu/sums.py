@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-from llvmlite import ir
 from numba.core import cgutils
 
 from sigmoid_l2.kernels.cpu.simd import VectorBuilder
@@ -22,26 +21,28 @@ def with_errors(b: Any, high: Any, low: Any) -> Any:
 
 
 class Total:
-    """A sum of scalars."""
+    """A sum of vectors, each lane on its own."""
 
     def __init__(self, v: VectorBuilder) -> None:
-        self.b, self.zero = v.builder, ir.Constant(v.real, 0.0)
-        self.high, self.low = (cgutils.alloca_once(v.builder, v.real) for _ in range(2))
+        self.v = v
+        self.high, self.low = (cgutils.alloca_once(v.builder, v.vector) for _ in range(2))
 
     def clear(self) -> None:
         """Begin anew."""
         for a in (self.high, self.low):
-            self.b.store(self.zero, a)
+            self.v.builder.store(self.v.constant(0), a)
 
     def add(self, term: Any) -> None:
-        """Add a term."""
-        high, error = add_exactly(self.b, self.b.load(self.high), term)
-        self.b.store(high, self.high)
-        self.b.store(self.b.fadd(self.b.load(self.low), error), self.low)
+        """Add a vector."""
+        b = self.v.builder
+        high, error = add_exactly(b, b.load(self.high), term)
+        b.store(high, self.high)
+        b.store(b.fadd(b.load(self.low), error), self.low)
 
     def value(self) -> Any:
-        """The sum."""
-        return with_errors(self.b, self.b.load(self.high), self.b.load(self.low))
+        """The sums."""
+        b = self.v.builder
+        return with_errors(b, b.load(self.high), b.load(self.low))
 
 
 class RowTotal:

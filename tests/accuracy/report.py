@@ -69,11 +69,17 @@ This is a sketch, to first order in eps. The relative error of every operation i
    (1 - 3p) e + 15/4 eps, at most (E + 3.75) eps. For q < 0 it is made of t r, t r and r, with the error
    (2 - 3p) e + 17/4 eps, at most **(2 E + 4.25) eps**.
 4. dW_ij = g_i x_j is rounded once more: **(2 E + 4.75) eps**.
-5. s² has twice the error of s and one rounding. A sum of m terms, in any order, rounds each of them at most m - 1
-   times. So the error of the loss is at most **(2 E + 2.5 + m/2) eps**.
-6. dx_j is a sum of m products: **(2 E + 4.25 + m/2) eps** of sum_i |g_i W_ij|.
-7. q_i itself has an error of at most dq_i = n (eps/2) sum_j |W_ij x_j|. d log(g)/dq = 2 - 3s and
-   d log(s²)/dq = 2 (1 - s) are between -1 and 2, which adds 2 dq_i to each of these bounds.
+5. s² has twice the error of s and one rounding, and is summed over m rows. S eps is the rounding of that sum, where S
+   = m/2 for any order, in which a term goes through at most m - 1 additions of eps/2. On a CPU it goes through at
+   most 2 ceil(log2 m) + 2 of them: the kernels add in trees, in chains of 8 and, between chains, with the error of
+   each addition (TwoSum). So S = ceil(log2 m) + 1 there, and the error of the loss is at most **(2 E + 2.5 + S)
+   eps**.
+6. dx_j is a sum of m products: **(2 E + 4.25 + S) eps** of sum_i |g_i W_ij|.
+7. q_i itself has an error of at most dq_i = r (eps/2) sum_j |W_ij x_j|, where a term is rounded r times: once in its
+   product and then in each addition. r = n for any order. A tree has at most 2 log2 n levels (numba, small n); chains
+   side by side in the lanes have n / (4 lanes) + 7 + log2 lanes (numba, other rows of more than 256 bytes; n / lanes
+   for shorter ones); chains of 256 have 256 + log2(n / 256) + 5 (NumPy, n > 256). d log(g)/dq = 2 - 3s and d
+   log(s²)/dq = 2 (1 - s) are between -1 and 2, which adds 2 dq_i to each of these bounds.
 
 These are the bounds for 1x1 and x = 1, with the largest measured relative error of each backend's exp, beside the
 measured errors, in eps:

@@ -7,6 +7,10 @@ import pytest
 
 pytest.importorskip("numba")
 
+import oracle
+from contract import allowed, roundings_of_q
+
+import sigmoid_l2 as sl2
 from sigmoid_l2.kernels.cpu import launch
 from sigmoid_l2.kernels.cpu.simd import lane_count
 
@@ -24,8 +28,8 @@ def results(W, x):
 
 def roundings(m, n, dtype):
     """At most so many has a sum over m rows, beside those of products: in trees, in chains, and one of all chains."""
-    if m * n <= launch.TINY:
-        return math.ceil(math.log2(m))
+    if m * n <= launch.TINY:  # a tree that adds the last one of an odd number of terms by itself
+        return m.bit_length() + m.bit_count() - 2
     lanes = lane_count(dtype)
     if n > lanes:  # 4 sums of a chain of 8 rows, in two steps; up to 6 chains; the rest of a batch, up to 7 rows
         return min(m - 1, 3 + 5, 6 + 5) + 1
@@ -49,6 +53,36 @@ def test_any_rows(m, n, dtype):
     for j in range(n):
         assert_exact(dx[j], (g * W[:, j]).tolist(), roundings(m, n, dtype), dtype)
     assert roundings(m, n, dtype) <= 2 * math.ceil(math.log2(m)) + 2
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+@pytest.mark.parametrize(("m", "n"), [(MANY, 1), (MANY // 16, 20)])
+def test_contract_of_many_equal_rows(backend, m, n):
+    """loss and dx of 2^22 or 2^18 equal rows are as many times those of one row, in exact arithmetic."""
+    W, x = np.full((m, n), 0.7, "f4"), np.full(n, 0.9 / n, "f4")
+    results = sl2.value_and_grad(W, x, backend=backend)
+    one = oracle.pair(W[:1], x)
+    limits = allowed(W[:1], x, one, backend=backend)
+    eps = np.finfo("f4").eps
+    loss, dx = float(one.loss) * m, np.array(one.dx, float) * m
+    more = (math.ceil(math.log2(m)) + 1 - 1) * eps  # a single row has 1 of the contract's ceil(log2 m) + 1
+    assert abs(float(results.loss) - loss) <= m * float(limits.loss) + more * loss
+    assert (abs(results.dx - dx) <= m * limits.dx + more * dx).all()
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+def test_contract_of_long_rows(backend):
+    """The rounding of q over 10^6 columns is that of the real order of its sum, a fraction of that of any order."""
+    n = 1_000_000
+    W = np.random.default_rng(n).standard_normal((2, n)).astype("f4")
+    x = np.full(n, 1e-3, "f4")
+    results = sl2.value_and_grad(W, x, backend=backend)
+    assert roundings_of_q(2, n, "f4", backend) < n / 30
+    q = [math.fsum((row.astype(float) * float(x[0])).tolist()) for row in W]
+    s = np.array([1 / (1 + math.exp(-q_i)) for q_i in q])
+    dq = roundings_of_q(2, n, "f4", backend) * np.finfo("f4").eps / 2 * abs(W).sum(axis=1, dtype=float) * 1e-3
+    g = 2 * s * s * (1 - s)
+    assert (abs(results.dW[:, 0] - g * float(x[0])) <= g * float(x[0]) * (2 * dq + 7 * np.finfo("f4").eps)).all()
 
 
 def test_many_equal_rows():
