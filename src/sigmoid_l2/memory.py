@@ -9,12 +9,12 @@ All arrays in a block of memory, and all that other libraries make of them, hold
 each view. NumPy's arrays are out of the garbage collector's reach, so the root goes only when nothing holds it.
 """
 
-import contextlib
+import errno
 import math
 import mmap
 import os
 import weakref
-from operator import methodcaller
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from sigmoid_l2.settings import KEPT_MEMORY
 
 # Bytes of a line of the caches. Streaming stores write whole lines.
 LINE = 64
-# Bytes of the smallest result that begins on a line. A call that writes as much takes 80 us, and finding the line 1 us.
+# Bytes of the smallest result that begins on a line. A call that writes as much takes 100 us, finding the line 1 us.
 ALIGNED_BYTES = 1 << 20
 # Elements of W in the largest call that is small: none of its results has as many bytes as that.
 SMALL = ALIGNED_BYTES // 8 - 1
@@ -36,6 +36,8 @@ HUGE_PAGE = 2 << 20
 
 # Whether the system can take memory back that is marked as free: Linux.
 _CAN_KEEP = hasattr(mmap, "MADV_FREE") and hasattr(mmap, "MADV_HUGEPAGE")
+# Where there is no memory, and of a kernel without MADV_FREE or huge pages, or a process that locks its memory.
+_REFUSED = errno.ENOMEM, errno.EAGAIN, errno.EINVAL
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
@@ -45,8 +47,11 @@ def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
         return np.empty(shape, dtype)
     whole = -(-nbytes // HUGE_PAGE) * HUGE_PAGE
     if _CAN_KEEP and nbytes >= KEPT_BYTES and whole <= KEPT_MEMORY.get():
-        with contextlib.suppress(OSError):  # no memory, or a kernel without huge pages or MADV_FREE
+        try:
             return np.ndarray(shape, dtype, _take(whole))
+        except OSError as error:
+            if error.errno not in _REFUSED:  # a TimeoutError of a signal's handler
+                raise
     memory = np.empty(nbytes + LINE, np.uint8)
     return np.ndarray(shape, dtype, memory, -memory.ctypes.data % LINE)
 
@@ -71,40 +76,32 @@ class _Block:
         """The root of all arrays in this memory. When it goes, the memory is marked as free, and is free only then.
 
         Python calls the youngest callback first. Neither runs a step of Python code, in which a signal's handler could
-        raise an exception that nobody would see.
+        raise an exception that nobody would see. A callback gets the reference: for ``next`` that is the default.
         """
         root = np.frombuffer(self.memory, np.uint8)
-        self.last = weakref.ref(root, self.free.append)
-        self.first = _Watch(root, methodcaller("madvise", mmap.MADV_FREE))
-        self.first.madvise = self.memory.madvise
+        mark = map(self.memory.madvise, [mmap.MADV_FREE])  # calls it at next()
+        self.watches = weakref.ref(root, self.free.append), weakref.ref(root, partial(next, mark))
         return root
 
 
-class _Watch(weakref.ref[Any]):
-    """A weak reference with a method for its callback."""
-
-    __slots__ = ("madvise",)
-    madvise: Any
-
-
 # The blocks that are lent or free, the last used at the end; their bytes are at most KEPT_MEMORY. A lent block that is
-# no longer here is as any memory. Each use of the list is one step: a lock might be held when the process forks.
-_kept: list[_Block] = []
+# no longer here is as any memory. Each use is one step that raises nothing: a lock might be held when the process
+# forks, and whoever catches an exception might catch that of a signal's handler.
+_kept: dict[_Block, bool] = {}
 
 
 def _take(nbytes: int) -> Any:
     """The root of a block for ``nbytes``; OSError where there is no memory."""
     for block in sorted(tuple(_kept), key=lambda block: len(block.memory)):
-        with contextlib.suppress(IndexError):  # it is lent
-            if nbytes <= len(block.memory) <= 2 * nbytes:
-                block.free.pop()  # no other thread gets it now
-                break
+        # The second look at ``free`` is for a block that another thread has taken, lent and put back between the steps.
+        # A block that is taken is forgotten if a handler raises before it is put back.
+        if nbytes <= len(block.memory) <= 2 * nbytes and block.free and _kept.pop(block, False) and block.free:
+            block.free.clear()
+            break
     else:
         block = _Block(nbytes)
     root = block.lend()
-    with contextlib.suppress(ValueError):  # it is new, or was forgotten meanwhile
-        _kept.remove(block)
-    _kept.append(block)
+    _kept[block] = True
     _trim()
     return root
 
@@ -112,9 +109,10 @@ def _take(nbytes: int) -> Any:
 def _trim() -> None:
     """Forget the blocks that have not been used for the longest time, until what is kept is within the limit."""
     limit = KEPT_MEMORY.get()
-    while sum(len(block.memory) for block in tuple(_kept)) > limit:
-        with contextlib.suppress(IndexError):
-            del _kept[0]
+    for block in tuple(_kept):
+        if sum(len(kept.memory) for kept in tuple(_kept)) <= limit:
+            break
+        _kept.pop(block, None)
 
 
 KEPT_MEMORY.when_set = _trim

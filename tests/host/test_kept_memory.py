@@ -208,6 +208,41 @@ def test_no_python_code_runs_when_memory_returns():
     assert "call" not in seen
 
 
+def test_a_handler_that_raises_anywhere(kept):
+    """Whatever line it interrupts, no block is lost to later calls, and no memory is lent twice."""
+
+    def raise_at(line):
+        def trace(frame, event, arg):
+            nonlocal line
+            if event == "line" and frame.f_code.co_filename == memory.__file__:
+                line -= 1
+                if line < 0:
+                    sys.settrace(None)
+                    raise TimeoutError
+            return trace
+
+        return trace
+
+    held, interrupted = call(), 0
+    expected = bits(held)
+    for line in range(500):
+        tracing = sys.gettrace()
+        try:
+            sys.settrace(raise_at(line))
+            a, b = (memory.empty((SIZE, 3, 4), np.dtype("f4")) for _ in range(2))
+            sys.settrace(tracing)
+            assert not np.shares_memory(a, b)
+            a, b = a.fill(np.nan), b.fill(np.nan)
+        except TimeoutError:
+            interrupted += 1
+        finally:
+            sys.settrace(tracing)
+        a = b = None
+        assert sum(not block.free for block in kept) <= 3, line
+    assert 20 < interrupted < 500
+    assert bits(held) == expected
+
+
 def test_the_latest_results_count_within_the_limit(kept):
     sizes = [n * 4096 for n in (24, 8, 2)]  # of dW, dx and loss, in whole pages
     sl2.set_kept_memory_limit(sum(sizes))
