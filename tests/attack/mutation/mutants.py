@@ -114,7 +114,13 @@ MUTANTS = (
     ),
     Mutant("execute: whole-batch buffers", "sigmoid_l2/execute.py", "= 1 << 20", "= 1 << 40", MEMORY),
     # Memory of results
-    Mutant("memory: used again while it is lent", "sigmoid_l2/memory.py", "and block.free and", "and", KEPT),
+    Mutant(
+        "memory: used again while it is lent",
+        "sigmoid_l2/memory.py",
+        "block.free and _kept.pop(block, False) and block.free",
+        "_kept.pop(block, False)",
+        KEPT,
+    ),
     Mutant("memory: a handler's exception lost", "sigmoid_l2/memory.py", "not in _REFUSED", "is ...", KEPT),
     Mutant("memory: a base that views leave out", "sigmoid_l2/memory.py", "ref(root, self", "ref(root[:], self", KEPT),
     Mutant(
