@@ -88,15 +88,27 @@ MUTANTS = (
         "b.load(self.low)",
         SUMS,
     ),
-    Mutant(
-        "cpu: rows, dx not reset between pairs", "kernels/cpu/rows.py", "sums[j] = 0", "sums[j] *= pair > first", PARITY
-    ),
+    Mutant("cpu: rows, dx not reset between pairs", "kernels/cpu/rows.py", '"==", i, row', '"!=", i, row', PARITY),
     Mutant(
         "cpu: rows, rest of a row forgotten",
-        "kernels/cpu/rows.py",
+        "kernels/cpu/loops.py",
         '">", rest, INDEX(0)',
         '">", rest, INDEX(1)',
         PARITY,
+    ),
+    Mutant(
+        "cpu: rows, the first line of a range taken for its own",
+        "kernels/cpu/rows.py",
+        '"==", loop.index, INDEX(0)',
+        '"<", loop.index, INDEX(0)',
+        STREAM,
+    ),
+    Mutant(
+        "cpu: rows, a last slice as long as the others",
+        "kernels/cpu/rows.py",
+        "minimum(b, b.add(row, slice_rows), m)",
+        "b.add(row, slice_rows)",
+        STREAM,
     ),
     Mutant("cpu: padding rows add to the loss", "kernels/cpu/rows.py", "v.constant(-np.inf)", "v.constant(0)", PARITY),
     # Threads and pieces
