@@ -92,7 +92,8 @@ _kept: dict[_Block, bool] = {}
 
 def _take(nbytes: int) -> Any:
     """The root of a block for ``nbytes``; OSError where there is no memory."""
-    for block in sorted(tuple(_kept), key=lambda block: len(block.memory)):
+    # The smallest that fits; of those the last used, so that the system can take the others.
+    for block in sorted(reversed(tuple(_kept)), key=lambda block: len(block.memory)):
         # The second look at ``free`` is for a block that another thread has taken, lent and put back between the steps.
         # A block that is taken is forgotten if a handler raises before it is put back.
         if nbytes <= len(block.memory) <= 2 * nbytes and block.free and _kept.pop(block, False) and block.free:

@@ -117,7 +117,10 @@ class _Ranges:
             except BaseException as error:  # Ctrl-C, or a time limit
                 raised = error
         if raised:
-            raise raised
+            try:
+                raise raised
+            finally:
+                del raised  # else it refers to itself through this frame, and so to the arrays of the call
 
 
 def for_ranges(size: int, work: int, run: Callable[[int, int], object]) -> None:
@@ -148,4 +151,7 @@ def for_ranges(size: int, work: int, run: Callable[[int, int], object]) -> None:
     finally:
         ranges.finish()  # again: where an exception comes before the first, no helper may go on
     if ranges.errors:
-        raise ranges.errors[0]
+        try:
+            raise ranges.errors[0]
+        finally:
+            ranges.errors.clear()  # else the exception refers to itself, and so to the arrays of the call

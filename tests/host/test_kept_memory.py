@@ -47,6 +47,16 @@ def addresses(results):
     return [a.ctypes.data for a in results]
 
 
+def test_a_loop_stays_in_one_place(kept):
+    """After many results at once a loop that holds one uses the memory of one, and leaves the rest to the system."""
+    many = [memory.empty((SIZE, 3, 4), np.dtype("f4")) for _ in range(6)]
+    del many
+    places = set()
+    for _ in range(6):
+        places.add(memory.empty((SIZE, 3, 4), np.dtype("f4")).ctypes.data)
+    assert len(places) == 1
+
+
 @on_each_backend
 def test_the_next_call_uses_the_memory_of_results_that_have_gone(name, kept):
     results = call(name)

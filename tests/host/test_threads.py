@@ -1,8 +1,10 @@
 """How many threads a call uses, and that ranges are shared out rightly: once each, at most so many at a time."""
 
+import gc
 import os
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -168,3 +170,37 @@ def test_many_callers_at_once(any_work):
 
     with ThreadPoolExecutor(8) as callers:
         assert all(callers.map(call, range(8)))
+
+
+def test_an_error_keeps_nothing_alive(any_work):
+    """What a range holds goes with the exception, and waits for no run of the garbage collector."""
+
+    class Held:
+        pass
+
+    held, raised = Held(), threading.Event()
+    watch = weakref.ref(held)
+
+    def run(first, last, held=held):
+        if threading.current_thread() is threading.main_thread():
+            raised.wait(10)
+        else:
+            raised.set()
+            raise ValueError
+
+    sl2.set_num_threads(2)
+    gc.disable()
+    try:
+        caught = False
+        try:
+            threads.for_ranges(8, 1 << 20, run)
+        except ValueError:
+            caught = True
+        assert caught
+        del run, held
+        deadline = time.monotonic() + 10  # until the helper has left its function
+        while watch() is not None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert watch() is None
+    finally:
+        gc.enable()
