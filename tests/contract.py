@@ -9,11 +9,13 @@ With eps and tiny (the smallest normal number) of the compute dtype, |.| the tru
     dx_j    sum_i |g_i W_ij| (2 dq_i + (S + k) eps)         as dW_ij, and m terms are summed
 
 S eps is the rounding of a sum over m rows. On a GPU S = m/2, for any order: a term is rounded by eps/2 in at most m
-additions. On a CPU it is in at most 2 ceil(log2 m) + 2 of them, so S = ceil(log2 m) + 1: tests/host/test_sums.py and
-kernels/reference.py count them.
+additions. On a CPU it is in at most 2 ceil(log2 m) + 2 of them, so S = min(m/2, ceil(log2 m) + 1):
+tests/host/test_sums.py and kernels/reference.py count them.
 
 dq_i = r eps/2 sum_j |W_ij x_j| is the rounding of q_i, where a term is rounded r times; `roundings_of_q` counts them. A
 1x1 pair with x = 1 has q = W exactly: dq = 0.
+
+float16 is computed in float32, with the errors above, and each result is rounded to float16 once.
 
 docs/accuracy.md has the derivation, and the measurement over all float32 q that k = 7 rests on (NumPy's exp there is
 not good enough for it by the bound alone). On a GPU nothing has been measured yet.
@@ -43,7 +45,7 @@ class Results(NamedTuple):
     dx: Any  # (n,)
 
 
-def roundings_of_q(m: int, n: int, dtype: Any, backend: str) -> int:
+def roundings_of_q(m: int, n: int, dtype: Any, backend: str | None) -> int:
     """How often a term of q is rounded, at most: by the order of the backend's sum, and in its product."""
     if backend == "numpy":  # chains of 256 terms, whose sums are added in halves until at most 7 are left
         return n if n <= 256 else 256 + math.ceil(math.log2(math.ceil(n / 256))) + 4
@@ -60,21 +62,35 @@ def roundings_of_q(m: int, n: int, dtype: Any, backend: str) -> int:
 
 
 def allowed(
-    W: Any, x: Any, truth: oracle.Truth, *, backend: str = "numpy", flushes: bool = False, g_eps: Any = 7
+    W: Any, x: Any, truth: oracle.Truth, *, backend: str | None = None, flushes: bool = False, g_eps: Any = 7
 ) -> Results:
-    """The errors allowed for one pair, float64; ``g_eps`` is the k of the table, or one number for each row."""
-    info = np.finfo(W.dtype)
+    """The errors allowed for one pair, float64; ``g_eps`` is the k of the table, or one number for each row.
+
+    Without a backend they are those of sums in any order.
+    """
+    half, dtype, (m, n) = W.dtype == np.float16, W.dtype, W.shape
+    info = np.finfo(np.float32 if half else dtype)
     eps, tiny = float(info.eps), float(info.tiny)
-    (m, n), dtype, W, x = W.shape, W.dtype, np.abs(W.astype(float)), np.abs(x.astype(float))
-    S = m / 2 if _DEVICE[backend] == "cuda" else math.ceil(math.log2(m)) + 1
+    W, x = np.abs(W.astype(float)), np.abs(x.astype(float))
+    S = min(m / 2, math.ceil(math.log2(m)) + 1) if backend and _DEVICE[backend] == "cpu" else m / 2
     loss, g, dW = float(truth.loss), np.array(truth.g, float), np.abs(np.array(truth.dW, float))
     dq = 0.0 if n == 1 and x[0] == 1 else roundings_of_q(m, n, dtype, backend) * eps / 2 * (W @ x)
     row = 2 * dq + g_eps * eps  # the relative error of g_i, (m,) or ()
     g_tiny = 2 * tiny if flushes else tiny
-    return Results(
+    limits = Results(
         loss=loss * (np.max(row) + (S - 1) * eps) + (m * tiny if flushes else tiny),
         dW=dW * np.reshape(row, (-1, 1)) + g_tiny * np.maximum(1, x),
         dx=((row + S * eps) * g) @ W + g_tiny * np.maximum(1, W.sum(axis=0)),
+    )
+    if not half:
+        return limits
+    sizes = loss, dW, np.abs(np.array(truth.dx, float))
+    to_half = np.finfo(np.float16)
+    return Results(
+        *(
+            limit + float(to_half.eps) / 2 * (size + limit) + float(to_half.smallest_subnormal)
+            for limit, size in zip(limits, sizes, strict=True)
+        )
     )
 
 

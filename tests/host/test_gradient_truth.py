@@ -85,7 +85,7 @@ def test_backend_is_the_derivative(backend, seed):
     for derivative in (central, complex_step):
         with mpmath.workdps(DIGITS):
             true = differentiated(W, x, derivative)
-        for ratio, line in worst(W, x, results, allowed(W, x, true), true).values():
+        for ratio, line in worst(W, x, results, allowed(W, x, true, backend=backend), true).values():
             assert ratio <= 1, f"{derivative.__name__}: {line}"
 
 
@@ -132,7 +132,7 @@ def test_frameworks_agree(backend, framework, dtype_name, m, n):
     ours = sl2.value_and_grad(W, x, backend=backend)
     for b in range(len(W)):
         true = oracle.pair(W[b], x[b])
-        limits = allowed(W[b], x[b], true)
+        limits = allowed(W[b], x[b], true, backend=backend)
         s = 1 / (1 + np.exp(-(W[b].astype(float) @ x[b])))
         # The rounding of s, eps/2, is one of eps/2 / (1 - s) of 1 - s.
         their_limits = allowed(W[b], x[b], true, g_eps=8 + 0.5 / (1 - s))
@@ -164,6 +164,7 @@ def test_directional_derivative(backend, m, n):
     s, c = 1 / (1 + np.exp(-q.astype(np.longdouble))), 1 / (1 + np.exp(q.astype(np.longdouble)))
     g = 2 * s * s * c
     for b in range(B):
-        limits = allowed(W[b], x[b], oracle.Truth(g[b], (s[b] * s[b]).sum(), g[b, :, None] * x[b], None))
+        truth = oracle.Truth(g[b], (s[b] * s[b]).sum(), g[b, :, None] * x[b], None)
+        limits = allowed(W[b], x[b], truth, backend=backend)
         limit = (limits.dW * abs(V[b])).sum() + (limits.dx * abs(v[b])).sum()
         assert abs(left[b] - right[b]) <= limit * (1 + 2.0**-9)
