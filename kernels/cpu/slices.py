@@ -16,6 +16,9 @@ from sigmoid_l2.kernels.cpu.sums import add_exactly, with_errors
 SLICE_BYTES, SLICE_ROWS = 1 << 19, 32
 # Slices of a pair, at most: more threads than that do not make memory faster.
 SLICES = 64
+# Size of a slice, in rows, at most; a longer pair has more slices. The errors of a sum's additions are added up with
+# errors of their own, which grow with the square of their number: a sum of 2^18 equal terms of float32 is off by 54 eps.
+MOST_ROWS = 1 << 17
 # Columns whose sums over slices stay in registers, in vectors.
 COLUMNS = 4
 # Columns that a thread adds at a time.
@@ -27,7 +30,7 @@ def rows_of_slice(m: int, n: int, itemsize: int) -> int:
 
     It does not depend on the number of threads: the order of the sums must not.
     """
-    rows = max(SLICE_BYTES // (n * itemsize), -(-m // SLICES), 1)
+    rows = min(max(SLICE_BYTES // (n * itemsize), -(-m // SLICES), 1), MOST_ROWS)
     rows = -(-rows // SLICE_ROWS) * SLICE_ROWS
     return rows if m >= 2 * rows else m
 

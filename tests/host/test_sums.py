@@ -13,6 +13,7 @@ from contract import allowed, roundings_of_q
 import sigmoid_l2 as sl2
 from sigmoid_l2.kernels.cpu import launch
 from sigmoid_l2.kernels.cpu.simd import lane_count
+from sigmoid_l2.kernels.cpu.slices import rows_of_slice
 
 MANY = 1 << 22
 WIDTHS = [(n, np.dtype(d)) for d in ("f4", "f8") for n in (1, 3, 4, 7, 12, 16, 33, 100)]
@@ -55,6 +56,20 @@ def test_any_rows(m, n, dtype):
     for j in range(n):
         assert_exact(dx[j], (g * W[:, j]).tolist(), roundings(m, n, dtype), dtype)
     assert roundings(m, n, dtype) <= 2 * math.ceil(math.log2(m)) + 2
+
+
+@pytest.mark.parametrize("lanes", [4, 8, 16])
+def test_errors_of_errors(lanes):
+    """TwoSum's errors are added with errors of their own, up to N^2 eps/8 after N additions: the contract has room."""
+    eps = float(np.finfo("f4").eps)
+    for m in [1 << k for k in range(14, 32)]:
+        for n in range(1, 40):
+            rows = rows_of_slice(m, n, 4)
+            # In a lane: chains of 8 rows in the tall kernel, rows in the loss of the rows kernel; and then slices.
+            chain = 8 if n <= lanes else 1
+            first = (math.log2(lanes) + chain - 1 + 1 + 1) / 2
+            second = sum(k * k * eps / 8 for k in (rows / lanes / chain, m / rows))
+            assert first + second <= math.ceil(math.log2(m)) + 1, (m, n)
 
 
 @pytest.mark.parametrize("backend", ["numpy", "numba"])
