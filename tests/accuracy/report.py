@@ -72,8 +72,8 @@ This is a sketch, to first order in eps. The relative error of every operation i
 5. s² has twice the error of s and one rounding, and is summed over m rows. S eps is the rounding of that sum, where S
    = m/2 for any order, in which a term goes through at most m - 1 additions of eps/2. On a CPU it goes through at
    most 2 ceil(log2 m) + 2 of them: the kernels add in trees, in chains of 8 and, between chains, with the error of
-   each addition (TwoSum). So S = ceil(log2 m) + 1 there, and the error of the loss is at most **(2 E + 2.5 + S)
-   eps**.
+   each addition (TwoSum). So S = min(m/2, ceil(log2 m) + 1) there, and the error of the loss is at most
+   **(2 E + 2.5 + S) eps**.
 6. dx_j is a sum of m products: **(2 E + 4.25 + S) eps** of sum_i |g_i W_ij|.
 7. q_i itself has an error of at most dq_i = r (eps/2) sum_j |W_ij x_j|, where a term is rounded r times: once in its
    product and then in each addition. r = n for any order. A tree has at most 2 log2 n levels (numba, small n); chains
