@@ -17,7 +17,7 @@ SLICE_BYTES, SLICE_ROWS = 1 << 19, 32
 # Slices of a pair, at most: more threads than that do not make memory faster.
 SLICES = 64
 # Size of a slice, in rows, at most; a longer pair has more slices. The errors of a sum's additions are added up with
-# errors of their own, which grow with the square of their number: a sum of 2^18 equal terms of float32 is off by 54 eps.
+# errors of their own, which grow with the square of their number: 2^18 equal terms of float32 are off by 54 eps.
 MOST_ROWS = 1 << 17
 # Columns whose sums over slices stay in registers, in vectors.
 COLUMNS = 4
