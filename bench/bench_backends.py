@@ -23,7 +23,7 @@ def test_value_and_grad(benchmark, backend, dtype, size):
     if reasons := BACKENDS[backend].reasons:
         pytest.skip("; ".join(reasons))
     case = Case("gpu" if BACKENDS[backend].device == "cuda" else "cpu", dtype, *size)
-    threads = None if case.device == "gpu" else 1 if backend == "numpy" else sl2.get_num_threads()
+    threads = None if case.device == "gpu" else sl2.get_num_threads()
     call, copies = Workload(case).call(backend), Copy(case).ways(1, threads or 1)
     call, *runs = (finished(run, case.device) for run in (call, *copies.values()))
     times = {key: [] for key in copies}

@@ -114,11 +114,11 @@ class Bench:
             self.compare("small", Workload(self.case(3, 3, B)), ours + by_hand)
 
     def numpy(self) -> None:
-        """The NumPy backend, beside NumPy by hand."""
+        """The NumPy backend on all threads, beside NumPy by hand on one."""
         sizes = [Case.sized("cpu", "float32", m, n, self.bytes_of_W // 10) for m, n in NUMPY_SHAPES]
         for case in (self.case(3, 3, 1), self.case(3, 3, 1000), *sizes):
             both = [(peers.NUMPY, GIVEN), (peers.NUMPY_EINSUM, GIVEN)]
-            self.compare("numpy", Workload(case), both, self.copies(case, 1))
+            self.compare("numpy", Workload(case), both, self.copies(case, 1, self.most))
 
     def batch(self) -> None:
         """Everybody over the batch."""

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from copies import Copy
-from peers import NUMPY, OURS, Peer
+from peers import OURS, Peer
 from results import Key, Row, one_line, row
 from workload import Case, Run, Workload, finished, library, wait
 
@@ -154,7 +154,7 @@ def contenders(
     case, runs, gaps = work.case, {}, []
     for peer, given in wanted:
         own = peer.library == OURS.library and case.device == "cpu"
-        threads = None if not own else 1 if peer is NUMPY else sl2.get_num_threads()
+        threads = sl2.get_num_threads() if own else None
         key = Key(peer.name, "given" if given else "fresh", threads)
         try:
             with within(limit_s):

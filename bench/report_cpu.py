@@ -35,7 +35,10 @@ OF_CPU: dict[str, tuple[str, tuple[Callable[[list[Row]], str], ...]]] = {
     "reader": ("A call alone, and a call and then a reader of all results, by the size of the results", (with_reader,)),
     "pair": ("One 3x3 float32 pair without a batch axis, beside the formula by hand", (times, losses)),
     "small": ("Small batches of 3x3 float32, beside the formula by hand", (times, losses)),
-    "numpy": ("The NumPy backend, on one thread, beside the formula by hand, outputs given", (times, beside_copy)),
+    "numpy": (
+        "The NumPy backend on all threads, beside the formula by hand on one, outputs given",
+        (times, beside_copy),
+    ),
     "batch": (
         "3x3 float32 over the batch, outputs given where the contender takes them",
         (times, speeds, notes, losses),

@@ -24,7 +24,7 @@ def main() -> None:
     available = [b.name for b in sl2.backends() if b.available]
     backend = args.backend or min(available, key=lambda name: devices[name] != "gpu")
     case = Case(devices[backend], args.dtype, *args.shape, args.batch)
-    copies = Copy(case).ways(1, 1 if backend == "numpy" else sl2.get_num_threads())
+    copies = Copy(case).ways(1, sl2.get_num_threads())
     runs = {None: Workload(case).call(backend), **copies}
     times = in_turn({key: HostTurn(finished(run, case.device)) for key, run in runs.items()}, rounds=21)
     call = times.pop(None).median

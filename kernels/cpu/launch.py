@@ -40,14 +40,14 @@ def fused(W: Any, x: Any, loss: Any, dW: Any, dx: Any, *, stream: int | None = N
     """Compute loss, dW and dx for a batch on all cores; the contract is in ``sigmoid_l2.kernels``."""
     B, m, n = W.shape
     run = kernel(m, n, W.dtype)
-    memory = W, x
+    inputs = W, x  # which stay alive until the call ends: what _writeable returns only points to them
     if not (W.flags.writeable and x.flags.writeable):
-        W, x = _writeable(W), _writeable(x)
+        inputs = _writeable(W), _writeable(x)
     loss = _unwanted(1, W.dtype) if loss is None else loss
     dW = _unwanted(3, W.dtype) if dW is None else dW
     dx = _unwanted(2, W.dtype) if dx is None else dx
     if W.size <= threads.THREAD_WORK:
-        run(W, x, loss, dW, dx, 0, B, m, False)
+        run(*inputs, loss, dW, dx, 0, B, m, False)
         return
     streams = (loss.size + dW.size + dx.size) * W.itemsize >= get_streaming_threshold()
     slice_rows = rows_of_slice(m, n, W.itemsize)
@@ -56,10 +56,9 @@ def fused(W: Any, x: Any, loss: Any, dW: Any, dx: Any, *, stream: int | None = N
     # has written. The single thread above allocates its sums before it writes.
     np.empty((min(B * slices, threads.get_num_threads()), 2 * n), W.dtype)
     if slices > 1:
-        _in_slices(run, W, x, loss, dW, dx, slices, slice_rows, streams)
+        _in_slices(run, *inputs, loss, dW, dx, slices, slice_rows, streams)
     else:
-        _on_threads(run, W, x, loss, dW, dx, slices, slice_rows, streams)
-    del memory  # what _writeable points to
+        _on_threads(run, *inputs, loss, dW, dx, slices, slice_rows, streams)
 
 
 def _on_threads(

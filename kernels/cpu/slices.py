@@ -9,7 +9,7 @@ from numba.core import cgutils
 from sigmoid_l2.kernels.cpu.compile import compile_kernel, vector_code
 from sigmoid_l2.kernels.cpu.loops import for_columns
 from sigmoid_l2.kernels.cpu.simd import INDEX, VectorBuilder
-from sigmoid_l2.kernels.cpu.sums import add_exactly, with_errors
+from sigmoid_l2.kernels.cpu.sums import Total
 
 # Size of a slice: at least so many bytes of W and so many rows, of which it has a multiple. Its own loss and dx, which
 # are written and read once more, must be little beside its W and dW.
@@ -43,15 +43,14 @@ def add_rows(v: VectorBuilder, terms: Any, at: Any, rows: Any, n: Any, sums: Any
 
     def add_columns(j: Any, vectors: int, mask: Any) -> None:
         at = [b.add(j, INDEX(k * v.width)) for k in range(vectors)]
-        highs = [cgutils.alloca_once_value(b, v.load(terms, k, mask)) for k in at]
-        lows = [cgutils.alloca_once_value(b, v.constant(0)) for _ in at]
+        totals = [Total(v) for _ in at]
+        for k, total in zip(at, totals, strict=True):
+            total.begin(v.load(terms, k, mask))
         with cgutils.for_range_slice(b, INDEX(1), rows, INDEX(1), intp=INDEX) as (row, _):
-            for k, high, low in zip(at, highs, lows, strict=True):
-                total, error = add_exactly(b, b.load(high), v.load(terms, b.add(b.mul(row, n), k), mask))
-                b.store(total, high)
-                b.store(b.fadd(b.load(low), error), low)
-        for k, high, low in zip(at, highs, lows, strict=True):
-            v.store(with_errors(b, b.load(high), b.load(low)), sums, k, mask)
+            for k, total in zip(at, totals, strict=True):
+                total.add(v.load(terms, b.add(b.mul(row, n), k), mask))
+        for k, total in zip(at, totals, strict=True):
+            v.store(total.value(), sums, k, mask)
 
     for_columns(v, columns, COLUMNS, add_columns)
 

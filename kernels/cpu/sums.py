@@ -27,10 +27,10 @@ class Total:
         self.v = v
         self.high, self.low = (cgutils.alloca_once(v.builder, v.vector) for _ in range(2))
 
-    def clear(self) -> None:
-        """Begin anew."""
-        for a in (self.high, self.low):
-            self.v.builder.store(self.v.constant(0), a)
+    def begin(self, term: Any) -> None:
+        """Begin anew, with a vector."""
+        self.v.builder.store(term, self.high)
+        self.v.builder.store(self.v.constant(-0.0), self.low)  # LLVM leaves out an addition of -0
 
     def add(self, term: Any) -> None:
         """Add a vector."""
@@ -77,8 +77,8 @@ class LaneTotal:
     """Sums of vectors, each lane on its own: over the blocks of a chain, and then over chains."""
 
     def __init__(self, v: VectorBuilder) -> None:
-        self.v = v
-        self.chain, self.high, self.low = (cgutils.alloca_once(v.builder, v.vector) for _ in range(3))
+        self.v, self.total = v, Total(v)
+        self.chain = cgutils.alloca_once(v.builder, v.vector)
 
     def clear(self) -> None:
         """Begin a chain."""
@@ -92,21 +92,17 @@ class LaneTotal:
 
     def begin(self) -> None:
         """Take the first chain."""
-        self.v.builder.store(self.v.builder.load(self.chain), self.high)
-        self.v.builder.store(self.v.constant(-0.0), self.low)  # LLVM leaves out an addition of -0
+        self.total.begin(self.v.builder.load(self.chain))
         self.clear()
 
     def go_on(self) -> None:
         """Take a further chain."""
-        b = self.v.builder
-        high, error = add_exactly(b, b.load(self.high), b.load(self.chain))
-        b.store(high, self.high)
-        b.store(b.fadd(b.load(self.low), error), self.low)
+        self.total.add(self.v.builder.load(self.chain))
         self.clear()
 
     def value(self) -> Any:
         """The sums over the chains taken."""
-        return with_errors(self.v.builder, self.v.builder.load(self.high), self.v.builder.load(self.low))
+        return self.total.value()
 
 
 def sum_products(v: VectorBuilder, a: Sequence[Any], c: Sequence[Any]) -> Any:

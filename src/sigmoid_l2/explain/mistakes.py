@@ -129,7 +129,7 @@ class _Recipe(NamedTuple):
     def exact(self, pairs: Pairs, rtol: float, dtype: np.dtype[Any]) -> tuple[Array, Array]:
         """The recipe's values without rounding, and the largest error of values computed in ``dtype``.
 
-        That error is rtol and the accuracy contract of this library: 2 dq_i is the relative error of g_i that the
+        That error is rtol and what sums in any order may lose: 2 dq_i is the relative error of g_i that the
         rounding of q_i, a sum of n terms, causes; 8 eps stand for the rest of the chain, and m eps for the sum over i.
         Each term of that sum has its own error, so the error of dx is relative to the sum of the |W_ij g_i|: dx itself
         may cancel to 0. Errors below the smallest normal number do not count.
