@@ -14,7 +14,7 @@ from sigmoid_l2.kernels.cpu.sums import Total
 # Size of a slice: at least so many bytes of W and so many rows, of which it has a multiple. Its own loss and dx, which
 # are written and read once more, must be little beside its W and dW.
 SLICE_BYTES, SLICE_ROWS = 1 << 19, 32
-# Slices of a pair, at most: more threads than that do not make memory faster.
+# Slices of a pair, at most, where they have less than MOST_ROWS: enough for as many threads.
 SLICES = 64
 # Size of a slice, in rows, at most; a longer pair has more slices. The errors of a sum's additions are added up with
 # errors of their own, which grow with the square of their number: 2^18 equal terms of float32 are off by 54 eps.
