@@ -1,6 +1,7 @@
 """exp, s and g on vectors; the derivation is in ``sigmoid_l2.kernels.reference``."""
 
 import math
+from collections.abc import Generator, Iterable
 from typing import Any
 
 from sigmoid_l2.kernels.cpu.simd import VectorBuilder
@@ -14,11 +15,16 @@ _FORMATS = {
 }
 
 
-def exp(v: VectorBuilder, y: Any) -> Any:
+# What builds a result step by step: it yields after each step, so that ``side_by_side`` can build others meanwhile.
+Steps = Generator[None, None, Any]
+
+
+def exp(v: VectorBuilder, y: Any) -> Steps:
     """exp(y) for y <= 0, NaN for NaN; without a branch, so that all lanes stay together.
 
-    y = k ln 2 + r with an integer k and |r| <= ln(2) / 2. exp(r) is its Taylor series. 2^k is the product of two
-    factors made from exponent bits, because k may be less than the smallest exponent of a normal number.
+    y = k ln 2 + r with an integer k and |r| <= ln(2) / 2. exp(r) is its Taylor series. Without an instruction for it,
+    2^k is the product of two factors made from exponent bits, because k may be less than the smallest exponent of a
+    normal number. The bits are the same: a product with the first factor is exact.
 
     The largest error measured is 0.94 ulp with fused multiply-add and 1.22 ulp without: of all float32 values, and
     of 5e7 float64 values (tests/host/test_simd.py). Where the result is subnormal, it is off by one step at most.
@@ -31,13 +37,20 @@ def exp(v: VectorBuilder, y: Any) -> Any:
     # undefined for NaN, and AVX2 has none for float64.)
     shift = v.constant(1.5 * 2.0**mantissa)
     shifted = v.multiply_add(y, v.constant(1 / math.log(2)), shift)
+    yield
     k = b.fsub(shifted, shift)
-    exponent = b.sub(b.bitcast(shifted, v.integers), b.bitcast(shift, v.integers))
+    yield
     r = v.multiply_add(k, v.constant(-ln2_high), y)
+    yield
     r = v.multiply_add(k, v.constant(-ln2_low), r)
     result = v.constant(1 / math.factorial(terms - 1))
     for i in reversed(range(terms - 1)):
+        yield
         result = v.multiply_add(result, r, v.constant(1 / math.factorial(i)))
+    yield
+    if v.can_scale:
+        return v.scale(result, k)
+    exponent = b.sub(b.bitcast(shifted, v.integers), b.bitcast(shift, v.integers))
     half = b.ashr(exponent, v.integer(1))
     for e in (half, b.sub(exponent, half)):
         power = b.shl(b.add(e, v.integer(bias)), v.integer(mantissa))
@@ -45,12 +58,31 @@ def exp(v: VectorBuilder, y: Any) -> Any:
     return result
 
 
-def s_and_g(v: VectorBuilder, q: Any) -> tuple[Any, Any]:
+def s_and_g(v: VectorBuilder, q: Any) -> Steps:
     """s = sigmoid(q) and g = 2 s^2 (1 - s)."""
     b = v.builder
-    negative = b.fcmp_ordered("<", q, v.constant(0))
-    t = exp(v, b.select(negative, q, b.fneg(q)))
+    t = yield from exp(v, b.fneg(v.absolute(q)))
+    yield
     r = b.fdiv(v.constant(1), b.fadd(v.constant(1), t))
+    yield
     tr = b.fmul(t, r)
+    negative = b.fcmp_ordered("<", q, v.constant(0))
     s, c = b.select(negative, tr, r), b.select(negative, r, tr)
     return s, b.fmul(b.fmul(v.constant(2), s), b.fmul(s, c))
+
+
+def side_by_side(builds: Iterable[Steps]) -> list[Any]:
+    """Build results step by step in turn, and return them.
+
+    A step waits for the one before. The processor looks ahead for others that need not wait, but not from one exp to
+    the next: 3x3 float64 in cache is 1.1 times as fast with its three vectors side by side.
+    """
+    waiting, results = dict(enumerate(builds)), dict[int, Any]()
+    while waiting:
+        for k, build in list(waiting.items()):
+            try:
+                next(build)
+            except StopIteration as end:
+                results[k] = end.value
+                del waiting[k]
+    return [results[k] for k in range(len(results))]

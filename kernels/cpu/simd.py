@@ -129,6 +129,21 @@ class VectorBuilder:
         """a b + c, rounded once where the machine has an instruction for that."""
         return self._call("fmuladd", self.vector, a, b, c)
 
+    def absolute(self, a: Any) -> Any:
+        """|a|."""
+        return self._call("fabs", self.vector, a)
+
+    @property
+    def can_scale(self) -> bool:
+        """Whether there is ``scale``."""
+        return self.width * self.dtype.itemsize == vector_bytes() == 64
+
+    def scale(self, a: Any, exponent: Any) -> Any:
+        """a times 2^exponent, rounded once; the exponents are integers in real lanes."""
+        name = f"x86.avx512.mask.scalef.p{'s' if self.dtype.itemsize == 4 else 'd'}.512"
+        all_lanes, as_usual = ir.IntType(self.width)(-1), _LANE(4)
+        return self._call_named(name, self.vector, a, exponent, a, all_lanes, as_usual)
+
     def sum_lanes(self, vector: Any) -> Any:
         """The sum of all lanes, as a scalar."""
         half = self.width // 2

@@ -16,7 +16,7 @@ from numba.core import cgutils
 from sigmoid_l2.kernels import Wanted
 from sigmoid_l2.kernels.cpu.compile import compile_kernel, vector_code
 from sigmoid_l2.kernels.cpu.loops import minimum
-from sigmoid_l2.kernels.cpu.sigmoid import s_and_g
+from sigmoid_l2.kernels.cpu.sigmoid import s_and_g, side_by_side
 from sigmoid_l2.kernels.cpu.simd import INDEX, VectorBuilder, lane_count
 from sigmoid_l2.kernels.cpu.stream import AHEAD_BYTES, Stream, can_stream
 from sigmoid_l2.kernels.cpu.sums import LaneTotal
@@ -108,7 +108,7 @@ class Rows:
         masks = [None] * (size // v.width) + [v.mask_first(INDEX(size % v.width))]
         W = v.load_block(v.at(self.W, at), vectors, masks)  # (rows, n)
         (q,) = v.sum_axis(v.products(W, self.x_of_W), (rows, self.n, 1))  # q = W x  (rows,)
-        s, g = s_and_g(v, q)
+        ((s, g),) = side_by_side([s_and_g(v, q)])
         g_of_W = v.take([g], [min(e // self.n, rows - 1) for e in range(vectors * v.width)])  # g_i for each W_ij
         with b.if_then(self.wanted.loss):
             s = b.select(v.mask_first(INDEX(rows)), s, v.constant(0))

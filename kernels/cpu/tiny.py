@@ -13,7 +13,7 @@ from numba.core import cgutils
 
 from sigmoid_l2.kernels import Wanted
 from sigmoid_l2.kernels.cpu.compile import compile_kernel, vector_code
-from sigmoid_l2.kernels.cpu.sigmoid import s_and_g
+from sigmoid_l2.kernels.cpu.sigmoid import s_and_g, side_by_side
 from sigmoid_l2.kernels.cpu.simd import INDEX, VectorBuilder
 from sigmoid_l2.kernels.cpu.stream import AHEAD_BYTES, Stream, can_stream
 
@@ -126,7 +126,7 @@ def block(
     x_block = v.load_block(x.block(pair), n)  # (pairs, n)
     x_of_W = v.take(x_block, [e // (m * n) * n + e % n for e in elements])  # x_j for each W_ij
     q = v.sum_axis(v.products(W_block, x_of_W), (v.width * m, n, 1))  # q = W x  (pairs, m)
-    s, g = zip(*(s_and_g(v, q_k) for q_k in q), strict=True)  # (pairs, m)
+    s, g = zip(*side_by_side(s_and_g(v, q_k) for q_k in q), strict=True)  # (pairs, m)
     g_of_W = v.take(g, [e // n for e in elements])  # g_i for each W_ij
     with b.if_then(wanted.loss):
         sums = v.sum_axis(v.products(s, s), (v.width, m, 1))

@@ -75,7 +75,9 @@ def stated_bound():
 
 
 def exp(dtype, width=None):
-    return on_vectors(lambda v, y: [sigmoid.exp(v, y[0])], dtype, width or vector_bytes() // dtype.itemsize)
+    return on_vectors(
+        lambda v, y: sigmoid.side_by_side([sigmoid.exp(v, y[0])]), dtype, width or vector_bytes() // dtype.itemsize
+    )
 
 
 def exp_errors(function, y):
@@ -130,6 +132,19 @@ def test_exp(dtype):
     normal, subnormal = largest_errors(dtype, arguments)
     assert stated_bound() - 0.1 < normal <= stated_bound(), "the docstring of sigmoid.exp states what is measured"
     assert subnormal <= 1
+
+
+@pytest.mark.skipif(vector_bytes() < 64, reason="no instruction scales vectors here")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_two_factors_scale_like_the_instruction(dtype, monkeypatch):
+    """The same bits, subnormal results too."""
+    arguments = float32_arguments(every=1009) if dtype == np.float32 else float64_arguments(1 << 16)
+    pieces = [y[: y.size // 16 * 16] for y in arguments]
+    scaled = list(map(exp(dtype), pieces))
+    monkeypatch.setattr(VectorBuilder, "can_scale", False)
+    by_factors = exp(dtype)
+    for y, got in zip(pieces, scaled, strict=True):
+        np.testing.assert_array_equal(by_factors(y), got)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -110,7 +110,14 @@ MUTANTS = (
         "b.add(row, slice_rows)",
         STREAM,
     ),
-    Mutant("cpu: padding rows add to the loss", "kernels/cpu/rows.py", "v.constant(-np.inf)", "v.constant(0)", PARITY),
+    Mutant(
+        "cpu: padding rows add to the loss",
+        "kernels/cpu/rows.py",
+        "b.select(v.mask_first(rest), b.fmul(s, s), v.constant(0))",
+        "b.fmul(s, s)",
+        PARITY,
+    ),
+    Mutant("cpu: scaled by the exponent of another", "kernels/cpu/simd.py", "a, exponent, a,", "a, a, a,", SIMD),
     # Threads and pieces
     Mutant("threads: the last range cut short", "sigmoid_l2/threads.py", "self.size)", "self.size - 1)", THREADS),
     Mutant("threads: an exception lost", "sigmoid_l2/threads.py", "raise ranges.errors[0]", "pass", THREADS),
