@@ -54,7 +54,7 @@ def fused(W: Any, x: Any, loss: Any, dW: Any, dx: Any, *, stream: int | None = N
     slices = -(-m // slice_rows)
     # Allocate and drop as much memory as the threads need for their sums, so that MemoryError comes before any of them
     # has written. The single thread above allocates its sums before it writes.
-    np.empty((min(B * slices, threads.get_num_threads()), 2 * n), W.dtype)
+    np.empty((min(B * slices, threads.get_num_threads()), 2 * (n + lane_count(W.dtype))), W.dtype)
     if slices > 1:
         _in_slices(run, *inputs, loss, dW, dx, slices, slice_rows, streams)
     else:

@@ -57,7 +57,7 @@ def slices(
     streams: Any,
     memory: Any,
 ) -> None:
-    """Compute the slices first..last, as ``compile_kernel`` says; ``memory`` has room for 2 n elements."""
+    """Compute the slices first..last, as ``compile_kernel`` says; ``memory`` is what ``RowTotal`` needs."""
     b = v.builder
     slices_of_pair = b.sdiv(b.add(m, b.sub(slice_rows, INDEX(1))), slice_rows)
     rows, total = Rows(v, n, batch_rows), Total(v)
@@ -297,6 +297,7 @@ def kernel(dtype: np.dtype[Any]) -> Any:
         batches = max(1, (2 * slice_rows + batch) // (2 * batch))  # of the same size, about
         batch = (slice_rows + batches - 1) // batches
         streams = streams and n >= width
-        slices(W, x, loss, dW, dx, wanted, m, n, first, last, slice_rows, batch, streams, np.empty(2 * n, W.dtype))
+        memory = np.empty(2 * (n + width), W.dtype)
+        slices(W, x, loss, dW, dx, wanted, m, n, first, last, slice_rows, batch, streams, memory)
 
     return compile_kernel(rows, "rows", dtype)
