@@ -32,8 +32,11 @@ class Problem(NamedTuple):
     m: int
     n: int
     dtype: np.dtype[Any]  # of the results: float16, float32 or float64, native byte order
+    shapes: dict[str, tuple[int, ...]]  # that the caller gets for the outputs "loss", "dW" and "dx"
     column: bool  # x came as columns (*batch, n, 1)
     gpu: GpuLibrary | None  # for CUDA arrays: the library that serves the call, on its device and stream
+    out: Sequence[Any] | None  # what the results are written to, of the kind of W; None for new arrays
+    plain: bool  # a kernel can surely take all of these arrays as they are, but for the number of batch axes
 
     @property
     def device(self) -> Device:
@@ -48,13 +51,6 @@ class Problem(NamedTuple):
     def on_host(self, a: Any) -> Any:
         """``W`` or ``x`` in host memory."""
         return a if self.gpu is None else self.gpu.to_host(a)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """The shape that the caller gets for the output ``name`` ("loss", "dW" or "dx")."""
-        if name == "loss":
-            return self.batch
-        shape: tuple[int, ...] = self.W.shape if name == "dW" else self.x.shape
-        return (*shape, 1) if self.column and name == "dx" else shape
 
     @property
     def pair_shapes(self) -> tuple[tuple[int, ...], ...]:
@@ -76,22 +72,71 @@ class Problem(NamedTuple):
                 yield (*outer, slice(first, first + step), ...)
 
 
-def validate(W: Any, x: Any, stream: Any = None) -> Problem:
-    """Check W and x; ``stream`` is where the caller wants CUDA arrays to be computed.
+def validate(W: Any, x: Any, stream: Any = None, names: Sequence[str] = (), out: Any = None) -> Problem:
+    """Check W and x and, where it is given, ``out``, the arrays for the outputs ``names``.
 
-    Raises TypeError for a kind of array or a dtype that is not supported and for one array on the host and one on a
-    device, ValueError for shapes that do not fit. Only array-likes are copied: nested lists become arrays.
+    ``stream`` is where the caller wants CUDA arrays to be computed. Raises TypeError for a kind of array or a dtype
+    that is not supported and for one array on the host and one on a device, ValueError for shapes that do not fit and
+    for anything that a result cannot be written to. Only array-likes are copied: nested lists become arrays.
     """
-    gpu = None
-    # NumPy arrays skip most of the checks: a small call takes a few microseconds.
-    if not (type(W) is np.ndarray and type(x) is np.ndarray and W.dtype.num in _NUMBERS and x.dtype.num in _NUMBERS):
-        gpu, W, x = _as_arrays(W, x, stream)
+    plain = _plain(W, x, names, out)
+    if plain is not None:
+        return plain
+    gpu, W, x = _as_arrays(W, x, stream)
     shape, given = W.shape, x.shape
     batch = shape[:-2]
     fits = len(shape) >= 2 and given == batch + shape[-1:] and 0 not in shape[-2:]
     column = not fits and _are_columns(shape, given)
     dtype = W.dtype if W.dtype is x.dtype and W.dtype.num in _FLOATS and W.dtype.isnative else _result_dtype(W, x)
-    return Problem(W, x[..., 0] if column else x, batch, shape[-2], shape[-1], dtype, column, gpu)
+    shapes = {"loss": batch, "dW": shape, "dx": given}
+    x = x[..., 0] if column else x
+    problem = Problem(W, x, batch, shape[-2], shape[-1], dtype, shapes, column, gpu, None, False)
+    return problem if out is None else problem._replace(out=_checked_out(problem, names, out))
+
+
+def _plain(W: Any, x: Any, names: Sequence[str], out: Any) -> Problem | None:
+    """The problem where beyond doubt all is right, and NumPy's own arrays can go to a kernel as they are; else None.
+
+    This takes 2 us where all that there is to check takes 6, longer than the kernel and the rest of a small call. What
+    has another owner is other memory. That is quicker to see than where memory lies: NumPy takes 1.1 us to tell the
+    address of one array, and 0.3 to compare two.
+    """
+    if type(W) is not np.ndarray or type(x) is not np.ndarray:
+        return None
+    shape, given, dtype, W_flags, x_flags = W.shape, x.shape, W.dtype, W.flags, x.flags
+    batch = shape[:-2]
+    if (
+        len(shape) < 2
+        or 0 in shape
+        or given != batch + shape[-1:]
+        or x.dtype is not dtype
+        or dtype.num not in _FLOATS
+        or not dtype.isnative
+        or not (W_flags.c_contiguous and W_flags.aligned and x_flags.c_contiguous and x_flags.aligned)
+    ):
+        return None
+    shapes = {"loss": batch, "dW": shape, "dx": given}
+    if out is not None:
+        if not isinstance(out, _SEQUENCES) or len(out) != len(names):
+            return None
+        owners = {None, id(W) if W_flags.owndata else _owner(W), id(x) if x_flags.owndata else _owner(x)}
+        for name, a in zip(names, out):  # noqa: B905 - of one length; to check that takes as long as one of the arrays
+            if type(a) is not np.ndarray or a.dtype is not dtype or a.shape != shapes[name]:
+                return None
+            flags = a.flags
+            if not flags.carray:  # contiguous, aligned and writeable
+                return None
+            owners.add(id(a) if flags.owndata else _owner(a))
+        apart = len(owners) == 3 + len(out)
+        if not apart and any(np.may_share_memory(a, b) for k, b in enumerate(out) for a in (W, x, *out[:k])):
+            return None
+    return Problem(W, x, batch, shape[-2], shape[-1], dtype, shapes, False, None, out, True)
+
+
+def _owner(view: Any) -> int | None:
+    """The identity of the array that owns the memory of ``view``; None where no array does."""
+    base = view.base
+    return id(base) if type(base) is np.ndarray and base.flags.owndata else None
 
 
 def _as_arrays(W: Any, x: Any, stream: Any) -> tuple[GpuLibrary | None, Any, Any]:
@@ -108,16 +153,11 @@ def _as_arrays(W: Any, x: Any, stream: Any) -> tuple[GpuLibrary | None, Any, Any
     )
 
 
-def validate_out(problem: Problem, names: Sequence[str], out: Any) -> Sequence[Any]:
-    """Check ``out``, the arrays for the outputs ``names``, and return them as arrays of the kind of problem.W.
-
-    Raises ValueError for anything that a result cannot be written to.
-    """
+def _checked_out(problem: Problem, names: Sequence[str], out: Any) -> Sequence[Any]:
+    """``out`` as arrays of the kind of problem.W; ValueError for anything that a result cannot be written to."""
     if not isinstance(out, _SEQUENCES) or len(out) != len(names):
         raise ValueError(f"out must be a tuple of {len(names)} arrays ({', '.join(names)}), not {_describe(out)}")
     gpu = problem.gpu
-    if gpu is None and not problem.column and _are_plain(problem, names, out):
-        return out
     arrays = list(out) if gpu is None else [_as_output(gpu, name, a) for name, a in zip(names, out, strict=True)]
     # The bounds of CUDA arrays decide whether they share memory: an exact answer would have to wait for the device.
     checked = [(name, a if gpu is None else bounds(a)) for name, a in (("W", problem.W), ("x", problem.x))]
@@ -129,33 +169,6 @@ def validate_out(problem: Problem, names: Sequence[str], out: Any) -> Sequence[A
                 raise ValueError(f"out: {name} shares memory with {other_name}; every output needs memory of its own")
         checked.append((name, memory))
     return arrays if gpu is not None else [*map(np.asarray, arrays)]  # a subclass may index differently
-
-
-def _are_plain(problem: Problem, names: Sequence[str], out: Sequence[Any]) -> bool:
-    """Whether ``out`` is beyond doubt: NumPy's own arrays, which need no copy, and no array in the memory of another.
-
-    What has another owner is other memory. That is quicker to see than where memory lies: NumPy takes 1.1 us to tell
-    the address of one array, and 0.3 to compare two. This takes 1.9 and all checks 6.5, of a call of 10.
-    """
-    W, x, dtype = problem.W, problem.x, problem.dtype
-    shapes = {"loss": problem.batch, "dW": W.shape, "dx": x.shape}
-    owners = {None, id(W) if W.flags.owndata else _owner(W), id(x) if x.flags.owndata else _owner(x)}
-    for name, a in zip(names, out):  # noqa: B905 - of one length; to check that takes as long as one of the arrays
-        if type(a) is not np.ndarray or a.dtype is not dtype or a.shape != shapes[name]:
-            return False
-        flags = a.flags
-        if not flags.carray:  # contiguous, aligned and writeable
-            return False
-        owners.add(id(a) if flags.owndata else _owner(a))
-    if len(owners) == 3 + len(out):
-        return True
-    return not any(np.may_share_memory(a, b) for k, b in enumerate(out) for a in (W, x, *out[:k]))
-
-
-def _owner(view: Any) -> int | None:
-    """The identity of the array that owns the memory of ``view``; None where no array does."""
-    base = view.base
-    return id(base) if type(base) is np.ndarray and base.flags.owndata else None
 
 
 def _as_output(gpu: GpuLibrary, name: str, a: Any) -> Any:
@@ -240,7 +253,7 @@ def _check_output(problem: Problem, name: str, array: Any) -> None:
     on_host = problem.gpu is None
     if on_host and (not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray)):
         raise ValueError(f"out: {name} must be a numpy.ndarray, like the inputs, not {_describe(array)}")
-    shape = problem.shape(name)
+    shape = problem.shapes[name]
     if array.shape != shape:
         raise ValueError(f"out: {name} must have shape {shape}, not {array.shape}")
     if array.dtype.type is not problem.dtype.type:  # in either byte order
