@@ -9,7 +9,7 @@ import numpy as np
 from sigmoid_l2.dispatch import choose, choose_for_cuda
 from sigmoid_l2.execute import execute
 from sigmoid_l2.gpu.direct import direct
-from sigmoid_l2.problem import validate, validate_out
+from sigmoid_l2.problem import validate
 
 
 class ValueAndGrad(NamedTuple):
@@ -129,7 +129,6 @@ def _call(names: tuple[str, ...], W: Any, x: Any, out: Any, backend: str, stream
             chosen.kernel.fused(*plain.arrays, stream=plain.stream)
         given: Sequence[Any] = out
         return given
-    problem = validate(W, x, stream)
-    arrays = None if out is None else validate_out(problem, names, out)
-    results: Sequence[Any] = execute(problem, names, arrays, choose(problem, backend), stream)
+    problem = validate(W, x, stream, names, out)
+    results: Sequence[Any] = execute(problem, names, choose(problem, backend), stream)
     return results if out is None else out  # the caller's objects

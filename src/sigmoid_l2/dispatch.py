@@ -156,7 +156,7 @@ DEFAULT_BACKEND = Setting("backend", "SIGMOID_L2_BACKEND", lambda: "auto", _know
 def _why_none(problem: Problem, name: str, candidates: Iterable[Backend]) -> str:
     where = {"cpu": "in host memory", "cuda": "on a CUDA device"}[problem.device]
     lines = [
-        f"backend {name!r} cannot compute W {tuple(problem.W.shape)} and x {problem.shape('dx')}, "
+        f"backend {name!r} cannot compute W {tuple(problem.W.shape)} and x {problem.shapes['dx']}, "
         f"{problem.dtype.name}, {where}:"
     ]
     lines += [f"  {b.name}: {reason}" for b in candidates for reason in b.reasons(problem.dtype)]

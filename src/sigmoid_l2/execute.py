@@ -8,6 +8,7 @@ import numpy as np
 
 from sigmoid_l2 import memory, offload
 from sigmoid_l2.dispatch import Backend
+from sigmoid_l2.gpu.library import GpuLibrary
 from sigmoid_l2.problem import Problem
 
 # Bytes of W in a piece, where arrays are copied because a kernel cannot use them in place: the copies stay in cache on
@@ -20,33 +21,30 @@ OFFLOAD_PIECE_BYTES = 32 << 20
 _OUTPUTS = ("loss", "dW", "dx")
 
 
-def execute(problem: Problem, names: Sequence[str], out: Any, backend: Backend, stream: Any) -> Sequence[Any]:
-    """Compute the outputs ``names`` of ``problem`` with ``backend``, into ``out`` or, where it is None, new arrays.
+def execute(problem: Problem, names: Sequence[str], backend: Backend, stream: Any) -> Sequence[Any]:
+    """Compute the outputs ``names`` of ``problem`` with ``backend``, into problem.out or, where it is None, new arrays.
 
-    ``out`` has arrays of the kind of problem.W; new arrays are of the kind of the caller's W. ``stream`` is the
-    caller's.
+    New arrays are of the kind of the caller's W. ``stream`` is the caller's.
     """
     gpu = problem.gpu
     if gpu is None:
         try:
-            return _execute(problem, names, out, backend, stream, np)
+            return _execute(problem, names, backend, stream, np)
         except MemoryError:
             if not memory.give_back():
                 raise
-        return _execute(problem, names, out, backend, stream, np)
+        return _execute(problem, names, backend, stream, np)
     with gpu.current() as xp:
-        results = _execute(problem, names, out, backend, stream, xp)
-        return results if out is not None else gpu.give(results)
+        results = _execute(problem, names, backend, stream, xp)
+        return results if problem.out is not None else gpu.give(results)
 
 
-def _execute(problem: Problem, names: Sequence[str], out: Any, backend: Backend, stream: Any, xp: Any) -> Sequence[Any]:
+def _execute(problem: Problem, names: Sequence[str], backend: Backend, stream: Any, xp: Any) -> Sequence[Any]:
     """What ``execute`` does; ``xp`` has NumPy's ``empty`` and ``copyto`` for arrays of the kind of problem.W."""
-    dtype, new = problem.dtype, out is None
-    if new:
+    results = problem.out
+    if results is None:
         empty = memory.empty if xp is np and problem.W.size > memory.SMALL else xp.empty
-        results: Sequence[Any] = [empty(problem.shape(name), dtype) for name in names]
-    else:
-        results = out
+        results = [empty(problem.shapes[name], problem.dtype) for name in names]
     if len(names) == len(_OUTPUTS):
         loss, dW, dx = results
     else:
@@ -55,34 +53,32 @@ def _execute(problem: Problem, names: Sequence[str], out: Any, backend: Backend,
     if problem.column and dx is not None:
         dx = dx[..., 0]
     arrays: list[Any] = [problem.W, problem.x, loss, dW, dx]
-    if 0 in problem.batch:
+    batch = problem.batch
+    if 0 in batch:
         return results
-    if problem.gpu is None and backend.device == "cuda":
-        offload.compute(problem, arrays, backend.library_class(), backend.kernel.fused, stream, OFFLOAD_PIECE_BYTES)
+    kernel = backend.kernel.fused
+    if problem.gpu is not None:
+        kernel = _on_stream(problem.gpu, backend)
+    elif backend.device == "cuda":
+        offload.compute(problem, arrays, backend.library_class(), kernel, stream, OFFLOAD_PIECE_BYTES)
         return results
-    kernel = _kernel(problem, backend)
-    in_place = _fits(problem.W, dtype) and _fits(problem.x, dtype)  # new results always fit
-    if not in_place or not (new or (_fits(loss, dtype) and _fits(dW, dtype) and _fits(dx, dtype))):
+    if not problem.plain and not all(_fits(a, problem.dtype) for a in arrays):
         _in_pieces(problem, arrays, kernel, xp)
         return results
-    if not problem.batch:
+    if not batch:
         arrays = [None if a is None else a[None] for a in arrays]
-    elif len(problem.batch) > 1:
+    elif len(batch) > 1:
         arrays = [*map(_flat, arrays, problem.pair_shapes)]
     kernel(*arrays)
     return results
 
 
-def _kernel(problem: Problem, backend: Backend) -> Callable[..., None]:
-    """The backend's kernel as a function of W, x, loss, dW, dx; CUDA arrays on their device and the call's stream."""
-    fused: Callable[..., None] = backend.kernel.fused
-    gpu = problem.gpu
-    if gpu is None:
-        return fused
+def _on_stream(gpu: GpuLibrary, backend: Backend) -> Callable[..., None]:
+    """The backend's kernel as a function of W, x, loss, dW, dx on the device of CUDA arrays and the call's stream."""
 
     def launch(*arrays: Any) -> None:
         with backend.library_class.on_device(gpu.device):
-            fused(*arrays, stream=gpu.stream)
+            backend.kernel.fused(*arrays, stream=gpu.stream)
 
     return launch
 

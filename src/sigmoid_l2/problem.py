@@ -32,8 +32,11 @@ class Problem(NamedTuple):
     m: int
     n: int
     dtype: np.dtype[Any]  # of the results: float16, float32 or float64, native byte order
+    shapes: dict[str, tuple[int, ...]]  # that the caller gets for the outputs "loss", "dW" and "dx"
     column: bool  # x came as columns (*batch, n, 1)
     gpu: GpuLibrary | None  # for CUDA arrays: the library that serves the call, on its device and stream
+    out: Sequence[Any] | None  # what the results are written to, of the kind of W; None for new arrays
+    plain: bool  # a kernel can surely take all of these arrays as they are, but for the number of batch axes
 
     @property
     def device(self) -> Device:
@@ -48,13 +51,6 @@ class Problem(NamedTuple):
     def on_host(self, a: Any) -> Any:
         """``W`` or ``x`` in host memory."""
         return a if self.gpu is None else self.gpu.to_host(a)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """The shape that the caller gets for the output ``name`` ("loss", "dW" or "dx")."""
-        if name == "loss":
-            return self.batch
-        shape: tuple[int, ...] = self.W.shape if name == "dW" else self.x.shape
-        return (*shape, 1) if self.column and name == "dx" else shape
 
     @property
     def pair_shapes(self) -> tuple[tuple[int, ...], ...]:
@@ -76,14 +72,18 @@ class Problem(NamedTuple):
                 yield (*outer, slice(first, first + step), ...)
 
 
-def validate(W: Any, x: Any, stream: Any = None) -> Problem:
-    """Check W and x; ``stream`` is where the caller wants CUDA arrays to be computed.
+def validate(W: Any, x: Any, stream: Any = None, names: Sequence[str] = (), out: Any = None) -> Problem:
+    """Check W and x and, where it is given, ``out``, the arrays for the outputs ``names``.
 
-    Raises TypeError for a kind of array or a dtype that is not supported and for one array on the host and one on a
-    device, ValueError for shapes that do not fit. Only array-likes are copied: nested lists become arrays.
+    ``stream`` is where the caller wants CUDA arrays to be computed. Raises TypeError for a kind of array or a dtype
+    that is not supported and for one array on the host and one on a device, ValueError for shapes that do not fit and
+    for anything that a result cannot be written to. Only array-likes are copied: nested lists become arrays.
     """
+    plain = _plain(W, x, names, out)
+    if plain is not None:
+        return plain
     gpu = None
-    # NumPy arrays skip most of the checks: a small call takes a few microseconds.
+    # NumPy arrays skip most of the checks.
     if not (type(W) is np.ndarray and type(x) is np.ndarray and W.dtype.num in _NUMBERS and x.dtype.num in _NUMBERS):
         gpu, W, x = _as_arrays(W, x, stream)
     shape, given = W.shape, x.shape
@@ -91,54 +91,45 @@ def validate(W: Any, x: Any, stream: Any = None) -> Problem:
     fits = len(shape) >= 2 and given == batch + shape[-1:] and 0 not in shape[-2:]
     column = not fits and _are_columns(shape, given)
     dtype = W.dtype if W.dtype is x.dtype and W.dtype.num in _FLOATS and W.dtype.isnative else _result_dtype(W, x)
-    return Problem(W, x[..., 0] if column else x, batch, shape[-2], shape[-1], dtype, column, gpu)
+    shapes = {"loss": batch, "dW": shape, "dx": given}
+    x = x[..., 0] if column else x
+    problem = Problem(W, x, batch, shape[-2], shape[-1], dtype, shapes, column, gpu, None, False)
+    return problem if out is None else problem._replace(out=_checked_out(problem, names, out))
 
 
-def _as_arrays(W: Any, x: Any, stream: Any) -> tuple[GpuLibrary | None, Any, Any]:
-    on_cuda = [is_cuda_array(a) for a in (W, x)]
-    if on_cuda == [False, False]:
-        return None, _host_array("W", W), _host_array("x", x)
-    if on_cuda == [True, True]:
-        gpu = library_for("W", W, stream)
-        return gpu, _check_dtype("W", gpu.take("W", W)), _check_dtype("x", gpu.take("x", x))
-    host, cuda, array = ("x", "W", W) if on_cuda[0] else ("W", "x", x)
-    raise TypeError(
-        f"W and x must be in the same place, but {host} is in host memory and {cuda} is a CUDA array of type "
-        f"{_describe(array)}; pass cupy.asarray({host}), or cupy.asarray({cuda}).get()"
-    )
+def _plain(W: Any, x: Any, names: Sequence[str], out: Any) -> Problem | None:
+    """The problem where beyond doubt all is right, and NumPy's own arrays can go to a kernel as they are; else None."""
+    if type(W) is not np.ndarray or type(x) is not np.ndarray:
+        return None
+    shape, given, dtype, W_flags, x_flags = W.shape, x.shape, W.dtype, W.flags, x.flags
+    batch = shape[:-2]
+    if (
+        len(shape) < 2
+        or 0 in shape
+        or given != batch + shape[-1:]
+        or x.dtype is not dtype
+        or dtype.num not in _FLOATS
+        or not dtype.isnative
+        or not (W_flags.c_contiguous and W_flags.aligned and x_flags.c_contiguous and x_flags.aligned)
+    ):
+        return None
+    shapes = {"loss": batch, "dW": shape, "dx": given}
+    if out is not None and not (
+        isinstance(out, _SEQUENCES) and len(out) == len(names) and _out_is_plain(W, x, dtype, shapes, names, out)
+    ):
+        return None
+    return Problem(W, x, batch, shape[-2], shape[-1], dtype, shapes, False, None, out, True)
 
 
-def validate_out(problem: Problem, names: Sequence[str], out: Any) -> Sequence[Any]:
-    """Check ``out``, the arrays for the outputs ``names``, and return them as arrays of the kind of problem.W.
-
-    Raises ValueError for anything that a result cannot be written to.
-    """
-    if not isinstance(out, _SEQUENCES) or len(out) != len(names):
-        raise ValueError(f"out must be a tuple of {len(names)} arrays ({', '.join(names)}), not {_describe(out)}")
-    gpu = problem.gpu
-    if gpu is None and not problem.column and _are_plain(problem, names, out):
-        return out
-    arrays = list(out) if gpu is None else [_as_output(gpu, name, a) for name, a in zip(names, out, strict=True)]
-    # The bounds of CUDA arrays decide whether they share memory: an exact answer would have to wait for the device.
-    checked = [(name, a if gpu is None else bounds(a)) for name, a in (("W", problem.W), ("x", problem.x))]
-    for name, array in zip(names, arrays, strict=True):
-        _check_output(problem, name, array)
-        memory = array if gpu is None else bounds(array)
-        for other_name, other in checked:
-            if _overlap(memory, other) if gpu is None else max(memory[0], other[0]) < min(memory[1], other[1]):
-                raise ValueError(f"out: {name} shares memory with {other_name}; every output needs memory of its own")
-        checked.append((name, memory))
-    return arrays if gpu is not None else [*map(np.asarray, arrays)]  # a subclass may index differently
-
-
-def _are_plain(problem: Problem, names: Sequence[str], out: Sequence[Any]) -> bool:
+def _out_is_plain(
+    W: Any, x: Any, dtype: Any, shapes: dict[str, tuple[int, ...]], names: Sequence[str], out: Sequence[Any]
+) -> bool:
     """Whether ``out`` is beyond doubt: NumPy's own arrays, which need no copy, and no array in the memory of another.
 
-    What has another owner is other memory. That is quicker to see than where memory lies: NumPy takes 1.1 us to tell
-    the address of one array, and 0.3 to compare two. This takes 1.9 and all checks 6.5, of a call of 10.
+    This takes 1.9 us of a small call's 7.8; all checks take as long as that call. What has another owner is other
+    memory. That is quicker to see than where memory lies: NumPy takes 1.1 us to tell the address of one array, and 0.3
+    to compare two.
     """
-    W, x, dtype = problem.W, problem.x, problem.dtype
-    shapes = {"loss": problem.batch, "dW": W.shape, "dx": x.shape}
     owners = {None, id(W) if W.flags.owndata else _owner(W), id(x) if x.flags.owndata else _owner(x)}
     for name, a in zip(names, out):  # noqa: B905 - of one length; to check that takes as long as one of the arrays
         if type(a) is not np.ndarray or a.dtype is not dtype or a.shape != shapes[name]:
@@ -156,6 +147,40 @@ def _owner(view: Any) -> int | None:
     """The identity of the array that owns the memory of ``view``; None where no array does."""
     base = view.base
     return id(base) if type(base) is np.ndarray and base.flags.owndata else None
+
+
+def _as_arrays(W: Any, x: Any, stream: Any) -> tuple[GpuLibrary | None, Any, Any]:
+    on_cuda = [is_cuda_array(a) for a in (W, x)]
+    if on_cuda == [False, False]:
+        return None, _host_array("W", W), _host_array("x", x)
+    if on_cuda == [True, True]:
+        gpu = library_for("W", W, stream)
+        return gpu, _check_dtype("W", gpu.take("W", W)), _check_dtype("x", gpu.take("x", x))
+    host, cuda, array = ("x", "W", W) if on_cuda[0] else ("W", "x", x)
+    raise TypeError(
+        f"W and x must be in the same place, but {host} is in host memory and {cuda} is a CUDA array of type "
+        f"{_describe(array)}; pass cupy.asarray({host}), or cupy.asarray({cuda}).get()"
+    )
+
+
+def _checked_out(problem: Problem, names: Sequence[str], out: Any) -> Sequence[Any]:
+    """``out`` as arrays of the kind of problem.W; ValueError for anything that a result cannot be written to."""
+    if not isinstance(out, _SEQUENCES) or len(out) != len(names):
+        raise ValueError(f"out must be a tuple of {len(names)} arrays ({', '.join(names)}), not {_describe(out)}")
+    gpu = problem.gpu
+    if gpu is None and _out_is_plain(problem.W, problem.x, problem.dtype, problem.shapes, names, out):
+        return out
+    arrays = list(out) if gpu is None else [_as_output(gpu, name, a) for name, a in zip(names, out, strict=True)]
+    # The bounds of CUDA arrays decide whether they share memory: an exact answer would have to wait for the device.
+    checked = [(name, a if gpu is None else bounds(a)) for name, a in (("W", problem.W), ("x", problem.x))]
+    for name, array in zip(names, arrays, strict=True):
+        _check_output(problem, name, array)
+        memory = array if gpu is None else bounds(array)
+        for other_name, other in checked:
+            if _overlap(memory, other) if gpu is None else max(memory[0], other[0]) < min(memory[1], other[1]):
+                raise ValueError(f"out: {name} shares memory with {other_name}; every output needs memory of its own")
+        checked.append((name, memory))
+    return arrays if gpu is not None else [*map(np.asarray, arrays)]  # a subclass may index differently
 
 
 def _as_output(gpu: GpuLibrary, name: str, a: Any) -> Any:
@@ -240,7 +265,7 @@ def _check_output(problem: Problem, name: str, array: Any) -> None:
     on_host = problem.gpu is None
     if on_host and (not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray)):
         raise ValueError(f"out: {name} must be a numpy.ndarray, like the inputs, not {_describe(array)}")
-    shape = problem.shape(name)
+    shape = problem.shapes[name]
     if array.shape != shape:
         raise ValueError(f"out: {name} must have shape {shape}, not {array.shape}")
     if array.dtype.type is not problem.dtype.type:  # in either byte order

@@ -95,3 +95,20 @@ def test_size_of_the_level_2_cache(caches, nbytes, tmp_path):
         for name, value in zip(("level", "size"), values, strict=True):
             (folder / name).write_text(value + "\n", encoding="ascii")
     assert settings._level_2_bytes(str(tmp_path)) == nbytes
+
+
+def test_another_os_environ(monkeypatch):
+    """A program may put a dict in the place of os.environ, whose inside tells quickly that a variable is not set."""
+    for variables, number in (({settings.DEVICE_MEMORY.variable: "7"}, 7), ({}, 256 << 20)):
+        monkeypatch.setattr(os, "environ", variables)
+        assert sl2.get_device_memory_limit() == number
+
+
+def test_a_variable_holds_from_the_next_call_on(monkeypatch):
+    monkeypatch.delenv(settings.NUM_THREADS.variable, raising=False)
+    default = sl2.get_num_threads()
+    for text in ("3", "4"):
+        os.environ[settings.NUM_THREADS.variable] = text
+        assert sl2.get_num_threads() == int(text)
+    del os.environ[settings.NUM_THREADS.variable]
+    assert sl2.get_num_threads() == default

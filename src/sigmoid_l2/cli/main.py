@@ -109,7 +109,7 @@ def _grad(args: argparse.Namespace) -> str:
         raise InputError(f"{args.out}: is an input too and would be lost; give another name after -o")
     with _errors_name(args.files):
         problem = validate(W, x)
-    results = {name: np.empty(problem.shape(name), problem.dtype) for name in ("loss", "dW", "dx")}
+    results = {name: np.empty(problem.shapes[name], problem.dtype) for name in ("loss", "dW", "dx")}
     start = time.perf_counter()
     with _progress(problem.B) as advance:
         for piece in _pieces(W):

@@ -127,8 +127,8 @@ def check_grad(
     with np.errstate(all="ignore"):
         pairs = Pairs.of(W.astype(np.float64), x.astype(np.float64))
         return GradCheck(
-            None if dW is None else _check("dW", dW, problem.shape("dW"), pairs, rtol, atol),
-            None if dx is None else _check("dx", dx, problem.shape("dx"), pairs, rtol, atol),
+            None if dW is None else _check("dW", dW, problem.shapes["dW"], pairs, rtol, atol),
+            None if dx is None else _check("dx", dx, problem.shapes["dx"], pairs, rtol, atol),
         )
 
 

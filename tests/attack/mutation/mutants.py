@@ -20,6 +20,7 @@ STREAM = ("tests/host/test_stream.py",)
 SUMS = ("tests/host/test_sums.py",)
 THREADS = ("tests/host/test_threads.py", "tests/attack/test_faults.py")
 OUT = ("tests/host/test_bad_output.py",)
+PLAIN = ("tests/host/test_plain.py",)
 TRACE = ("tests/host/test_trace.py",)
 CHECK = ("tests/host/test_check_grad.py",)
 MEMORY = ("tests/host/test_memory.py",)
@@ -163,6 +164,8 @@ MUTANTS = (
     ),
     Mutant("problem: W not compared", "sigmoid_l2/problem.py", "in (W, x, *out[:k])", "in (x, *out[:k])", OUT),
     Mutant("problem: a buffer has an owner", "sigmoid_l2/problem.py", "type(base) is np.ndarray and base", "base", OUT),
+    Mutant("problem: plain in any layout", "sigmoid_l2/problem.py", "x_flags.c_contiguous", "True", PLAIN),
+    Mutant("problem: plain in any byte order", "sigmoid_l2/problem.py", "or not dtype.isnative\n", "\n", PLAIN),
     Mutant("problem: overlaps by bounds unseen", "sigmoid_l2/problem.py", "if not flags.carray:", "if False:", OUT),
     Mutant(
         "problem: overlapping outputs accepted", "sigmoid_l2/problem.py", "checked.append((name, memory))", "pass", OUT
