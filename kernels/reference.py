@@ -19,20 +19,23 @@ and, because dq_i/dW_ij = x_j and dq_i/dx_j = W_ij,
 
 Every q_i depends on x, so dx is a sum over i; an elementwise product would leave that sum out.
 
-1 - s is computed without a subtraction. With a = exp(min(q, 0)) and b = exp(min(-q, 0)), one of which is 1,
+1 - s is computed without a subtraction, because it is a sigmoid too:
 
-    s = a / (a + b)        1 - s = b / (a + b)
+    s = 1 / (1 + exp(-q))        1 - s = 1 / (1 + exp(q))
 
-No argument of exp is positive, so nothing overflows; and nothing cancels where 1 - s is small.
+Nothing cancels where 1 - s is small. Where exp overflows, the true quotient is below the smallest normal number.
 
 The order of a sum depends on (m, n) alone, so a pair has the same bits in any batch. That is why no BLAS adds up here.
-A sum over i has chains of CHAIN = 8 terms (pairs with the batch axis last: of one), whose sums are added in pairs until
-FEW = 7 or fewer are left, and these in a chain. With c = ceil(log2 m), a term goes through at most
+A sum over i of up to 11 terms is one chain. Longer ones have chains of CHAIN = 8 terms, and the sums of up to 8 chains
+are added in one more; those of more chains are added in pairs until FEW = 7 or fewer are left. (Pairs with the batch
+axis last have chains of one term, and FEW at the end.) With c = ceil(log2 m), a term goes through at most
 
-    m <= 8: m - 1        m <= 56: 7 + ceil(m / 8) - 1        m > 56: 7 + (c - 5) + 6 = c + 8
+    m <= 11: m - 1        m <= 64: 7 + ceil(m / 8) - 1        m > 64: 7 + (c - 5) + 6 = c + 8
 
-additions, in each case at most 2 c + 2: they round it by at most (c + 1) eps. A sum over j has chains of COLUMNS terms:
-a product and at most min(n, COLUMNS) - 1 additions, and where n > COLUMNS at most ceil(log2(n / COLUMNS)) + 4 more.
+additions, in each case at most 2 c + 2: they round it by at most (c + 1) eps. A sum over j has chains of 1024 terms of
+float32 or 512 of float64, for which einsum makes at least 4 or 2 sums side by side. There a term goes through at most
+257 or 256 additions; those of k chains are at most ceil(log2 k) + 4 more. With its product, a term is rounded at most
+256 + ceil(log2(n / 256)) + 4 times, and not more than n times.
 """
 
 from functools import partial
@@ -43,36 +46,35 @@ import numpy as np
 from sigmoid_l2 import threads
 
 # Sizes of a block, in elements of W; a block has at least one pair. They bound the temporaries whatever the batch. A
-# call of NumPy costs more than usual in between large arrays, which drive its code from the caches: 64x64 takes 1.2
-# times as long in blocks of 2^17 as in one, and 1.1 times in blocks of 2^20. Blocks of tiny pairs need more memory, and
-# should stay in the level 2 cache: they have 2^16. So have others, at least, where larger ones leave threads without
-# work.
-BLOCK, SMALL_BLOCK = 1 << 20, 1 << 16
-# Size of a batch, in elements of W, below which one thread computes it. At 2^18 two threads took 1.2 times as long,
-# because they have the interpreter's lock in turn.
-THREADED = 1 << 19
+# call of NumPy costs more than usual in between large arrays, which drive its code from the caches: on two threads
+# 64x64 takes 1.14 times as long in blocks of 2^18 as in these, and 1.18 times in blocks of 2^20. Blocks of tiny pairs
+# need more memory, and should stay in the level 2 cache: they have 2^16. So have others, at least, where larger ones
+# leave threads without work.
+BLOCK, SMALL_BLOCK = 1 << 19, 1 << 16
+# Size of a batch, in elements of W, below which one thread computes it. At 3*10^5 two threads take 0.5 to 0.85 times as
+# long, at 1.4*10^5 up to 2.2 times, because they have the interpreter's lock in turn.
+THREADED = 1 << 18
 # Size of the largest tiny pair: its columns, and its elements. A row costs einsum 9 ns besides its elements, so 3x3 is
 # 1.4 times as fast with the batch axis last, 37x5 1.5 times, and 6x6 as fast. A block should have 256 pairs.
 TINY_N, TINY = 5, 256
 # Terms in a chain of a sum over i, and sums of chains that are added in a chain: NumPy adds up to 7 one after the
 # other, wherever they are.
 CHAIN, FEW = 8, 7
-# Terms in a chain of a sum over j. einsum makes several sums of it, side by side.
-COLUMNS = 256
+# Size of a chain of a sum over j, in bytes. Each further chain costs a row of 784 floats 0.2 of its time.
+ROW = 4096
 
 
 def sigmoid_and_complement(q: Any) -> tuple[Any, Any]:
-    """Return ``(s, 1 - s)`` for s = sigmoid(q), both to a few ulp for every q; NaN gives NaN."""
-    a, b = np.exp(np.minimum(q, 0)), np.exp(np.minimum(-q, 0))
-    both = a + b
-    return a / both, b / both
+    """Return ``(s, 1 - s)`` for s = sigmoid(q), both to a few ulp where they are normal numbers; NaN gives NaN."""
+    one = q.dtype.type(1)  # a Python number costs a small call 0.3 us more
+    return np.reciprocal(np.exp(-q) + one), np.reciprocal(np.exp(q) + one)
 
 
 def s_and_g(q: Any) -> tuple[Any, Any]:
     """Return s = sigmoid(q) and g = dloss/dq."""
     s, c = sigmoid_and_complement(q)
     # (2 s) (s c) and not 2 s^2 c, so that no factor underflows before the product does.
-    return s, 2 * s * (s * c)
+    return s, (s + s) * (s * c)
 
 
 def fused(W: Any, x: Any, loss: Any, dW: Any, dx: Any, *, stream: int | None = None) -> None:
@@ -89,17 +91,22 @@ def fused(W: Any, x: Any, loss: Any, dW: Any, dx: Any, *, stream: int | None = N
     # Allocate and drop as much memory as the threads need, so that MemoryError comes before any of them has written.
     elements = (2 * tiny + 2 * half) * m * n + m * n // 4 + 8 * m + 2 * n
     np.empty((min(at_once, blocks), pairs, elements), np.float32 if half else W.dtype)
-
-    def run(first: int, last: int) -> None:
-        with np.errstate(all="ignore"):
-            for begin in range(first * pairs, min(B, last * pairs), pairs):
-                k = slice(begin, begin + pairs)
-                compute(W[k], x[k], *[None if a is None else a[k] for a in (loss, dW, dx)])
-
+    run = partial(_blocks, compute, pairs, (W, x, loss, dW, dx))
     if at_once == 1:
         run(0, blocks)
     else:
         threads.for_ranges(blocks, W.size, run)
+
+
+@np.errstate(all="ignore")
+def _blocks(compute: Any, pairs: int, arrays: Any, first: int, last: int) -> None:
+    """``compute`` the blocks from ``first`` to ``last``, of so many ``pairs``."""
+    B = len(arrays[0])
+    if pairs == B:  # views of all arrays cost a small call 1 us
+        compute(*arrays)
+        return
+    for begin in range(first * pairs, min(B, last * pairs), pairs):
+        compute(*[None if a is None else a[begin : begin + pairs] for a in arrays])
 
 
 def _in_float32(compute: Any, W: Any, x: Any, *results: Any) -> None:
@@ -113,20 +120,20 @@ def _in_float32(compute: Any, W: Any, x: Any, *results: Any) -> None:
 
 def _pairs(W: Any, x: Any, loss: Any, dW: Any, dx: Any) -> None:
     """A block: W (b, m, n) and x (b, n)."""
-    q = _sum_of_products(W.swapaxes(1, 2), x, COLUMNS)
+    q = _sum_of_products(W.swapaxes(1, 2), x, ROW // W.itemsize)
     s, g = s_and_g(q)  # (b, m)
     if loss is not None:
         _sum_of_products(s[:, :, None], s, CHAIN, out=loss[:, None])
+    if dx is not None:  # before dW drives W from the cache
+        _sum_of_products(W, g, CHAIN, out=dx)
     if dW is not None:
         np.einsum("bi,bj->bij", g, x, out=dW)
-    if dx is not None:
-        _sum_of_products(W, g, CHAIN, out=dx)
 
 
 def _sum_of_products(A: Any, v: Any, most: int, out: Any = None) -> Any:
-    """Return sum_i A_ij v_i for each pair, A (b, i, j) and v (b, i), by chains of at most ``most`` terms."""
+    """Return sum_i A_ij v_i for each pair, A (b, i, j) and v (b, i), by chains of at most ``most`` + 3 terms."""
     b, length, width = A.shape
-    if length <= most:
+    if length <= most + 3:
         return np.einsum("bij,bi->bj", A, v, out=out)
     chains, rest = divmod(length, most)
     end = length - rest
@@ -135,15 +142,17 @@ def _sum_of_products(A: Any, v: Any, most: int, out: Any = None) -> Any:
     np.einsum("bkij,bki->bkj", *whole, out=sums[:, :chains])
     if rest:
         np.einsum("bij,bi->bj", A[:, end:], v[:, end:], out=sums[:, -1])
-    return np.einsum("kbj->bj", _halved(sums.swapaxes(0, 1)), out=out)
+    if sums.shape[1] <= CHAIN:
+        return np.einsum("bkj->bj", sums, out=out)
+    return np.add.reduce(_halved(sums.swapaxes(0, 1).copy()), 0, None, out)
 
 
 def _halved(terms: Any) -> Any:
     """At most FEW sums of the ``terms`` (k, ...), which are overwritten."""
     while len(terms) > FEW:
-        half = len(terms) // 2
-        terms[:half] += terms[-half:]
-        terms = terms[:-half]
+        half = terms[: len(terms) // 2]
+        half += terms[-len(half) :]
+        terms = terms[: -len(half)]
     return terms
 
 
@@ -151,12 +160,12 @@ def _tiny_pairs(W: Any, x: Any, loss: Any, dW: Any, dx: Any) -> None:
     """A block with the batch axis last, W (m, n, b) and x (n, b), because NumPy is slow along short axes."""
     W, x = W.transpose(1, 2, 0).copy(), x.T.copy()
     terms = W * x
-    q = np.add.reduce(terms, axis=1)
-    s, g = s_and_g(q)  # (m, b)
+    s, g = s_and_g(np.add.reduce(terms, 1))  # (m, b)
     if loss is not None:
-        np.add.reduce(_halved(s * s), axis=0, out=loss)
+        np.add.reduce(_halved(s * s), 0, None, loss)
+    g = g[:, None]
     if dW is not None:
-        dW.transpose(1, 2, 0)[...] = np.multiply(g[:, None], x, out=terms)
+        dW.transpose(1, 2, 0)[...] = np.multiply(g, x, terms)
     if dx is not None:
-        sums = np.add.reduce(_halved(np.multiply(g[:, None], W, out=terms)), axis=0)
-        np.positive(sums, out=dx.T)  # along the batch axis; a copy, which suits dW, would go along the short one
+        sums = np.add.reduce(_halved(np.multiply(g, W, terms)), 0)
+        np.positive(sums, dx.T)  # along the batch axis; a copy, which suits dW, would go along the short one
