@@ -78,8 +78,9 @@ This is a sketch, to first order in eps. The relative error of every operation i
 7. q_i itself has an error of at most dq_i = r (eps/2) sum_j |W_ij x_j|, where a term is rounded r times: once in its
    product and then in each addition. r = n for any order. A tree has at most 2 log2 n levels (numba, small n); chains
    side by side in the lanes have n / (4 lanes) + 7 + log2 lanes (numba, other rows of more than 256 bytes; n / lanes
-   for shorter ones); chains of 256 have 256 + log2(n / 256) + 5 (NumPy, n > 256). d log(g)/dq = 2 - 3s and d
-   log(s²)/dq = 2 (1 - s) are between -1 and 2, which adds 2 dq_i to each of these bounds.
+   for shorter ones); chains of 4 KiB, each 4 or 2 sums of 256 terms side by side, have 256 + log2(n / 256) + 5 (NumPy,
+   n > 256). d log(g)/dq = 2 - 3s and d log(s²)/dq = 2 (1 - s) are between -1 and 2, which adds 2 dq_i to each of these
+   bounds.
 
 These are the bounds for 1x1 and x = 1, with the largest measured relative error of each backend's exp, beside the
 measured errors, in eps:
