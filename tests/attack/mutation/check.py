@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -64,14 +65,15 @@ def check(mutant: Mutant) -> dict[str, object]:
     """The outcome for one mutant."""
     start = time.monotonic()
     status, output = run_tests(mutant, mutant.tests)
-    if status not in (0, 1, 2, 124):  # 1: tests failed, 2: a file of tests could not be imported
+    crashed = status in (-signal.SIGABRT, -signal.SIGSEGV)  # a mutant may write where it must not
+    if status not in (0, 1, 2, 124) and not crashed:  # 1: tests failed, 2: a file of tests could not be imported
         raise RuntimeError(f"{mutant.name}: pytest ended with {status}\n{output}")
     caught = next((line for line in output.splitlines() if line.startswith(("FAILED", "ERROR"))), "")
     return {
         "name": mutant.name,
         "file": mutant.file,
         "caught": status != 0,
-        "by": caught.split(" - ")[0] or ("no end" if status == 124 else ""),
+        "by": caught.split(" - ")[0] or ("no end" if status == 124 else "a crash" if crashed else ""),
         "seconds": round(time.monotonic() - start),
     }
 
