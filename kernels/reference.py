@@ -34,8 +34,8 @@ axis last have chains of one term, and FEW at the end.) With c = ceil(log2 m), a
 
 additions, in each case at most 2 c + 2: they round it by at most (c + 1) eps. A sum over j has chains of 1024 terms of
 float32 or 512 of float64, for which einsum makes at least 4 or 2 sums side by side. There a term goes through at most
-257 or 256 additions; those of k chains are at most ceil(log2 k) + 4 more. With its product, a term is rounded at most
-256 + ceil(log2(n / 256)) + 4 times, and not more than n times.
+257 or 256 additions (258 in a row that is one chain of up to 3 terms more); those of k chains are at most ceil(log2 k)
++ 4 more. With its product, a term is rounded at most 256 + ceil(log2(n / 256)) + 4 times, and not more than n times.
 """
 
 from functools import partial
@@ -90,7 +90,7 @@ def fused(W: Any, x: Any, loss: Any, dW: Any, dx: Any, *, stream: int | None = N
     pairs = min(B, small if tiny else max(small, min(BLOCK // (m * n), -(-B // at_once))))
     blocks = -(-B // pairs)
     # Allocate and drop as much memory as the threads need, so that MemoryError comes before any of them has written.
-    elements = (2 * tiny + 2 * half) * m * n + m * n // 4 + 8 * m + 2 * n
+    elements = (2 * tiny + 2 * half) * m * n + m * n // 4 + 8 * m + (2 + 2 * half) * n
     np.empty((min(at_once, blocks), pairs, elements), np.float32 if half else W.dtype)
     run = partial(_blocks, compute, pairs, (W, x, loss, dW, dx))
     if at_once == 1:

@@ -47,7 +47,7 @@ class Results(NamedTuple):
 
 def roundings_of_q(m: int, n: int, dtype: Any, backend: str | None) -> int:
     """How often a term of q is rounded, at most: by the order of the backend's sum, and in its product."""
-    if backend == "numpy":  # sums of 256 terms, which are added in halves until at most 7 are left
+    if backend == "numpy":  # at most 258 additions in a chain, and then those of chains: kernels/reference.py
         return n if n <= 256 else 256 + math.ceil(math.log2(math.ceil(n / 256))) + 4
     if backend == "numba":
         from sigmoid_l2.kernels.cpu import launch, rows, simd
