@@ -40,7 +40,8 @@ def kernel(m: int, n: int, dtype: np.dtype[Any]) -> Any:
 def _entry(m: int, n: int, dtype: np.dtype[Any]) -> Any:
     """``kernel`` as numba's dispatcher calls it once it has found the type of each argument, which takes 0.3 us.
 
-    It takes read-only arrays, too, which are of another type to the dispatcher. It checks no dtype and no number of axes.
+    It takes read-only arrays, too, which are of another type to the dispatcher. It checks neither dtypes nor numbers of
+    axes.
     """
     (compiled,) = kernel(m, n, dtype).overloads.values()
     return compiled.entry_point
