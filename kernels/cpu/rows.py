@@ -125,7 +125,7 @@ class Rows:
     def compute_q(self) -> None:
         """q = W x, followed by a vector of zeros, because compute_g takes whole vectors.
 
-        Other padding can be slow: exp(-inf) is too small for a normal number, and 20x33 took 1.4 times as long for it.
+        Other padding can be slow: exp(-inf) is too small for a normal number. 20x33 took 1.4 times as long in cache.
         """
         v, b = self.v, self.v.builder
 
