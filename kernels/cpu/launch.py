@@ -18,10 +18,9 @@ from sigmoid_l2.settings import get_streaming_threshold
 
 # Size of the largest tiny pair, in elements of W; the code of a block, with the time to compile it, grows with them.
 TINY = 144
-# Size of the largest tiny pair that the tall kernel could compute with AVX-512, in bytes of W. Streaming, tiny and tall
-# reach 0.84 and 0.81 of a copy at 8x8 float32, 0.65 and 0.69 at 9x9, 0.60 and 0.86 at 12x12; in float64 0.72 and 0.75
-# at 6x6, 0.73 and 0.86 at 8x8. In cache tiny is faster by a quarter up to this size, and slower at 12x12 float32. With
-# narrower vectors tiny is as fast as tall, or faster, up to TINY.
+# Size of the largest tiny pair that the tall kernel could compute with AVX-512, in bytes of W. Streaming, tiny has 1.00
+# of the speed of tall at 8x8 float32, 0.95 at 9x9, 0.67 at 12x12; in float64 1.05 at 6x6 and 1.01 at 8x8. In cache it
+# has 1.3, 1.2, 0.7; 1.4 and 1.1. With narrower vectors tiny is as fast as tall, or faster, up to TINY.
 TINY_BYTES = 384
 # Size of the losses and dx of slices that a call keeps at a time, in bytes: enough for many pairs, and cached.
 SUMS_BYTES = 1 << 22

@@ -11,6 +11,7 @@ import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -75,7 +76,7 @@ def test_the_next_call_uses_the_memory_of_results_that_have_gone(name, kept):
 class Cycle:
     """Refers to itself, and looks at its array when the garbage collector ends it."""
 
-    seen: list = []  # noqa: RUF012
+    seen: ClassVar = []
 
     def __init__(self, a):
         self.a, self.itself = a, self
