@@ -1,15 +1,9 @@
 """How ``fused`` of both GPU libraries becomes launches: plain Python and plain integers, the same for either library.
 
 ``launcher`` is the module launch_cupy or launch_numba. It builds the kernels (staged_kernel, rows_kernel, long_kernel,
-<<<<<<< HEAD
-columns_q_kernel, columns_gradients_kernel, finish_kernel), runs one (run), tells where an array begins (address) and
-keeps the workspace. A kernel's arguments are int64: addresses, 0 for what is not wanted, and then sizes. numba.cuda
-takes them in half the time of arrays.
-=======
 columns_q_kernel, columns_gradients_kernel, finish_kernel), runs one (run) and keeps the workspace. A kernel's
 arguments are int64: addresses, 0 for what is not wanted, and then sizes. The libraries take them in less time than
 arrays.
->>>>>>> 844ec1c214ff57b95b523925f7061678ee45c6f5
 """
 
 import threading
