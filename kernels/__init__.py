@@ -1,18 +1,29 @@
 """The mathematics: reference, cpu.launch, gpu.launch_cupy and gpu.launch_numba have the same function ``fused``.
 
-The contract of a kernel, ``fused(W, x, loss, dW, dx, *, stream=None)``:
+The contract of a kernel, ``fused(W, x, target, cotangent, loss, dW, dx, dq, *, stream=None)``:
 
-* ``W (B, m, n)``, ``x (B, n)``, ``loss (B,)``, ``dW (B, m, n)``, ``dx (B, n)``: C-contiguous, native byte order,
-  aligned, one dtype, B, m, n >= 1, no output sharing memory with anything else, already validated;
+* ``W (B, m, n)``, ``x (B, n)``, ``target (B, m)``, ``cotangent (B,)``, ``loss (B,)``, ``dW (B, m, n)``, ``dx (B, n)``,
+  ``dq (B, m)``: C-contiguous, native byte order, aligned, one dtype, B, m, n >= 1, no output sharing memory with
+  anything else, already validated;
+* a target that is None is 0, a cotangent that is None is 1; without them a kernel does nothing for them, and its
+  results have the bits that they would have if it knew of neither;
+* the gradients are those of sum(cotangent * loss); the loss is not multiplied;
 * an output that is None is not wanted and not computed; every element of the others is written, and on a GPU exactly
   once, except where a block adds the slices of a pair to its loss and dx one after the other;
 * no input is changed, nothing but the outputs is written, nothing of batch size is allocated, nothing waits for a GPU;
 * sizes are 64-bit: B * m * n may pass 2**31; on a GPU m and n are below 2**32, else ValueError;
-* a pair's result depends on that pair alone, to the last bit;
+* a pair's result depends on that pair alone, to the last bit, and not on what else is wanted;
 * ``stream`` is the integer handle of a CUDA stream, None for the default stream; CPU kernels ignore it.
 """
 
 from typing import Any, NamedTuple
+
+
+class Given(NamedTuple):
+    """Which inputs a call has besides W and x; a kernel without one is compiled as if there were none."""
+
+    target: bool
+    cotangent: bool
 
 
 class Wanted(NamedTuple):
@@ -21,8 +32,9 @@ class Wanted(NamedTuple):
     loss: bool
     dW: bool
     dx: bool
+    dq: bool
 
     @classmethod
-    def of(cls, loss: Any, dW: Any, dx: Any) -> "Wanted":
+    def of(cls, *outputs: Any) -> "Wanted":
         """Those that are not None."""
-        return cls(loss is not None, dW is not None, dx is not None)
+        return cls(*(a is not None for a in outputs))

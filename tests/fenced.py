@@ -5,14 +5,14 @@ from typing import Any
 
 import numpy as np
 
-NAMES = ("loss", "dW", "dx")
+NAMES = ("loss", "dW", "dx", "dq")
 FENCE = 1 << 14  # elements on either side of an output, more than a tile of W, that nothing may write
 
 
 def shapes(W: Any) -> dict[str, tuple[int, ...]]:
     """The shape of each output for W (B, m, n)."""
     B, m, n = W.shape
-    return {"loss": (B,), "dW": (B, m, n), "dx": (B, n)}
+    return {"loss": (B,), "dW": (B, m, n), "dx": (B, n), "dq": (B, m)}
 
 
 def batch(B: int, m: int, n: int, dtype: Any) -> tuple[Any, Any]:
@@ -27,19 +27,22 @@ def run(
     x: Any,
     wanted: tuple[str, ...] = NAMES,
     *,
+    target: Any = None,
+    cotangent: Any = None,
     to_device: Callable[[Any], Any] = lambda a: a,
     to_host: Callable[[Any], Any] = lambda a: a,
 ) -> dict[str, Any]:
     """The outputs ``wanted`` that ``fused`` computes, all of them written, and nothing else."""
-    inputs = [to_device(W.copy()), to_device(x.copy())]
+    given = W, x, target, cotangent
+    inputs = [None if a is None else to_device(a.copy()) for a in given]
     memory, outputs = {}, {}
     for name in wanted:
         shape = shapes(W)[name]
         memory[name] = to_device(np.full(np.prod(shape) + 2 * FENCE, np.nan, W.dtype))
         outputs[name] = memory[name][FENCE:-FENCE].reshape(shape)
     fused(*inputs, *map(outputs.get, NAMES))
-    for a, before in zip(inputs, (W, x), strict=True):
-        assert to_host(a).tobytes() == before.tobytes(), "an input is changed"
+    for a, before in zip(inputs, given, strict=True):
+        assert before is None or to_host(a).tobytes() == before.tobytes(), "an input is changed"
     for name, a in memory.items():
         a = to_host(a)
         assert np.isnan([a[:FENCE], a[-FENCE:]]).all(), f"{name} is written beyond its ends"
