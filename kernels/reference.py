@@ -103,6 +103,7 @@ def fused(
     dq: Any,
     *,
     stream: int | None = None,
+    call_bytes: int = 0,
 ) -> None:
     """Compute loss, dW, dx and dq for a batch, in blocks on all threads; the contract is in ``sigmoid_l2.kernels``."""
     B, m, n = W.shape
