@@ -88,7 +88,7 @@ def _on_stream(gpu: GpuLibrary, backend: Backend) -> Callable[..., None]:
 def _fit(problem: Problem, arrays: Sequence[Any]) -> bool:
     """Whether a kernel can use all ``arrays`` in place."""
     return all(
-        a is None or (pieces.fits(a, problem.dtype) and a.shape == problem.batch + shape)
+        a is None or (pieces.fits(a, problem.computed) and a.shape == problem.batch + shape)
         for a, shape in zip(arrays, problem.pair_shapes, strict=True)
     )
 

@@ -105,7 +105,7 @@ class _Pass:
         xp: Any,
         piece_bytes: int,
     ) -> None:
-        self.kernel, self.xp, self.dtype, self.pair_shapes = kernel, xp, problem.dtype, problem.pair_shapes
+        self.kernel, self.xp, self.dtype, self.pair_shapes = kernel, xp, problem.computed, problem.pair_shapes
         self.copy = threads.copy if xp is np else xp.copyto
         batch = problem.batch
         order = [*(k for k in range(len(batch)) if k not in axes), *axes]
@@ -127,12 +127,15 @@ class _Pass:
         written = sum(a.nbytes for k, a in enumerate(self.arrays) if k >= INPUTS and k not in self.summed and a is not None)
         self.call_bytes = written if INPUTS + 1 not in self.summed else 1
         whole = math.prod(batch)
-        self.pairs = min(whole, max(1, piece_bytes // (problem.m * problem.n * problem.dtype.itemsize)))
+        self.pairs = min(whole, max(1, piece_bytes // (problem.m * problem.n * self.dtype.itemsize)))
         self.work = whole * problem.m * problem.n  # in elements of W
 
     def run(self, parallel: bool) -> None:
         """Compute all pieces."""
         indices = list(pieces(self.batch, self.pairs))
+        if parallel:  # allocate and drop what the threads need, so that MemoryError comes before any of them has written
+            some = [math.prod(s) for k, s in enumerate(self.pair_shapes) if self._needs_buffer(k)]
+            np.empty((min(threads.get_num_threads(), len(indices)), self.pairs * sum(some)), self.dtype)
         if not self.summed or self.terms <= self.pairs:
             self._on_threads(len(indices), self.work, parallel, lambda first, last: self._whole(indices[first:last]))
             return
@@ -189,13 +192,16 @@ class _Pass:
         """A buffer for each array that needs one; that of an input which is the same in all pairs is filled."""
         buffers: list[Any] = []
         for k, (a, shape) in enumerate(zip(self.arrays, self.pair_shapes, strict=True)):
-            if k not in self.summed and fits(a, self.dtype):
+            if not self._needs_buffer(k):
                 buffers.append(None)
                 continue
             buffers.append(self.xp.empty((self.pairs, *shape), self.dtype))
             if k < INPUTS and _is_constant(a, self.batch):
                 self.xp.copyto(buffers[k], a[(0,) * len(self.batch)])
         return buffers
+
+    def _needs_buffer(self, k: int) -> bool:
+        return k in self.summed or not fits(self.arrays[k], self.dtype)
 
     def _piece(self, index: Any, buffers: Sequence[Any]) -> list[Any]:
         """Compute a piece; return the sums (cells, *pair_shape) of what is summed, in the memory of its buffer."""
