@@ -20,6 +20,7 @@ from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 from sigmoid_l2 import kernels
+from sigmoid_l2.kernels import Given
 from sigmoid_l2.kernels.cpu.simd import VectorBuilder, lane_count
 
 # Free memory that a compilation needs, in bytes: the first one of a process takes 150 MiB, mostly of addresses. Where
@@ -30,9 +31,9 @@ COMPILER_BYTES = 192 << 20
 def vector_code(constants: int = 0, returns_real: bool = False) -> Callable[[Callable[..., Any]], Any]:
     """Make an intrinsic of ``build(v, *arguments)``, where v is a VectorBuilder for the dtype of its arrays.
 
-    ``build`` receives, for an array, a pointer to its first element; for a number, its LLVM value (an integer's has 64
-    bits); for ``Wanted``, three LLVM booleans; for each of the last ``constants`` arguments, a Python int. It returns
-    the LLVM value of a real number, or None.
+    ``build`` receives, for an array, a pointer to its first element, where it may be None, of whatever value then; for
+    what is always None, None; for a number, its LLVM value (an integer's has 64 bits); for ``Wanted``, LLVM booleans;
+    for each of the last ``constants`` arguments, a Python int. It returns the LLVM value of a real number, or None.
     """
 
     def decorate(build: Callable[..., Any]) -> Any:
@@ -56,6 +57,10 @@ def vector_code(constants: int = 0, returns_real: bool = False) -> Callable[[Cal
 
 
 def _argument(context: Any, builder: Any, type_: Any, value: Any) -> Any:
+    if isinstance(type_, types.NoneType):
+        return None
+    if isinstance(type_, types.Optional):
+        type_, value = type_.type, context.make_helper(builder, type_, value).data
     if isinstance(type_, types.Array):
         return context.make_array(type_)(context, builder, value).data
     if isinstance(type_, types.BaseTuple):
@@ -71,20 +76,27 @@ def _digest() -> str:
     return hashlib.sha256(repr(what).encode()).hexdigest()[:16]
 
 
-def compile_kernel(function: Any, name: str, dtype: np.dtype[Any]) -> Any:
-    """Compile ``function(W, x, loss, dW, dx, first, last, slice_rows, streams)``, or load it from numba's disk cache.
+def compile_kernel(function: Any, name: str, dtype: np.dtype[Any], given: Given) -> Any:
+    """Compile a kernel, or load it from numba's disk cache.
 
-    It computes the slices first..last of W (B, m, n), x (B, n), loss (B * slices,), dW (B, m, n), dx (B * slices, n),
-    arrays of ``dtype``. A slice has ``slice_rows`` rows of a pair, the last one of a pair what is left; its loss and
-    dx are the sums over its rows. An output of size 0 is not wanted. ``streams``: results go past the caches.
+    ``function(W, x, target, cotangent, loss, dW, dx, dq, first, last, slice_rows, streams)`` computes the slices
+    first..last of W (B, m, n), x (B, n), target (B, m), cotangent (B,), loss (B * slices,), dW (B, m, n),
+    dx (B * slices, n), dq (B, m), arrays of ``dtype``. A slice has ``slice_rows`` rows of a pair, the last one of a
+    pair what is left; its loss and dx are the sums over its rows. An input that is not ``given`` is None, whose type
+    leaves it out of the code. An output that is None is not wanted; which ones the code asks when it runs. (To convert
+    an array takes 0.1 us, None nothing.) ``streams``: results go past the caches.
     """
     # numba's disk cache notices changes of the function's own file alone. And it numbers the variants of a function:
     # when two processes add one each at the same time, the key of one may lead to the code of the other from then on.
     # A name of its own gives each variant files of its own in the cache.
-    function.__qualname__ = f"{name}_{dtype}_{_digest()}"
+    inputs = "_target" * given.target + "_cotangent" * given.cotangent
+    function.__qualname__ = f"{name}{inputs}_{dtype}_{_digest()}"
     real = numba.from_dtype(dtype)
-    arrays = (real[:, :, ::1], real[:, ::1], real[::1], real[:, :, ::1], real[:, ::1])
-    signature = types.void(*arrays, types.int64, types.int64, types.int64, types.boolean)
+    pairs, vectors, numbers = real[:, :, ::1], real[:, ::1], real[::1]
+    inputs_given = vectors if given.target else types.none, numbers if given.cotangent else types.none
+    outputs = map(types.Optional, (numbers, pairs, vectors, vectors))
+    integers = (types.int64,) * 3
+    signature = types.void(pairs, vectors, *inputs_given, *outputs, *integers, types.boolean)
     options = {"nogil": True, "error_model": "numpy"}
     np.empty(COMPILER_BYTES, np.uint8)  # MemoryError, and the process goes on
     try:

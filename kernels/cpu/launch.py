@@ -5,12 +5,13 @@ sums, depend on (m, n), the dtype and the width of the vectors alone, so the bit
 the pair.
 """
 
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from sigmoid_l2 import threads
+from sigmoid_l2.kernels import Given
 from sigmoid_l2.kernels.cpu import rows, tall, tiny
 from sigmoid_l2.kernels.cpu.simd import lane_count, vector_bytes
 from sigmoid_l2.kernels.cpu.slices import SUM_COLUMNS, rows_of_slice, sums_kernel
@@ -27,62 +28,70 @@ SUMS_BYTES = 1 << 22
 
 
 @lru_cache
-def kernel(m: int, n: int, dtype: np.dtype[Any]) -> Any:
-    """The compiled kernel for pairs of this size."""
+def kernel(m: int, n: int, dtype: np.dtype[Any], given: Given) -> Any:
+    """The compiled kernel for pairs of this size, and for the inputs that are given."""
     is_tall = n <= lane_count(dtype)
     if m * n <= (TINY_BYTES // dtype.itemsize if is_tall and vector_bytes() == 64 else TINY):
-        return tiny.kernel(m, n, dtype)
-    return tall.kernel(m, n, dtype) if is_tall else rows.kernel(dtype)
+        return tiny.kernel(m, n, dtype, given)
+    return tall.kernel(m, n, dtype, given) if is_tall else rows.kernel(dtype, given)
 
 
 @lru_cache
-def _entry(m: int, n: int, dtype: np.dtype[Any]) -> Any:
+def _entry(m: int, n: int, dtype: np.dtype[Any], target: bool, cotangent: bool) -> Any:
     """``kernel`` as numba's dispatcher calls it once it has found the type of each argument, which takes 0.3 us.
 
     It takes read-only arrays, too, which are of another type to the dispatcher. It checks neither dtypes nor numbers of
     axes.
     """
-    (compiled,) = kernel(m, n, dtype).overloads.values()
+    (compiled,) = kernel(m, n, dtype, Given(target, cotangent)).overloads.values()
     return compiled.entry_point
 
 
-def fused(W: Any, x: Any, loss: Any, dW: Any, dx: Any, *, stream: int | None = None) -> None:
-    """Compute loss, dW and dx for a batch on all cores; the contract is in ``sigmoid_l2.kernels``."""
+def fused(
+    W: Any,
+    x: Any,
+    target: Any,
+    cotangent: Any,
+    loss: Any,
+    dW: Any,
+    dx: Any,
+    dq: Any,
+    *,
+    stream: int | None = None,
+) -> None:
+    """Compute the outputs that are wanted for a batch on all cores; the contract is in ``sigmoid_l2.kernels``."""
     B, m, n = W.shape
-    run = _entry(m, n, W.dtype)
-    loss = _unwanted(1, W.dtype) if loss is None else loss
-    dW = _unwanted(3, W.dtype) if dW is None else dW
-    dx = _unwanted(2, W.dtype) if dx is None else dx
+    run = _entry(m, n, W.dtype, target is not None, cotangent is not None)
     if W.size <= threads.THREAD_WORK:
-        run(W, x, loss, dW, dx, 0, B, m, False)
+        run(W, x, target, cotangent, loss, dW, dx, dq, 0, B, m, False)
         return
-    streams = (loss.size + dW.size + dx.size) * W.itemsize >= get_streaming_threshold()
+    arrays = W, x, target, cotangent, loss, dW, dx, dq
+    written = sum(a.size for a in arrays[-4:] if a is not None)
+    streams = written * W.itemsize >= get_streaming_threshold()
     slice_rows = rows_of_slice(m, n, W.itemsize)
     slices = -(-m // slice_rows)
     # Allocate and drop as much memory as the threads need for their sums, so that MemoryError comes before any of them
     # has written. The single thread above allocates its sums before it writes.
     np.empty((min(B * slices, threads.get_num_threads()), 2 * (n + lane_count(W.dtype))), W.dtype)
     if slices > 1:
-        _in_slices(run, W, x, loss, dW, dx, slices, slice_rows, streams)
+        _in_slices(run, arrays, slices, slice_rows, streams)
     else:
-        _on_threads(run, W, x, loss, dW, dx, slices, slice_rows, streams)
+        _on_threads(run, arrays, slices, slice_rows, streams)
 
 
-def _on_threads(
-    run: Any, W: Any, x: Any, loss: Any, dW: Any, dx: Any, slices: int, slice_rows: int, streams: bool
-) -> None:
+def _on_threads(run: Any, arrays: tuple[Any, ...], slices: int, slice_rows: int, streams: bool) -> None:
     """Call a compiled kernel for all slices of all pairs."""
+    W = arrays[0]
 
     def run_range(first: int, last: int) -> None:
-        run(W, x, loss, dW, dx, first, last, slice_rows, streams)
+        run(*arrays, first, last, slice_rows, streams)
 
     threads.for_ranges(len(W) * slices, W.size, run_range)
 
 
-def _in_slices(
-    run: Any, W: Any, x: Any, loss: Any, dW: Any, dx: Any, slices: int, slice_rows: int, streams: bool
-) -> None:
+def _in_slices(run: Any, arrays: tuple[Any, ...], slices: int, slice_rows: int, streams: bool) -> None:
     """Compute the slices of some pairs at a time, and add their losses and dx."""
+    W = arrays[0]
     B, _, n = W.shape
     add = sums_kernel(W.dtype)
     pairs = max(SUMS_BYTES // (slices * n * W.itemsize), threads.RANGES * threads.get_num_threads() // slices, 1)
@@ -90,17 +99,12 @@ def _in_slices(
     losses = np.empty((pairs, slices), W.dtype)
     sums = np.empty((pairs, slices, n), W.dtype)
     for first in range(0, B, pairs):
-        some = slice(first, min(first + pairs, B))
-        count = some.stop - first
-        loss_of_slices = losses[:count].reshape(-1) if loss.size else loss
-        dx_of_slices = sums[:count].reshape(-1, n) if dx.size else dx
-        _on_threads(run, W[some], x[some], loss_of_slices, dW[some], dx_of_slices, slices, slice_rows, streams)
+        some = [None if a is None else a[first : first + pairs] for a in arrays]
+        *inputs, loss, dW, dx, dq = some
+        count = len(some[0])
+        loss_of_slices = None if loss is None else losses[:count].reshape(-1)
+        dx_of_slices = None if dx is None else sums[:count].reshape(-1, n)
+        _on_threads(run, (*inputs, loss_of_slices, dW, dx_of_slices, dq), slices, slice_rows, streams)
         parts = -(-n // SUM_COLUMNS)
-        arrays = sums[:count], losses[:count], loss[some], _unwanted(3, W.dtype), dx[some]
-        _on_threads(add, *arrays, parts, SUM_COLUMNS, False)
-
-
-@cache
-def _unwanted(axes: int, dtype: np.dtype[Any]) -> Any:
-    """The array of size 0 by which a compiled kernel knows that an output is not wanted."""
-    return np.empty((0,) * axes, dtype)
+        summed = sums[:count], losses[:count], None, None, loss, None, dx, None
+        _on_threads(add, summed, parts, SUM_COLUMNS, False)

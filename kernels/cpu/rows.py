@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numba.core import cgutils
 
-from sigmoid_l2.kernels import Wanted
+from sigmoid_l2.kernels import Given, Wanted
 from sigmoid_l2.kernels.cpu.compile import compile_kernel, vector_code
 from sigmoid_l2.kernels.cpu.loops import for_columns, for_groups, maximum, minimum
-from sigmoid_l2.kernels.cpu.sigmoid import s_and_g, side_by_side
+from sigmoid_l2.kernels.cpu.sigmoid import error_and_g, side_by_side
 from sigmoid_l2.kernels.cpu.simd import INDEX, VectorBuilder, lane_count
 from sigmoid_l2.kernels.cpu.stream import AHEAD_BYTES, can_stream
 from sigmoid_l2.kernels.cpu.sums import RowTotal, Total
@@ -44,9 +44,12 @@ def slices(
     v: VectorBuilder,
     W: Any,
     x: Any,
+    target: Any,
+    cotangent: Any,
     loss: Any,
     dW: Any,
     dx: Any,
+    dq: Any,
     wanted: Wanted,
     m: Any,
     n: Any,
@@ -76,7 +79,11 @@ def slices(
             at = b.mul(b.add(row_of_W, b.sub(i, row)), n)
             rows.take(v.at(W, at), v.at(x, b.mul(pair, n)), v.at(dW, at), minimum(b, batch_rows, b.sub(end, i)))
             rows.compute_q()
-            rows.compute_g(total)
+            first_of_W = b.add(row_of_W, b.sub(i, row))
+            c = cotangent and v.broadcast(b.load(v.at(cotangent, pair)))
+            rows.compute_g(total, target and v.at(target, first_of_W), c)
+            with b.if_then(wanted.dq):
+                rows.write_g(v.at(dq, first_of_W))
             is_first, is_last = b.icmp_signed("==", i, row), b.icmp_signed(">=", b.add(i, batch_rows), end)
             with b.if_then(wanted.dx):
                 rows.add_dx(RowTotal(v, n, memory, v.at(dx, b.mul(number, n)), is_first, is_last))
@@ -155,14 +162,19 @@ class Rows:
         self.for_rows((v.width, NARROW_GROUP), (GROUP,), dot)
         v.store(v.constant(0), self.q, self.count)
 
-    def compute_g(self, loss: Total) -> None:
-        """g; add s^2 to the loss."""
+    def compute_g(self, loss: Total, target: Any, cotangent: Any) -> None:
+        """g; add e^2 to the loss. ``target`` begins with the first row, ``cotangent`` is in every lane."""
         v, b = self.v, self.v.builder
         with cgutils.for_range_slice(b, INDEX(0), self.count, INDEX(v.width), intp=INDEX) as (k, _):
-            ((s, g),) = side_by_side([s_and_g(v, v.load(self.q, k))])
+            are_rows = v.mask_first(minimum(b, b.sub(self.count, k), INDEX(v.width)))
+            y = target and v.load(target, k, are_rows)
+            ((e, g),) = side_by_side([error_and_g(v, v.load(self.q, k), y, cotangent)])
             v.store(g, self.g, k)
-            rest = minimum(b, b.sub(self.count, k), INDEX(v.width))
-            loss.add(b.select(v.mask_first(rest), b.fmul(s, s), v.constant(0)))
+            loss.add(b.select(are_rows, b.fmul(e, e), v.constant(0)))
+
+    def write_g(self, dq: Any) -> None:
+        """dq = g. It goes through the caches, even where dW does not: it is less than a sixteenth of W."""
+        cgutils.memcpy(self.v.builder, dq, self.g, self.count)
 
     def g_of(self, row: Any) -> Any:
         """A row's g in every lane."""
@@ -281,14 +293,25 @@ class Rows:
 
 
 @functools.cache
-def kernel(dtype: np.dtype[Any]) -> Any:
+def kernel(dtype: np.dtype[Any], given: Given) -> Any:
     """The compiled function for pairs of ``dtype``."""
     itemsize, width = dtype.itemsize, lane_count(dtype)
 
     def rows(
-        W: Any, x: Any, loss: Any, dW: Any, dx: Any, first: int, last: int, slice_rows: int, streams: bool
+        W: Any,
+        x: Any,
+        target: Any,
+        cotangent: Any,
+        loss: Any,
+        dW: Any,
+        dx: Any,
+        dq: Any,
+        first: int,
+        last: int,
+        slice_rows: int,
+        streams: bool,
     ) -> None:
-        wanted = Wanted(loss.size > 0, dW.size > 0, dx.size > 0)
+        wanted = Wanted(loss is not None, dW is not None, dx is not None, dq is not None)
         m, n = W.shape[1:]
         row = n * itemsize
         batch = min(BATCH_ROWS, BATCH_BYTES // row)
@@ -298,6 +321,7 @@ def kernel(dtype: np.dtype[Any]) -> Any:
         batch = (slice_rows + batches - 1) // batches
         streams = streams and n >= width
         memory = np.empty(2 * (n + width), W.dtype)
-        slices(W, x, loss, dW, dx, wanted, m, n, first, last, slice_rows, batch, streams, memory)
+        sizes = m, n, first, last, slice_rows, batch
+        slices(W, x, target, cotangent, loss, dW, dx, dq, wanted, *sizes, streams, memory)
 
-    return compile_kernel(rows, "rows", dtype)
+    return compile_kernel(rows, "rows", dtype, given)

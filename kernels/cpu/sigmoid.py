@@ -1,4 +1,4 @@
-"""exp, s and g on vectors; the derivation is in ``sigmoid_l2.kernels.reference``."""
+"""exp, the error and g on vectors; the derivation is in ``sigmoid_l2.kernels.reference``."""
 
 import math
 from collections.abc import Generator, Iterable
@@ -58,8 +58,8 @@ def exp(v: VectorBuilder, y: Any) -> Steps:
     return result
 
 
-def s_and_g(v: VectorBuilder, q: Any) -> Steps:
-    """s = sigmoid(q) and g = 2 s^2 (1 - s)."""
+def error_and_g(v: VectorBuilder, q: Any, target: Any = None, cotangent: Any = None) -> Steps:
+    """e = sigmoid(q) - target and g = 2 e s (1 - s) cotangent; a target of None is 0, a cotangent of None is 1."""
     b = v.builder
     t = yield from exp(v, b.fneg(v.absolute(q)))
     yield
@@ -68,7 +68,20 @@ def s_and_g(v: VectorBuilder, q: Any) -> Steps:
     tr = b.fmul(t, r)
     negative = b.fcmp_ordered("<", q, v.constant(0))
     s, c = b.select(negative, tr, r), b.select(negative, r, tr)
-    return s, b.fmul(b.fmul(v.constant(2), s), b.fmul(s, c))
+    e = s if target is None else _error(v, s, c, target)
+    factor = b.fmul(v.constant(2), e)
+    if cotangent is not None:
+        factor = b.fmul(factor, cotangent)
+    return e, b.fmul(factor, b.fmul(s, c))
+
+
+def _error(v: VectorBuilder, s: Any, c: Any, target: Any) -> Any:
+    """s - target, where s + c = 1."""
+    b = v.builder
+    # Where the target is above 1/2, 1 - target is exact, and so small that it does not cover c: a target of 1 leaves -c
+    # as it is, where s - 1 has lost it. A comparison with NaN is false: NaN stays.
+    from_above = b.fsub(b.fsub(v.constant(1), target), c)
+    return b.select(b.fcmp_ordered(">", target, v.constant(0.5)), from_above, b.fsub(s, target))
 
 
 def side_by_side(builds: Iterable[Steps]) -> list[Any]:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numba.core import cgutils
 
+from sigmoid_l2.kernels import Given
 from sigmoid_l2.kernels.cpu.compile import compile_kernel, vector_code
 from sigmoid_l2.kernels.cpu.loops import for_columns
 from sigmoid_l2.kernels.cpu.simd import INDEX, VectorBuilder
@@ -63,16 +64,27 @@ def sums_kernel(dtype: np.dtype[Any]) -> Any:
     """
 
     def sums(
-        W: Any, x: Any, loss: Any, dW: Any, dx: Any, first: int, last: int, slice_rows: int, streams: bool
+        W: Any,
+        x: Any,
+        target: Any,
+        cotangent: Any,
+        loss: Any,
+        dW: Any,
+        dx: Any,
+        dq: Any,
+        first: int,
+        last: int,
+        slice_rows: int,
+        streams: bool,
     ) -> None:
         slices, n = W.shape[1:]
         parts = (n + slice_rows - 1) // slice_rows
         for number in range(first, last):
             pair = number // parts
             j = (number - pair * parts) * slice_rows
-            if loss.size > 0 and j == 0:
+            if loss is not None and j == 0:
                 add_rows(x, pair * slices, slices, 1, loss, pair, 1)
-            if dx.size > 0:
+            if dx is not None:
                 add_rows(W, pair * slices * n + j, slices, n, dx, pair * n + j, min(slice_rows, n - j))
 
-    return compile_kernel(sums, "sums", dtype)
+    return compile_kernel(sums, "sums", dtype, Given(False, False))

@@ -6,17 +6,17 @@ last block of a pair has.
 """
 
 import math
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 from numba.core import cgutils
 
-from sigmoid_l2.kernels import Wanted
+from sigmoid_l2.kernels import Given, Wanted
 from sigmoid_l2.kernels.cpu.compile import compile_kernel, vector_code
 from sigmoid_l2.kernels.cpu.loops import minimum
-from sigmoid_l2.kernels.cpu.sigmoid import s_and_g, side_by_side
+from sigmoid_l2.kernels.cpu.sigmoid import error_and_g, side_by_side
 from sigmoid_l2.kernels.cpu.simd import INDEX, VectorBuilder, lane_count
 from sigmoid_l2.kernels.cpu.stream import AHEAD_BYTES, Stream, can_stream
 from sigmoid_l2.kernels.cpu.sums import LaneTotal
@@ -30,9 +30,12 @@ def slices(
     v: VectorBuilder,
     W: Any,
     x: Any,
+    target: Any,
+    cotangent: Any,
     loss: Any,
     dW: Any,
     dx: Any,
+    dq: Any,
     wanted: Wanted,
     first: Any,
     last: Any,
@@ -45,7 +48,7 @@ def slices(
 ) -> None:
     """Compute the slices first..last of pairs of whole blocks, if they are tall, and ``rest`` rows, of n elements.
 
-    ``slice_rows`` is a multiple of the lanes, or m. ``streams``: dW goes past the caches.
+    ``slice_rows`` is a multiple of the lanes, or m. ``streams``: dW and dq go past the caches.
     """
     b, lanes, chain = v.builder, INDEX(v.width), INDEX(CHAIN * v.width)
     v.align_stack()
@@ -54,11 +57,12 @@ def slices(
     count = b.sdiv(b.add(m, b.sub(slice_rows, INDEX(1))), slice_rows)  # of a pair's slices
     pair = cgutils.alloca_once_value(b, b.sdiv(first, count))
     row = cgutils.alloca_once_value(b, b.mul(b.srem(first, count), slice_rows))
-    begin = b.mul(b.add(b.mul(b.load(pair), m), b.load(row)), INDEX(n))
-    rows = Rows(v, W, dW, wanted, begin, streams, n, v.width if is_tall else rest)
+    begin = b.add(b.mul(b.load(pair), m), b.load(row))
+    rows = Rows(v, W, target, dW, dq, wanted, begin, streams, n, v.width if is_tall else rest)
     is_column = v.mask_first(INDEX(n))
     with cgutils.for_range_slice(b, first, last, INDEX(1), intp=INDEX) as (number, _):
-        rows.begin_slice(v.load(x, b.mul(b.load(pair), INDEX(n)), is_column))
+        c = cotangent and v.broadcast(b.load(v.at(cotangent, b.load(pair))))
+        rows.begin_slice(v.load(x, b.mul(b.load(pair), INDEX(n)), is_column), c)
         size = minimum(b, slice_rows, b.sub(m, b.load(row)))
         with cgutils.for_range_slice(b, INDEX(0), size, chain, intp=INDEX) as (top, _):
             left = minimum(b, chain, b.sub(size, top))
@@ -84,56 +88,87 @@ class Rows:
     """The rows of a range of slices, block after block; a block has ``most`` rows at most."""
 
     def __init__(
-        self, v: VectorBuilder, W: Any, dW: Any, wanted: Wanted, begin: Any, streams: Any, n: int, most: int
+        self,
+        v: VectorBuilder,
+        W: Any,
+        target: Any,
+        dW: Any,
+        dq: Any,
+        wanted: Wanted,
+        begin: Any,
+        streams: Any,
+        n: int,
+        most: int,
     ) -> None:
-        self.v, self.W, self.dW, self.wanted, self.streams, self.n = v, W, dW, wanted, streams, n
-        self.at = cgutils.alloca_once_value(v.builder, begin)  # the next element
-        self.stream = Stream(v, dW, begin) if can_stream() else None
+        self.v, self.W, self.target, self.dW, self.dq, self.n = v, W, target, dW, dq, n
+        self.wanted, self.streams = wanted, streams
+        self.next = cgutils.alloca_once_value(v.builder, begin)  # the next row
+        self.dW_stream = Stream(v, dW, v.builder.mul(begin, INDEX(n))) if can_stream() else None
+        self.dq_stream = Stream(v, dq, begin) if can_stream() else None
         # After so many vectors the columns are the same again. So a sum over blocks needs no more vectors.
         self.period = n // math.gcd(n, v.width)
         self.rows_of_sums = min(self.period * v.width // n, most)
         self.loss, *self.dx = (LaneTotal(v) for _ in range(1 + self.period))
 
-    def begin_slice(self, x: Any) -> None:
-        """Begin new sums; ``x`` is in the first lanes."""
+    def begin_slice(self, x: Any, cotangent: Any) -> None:
+        """Begin new sums; ``x`` is in the first lanes, a cotangent in every lane."""
+        self.cotangent = cotangent
         period = self.v.take([x], [e % self.n for e in range(self.v.width * self.period)])
         self.x_of_W = period * (self.n // self.period)  # x_j for each W_ij of a block
         for total in (self.loss, *self.dx):
             total.clear()
 
     def add_block(self, rows: int) -> None:
-        """Add the next rows to the sums, and write their dW."""
+        """Add the next rows to the sums, and write their dW and dq."""
         v, b, size, period = self.v, self.v.builder, rows * self.n, self.period
-        at, vectors = b.load(self.at), math.ceil(size / v.width)
+        row, vectors = b.load(self.next), math.ceil(size / v.width)
+        at, are_rows = b.mul(row, INDEX(self.n)), None if rows == v.width else v.mask_first(INDEX(rows))
         masks = [None] * (size // v.width) + [v.mask_first(INDEX(size % v.width))]
         W = v.load_block(v.at(self.W, at), vectors, masks)  # (rows, n)
         (q,) = v.sum_axis(v.products(W, self.x_of_W), (rows, self.n, 1))  # q = W x  (rows,)
-        ((s, g),) = side_by_side([s_and_g(v, q)])
+        y = self.target and v.load(self.target, row, are_rows)
+        ((e, g),) = side_by_side([error_and_g(v, q, y, self.cotangent)])
         g_of_W = v.take([g], [min(e // self.n, rows - 1) for e in range(vectors * v.width)])  # g_i for each W_ij
         with b.if_then(self.wanted.loss):
-            s = b.select(v.mask_first(INDEX(rows)), s, v.constant(0))
-            self.loss.add_products([s], [s])
+            e = b.select(are_rows, e, v.constant(0)) if are_rows else e
+            self.loss.add_products([e], [e])
         with b.if_then(self.wanted.dx):  # dx = W^T g
             for k, total in enumerate(self.dx[:vectors]):
                 total.add_products(g_of_W[k::period], W[k::period])
-        with b.if_then(self.wanted.dW):  # dW = g x^T
-            self._write(g_of_W, at, size, masks)
-        b.store(b.add(at, INDEX(size)), self.at)
-
-    def _write(self, g_of_W: Sequence[Any], at: Any, size: int, masks: Sequence[Any]) -> None:
-        v, b = self.v, self.v.builder
 
         def prefetch(k: int) -> None:
             v.prefetch(self.W, b.add(at, INDEX(k * v.width + AHEAD_BYTES // v.dtype.itemsize)))
 
-        if self.stream is None:
-            v.store_block(v.products(g_of_W, self.x_of_W), v.at(self.dW, at), masks)
+        with b.if_then(self.wanted.dW):  # dW = g x^T
+            gradient = partial(v.products, g_of_W, self.x_of_W)
+            self._write(self.dW_stream, gradient, v.at(self.dW, at), size, masks, prefetch)
+        with b.if_then(self.wanted.dq):
+            self._write(self.dq_stream, lambda: [g], v.at(self.dq, row), rows, [are_rows])
+        if can_stream():
+            with b.if_then(b.and_(self.streams, b.not_(self.wanted.dW))):
+                for k in range(vectors):
+                    prefetch(k)
+        b.store(b.add(row, INDEX(rows)), self.next)
+
+    def _write(
+        self,
+        stream: Stream | None,
+        vectors: Callable[[], Iterable[Any]],
+        to: Any,
+        size: int,
+        masks: Sequence[Any],
+        meanwhile: Callable[[int], object] = id,
+    ) -> None:
+        """Stream or store ``size`` elements; call ``meanwhile`` with the number of each vector streamed."""
+        v, b = self.v, self.v.builder
+        if stream is None:
+            v.store_block(vectors(), to, masks)
             return
         with b.if_else(self.streams) as (streamed, stored):
             with streamed:
-                self.stream.put(v.products(g_of_W, self.x_of_W), size, prefetch)
+                stream.put(vectors(), size, meanwhile)
             with stored:
-                v.store_block(v.products(g_of_W, self.x_of_W), v.at(self.dW, at), masks)
+                v.store_block(vectors(), to, masks)
 
     def end_chain(self, is_first: Any) -> None:
         """Add a chain to the sums over the ones before it, if it is not the first."""
@@ -160,23 +195,36 @@ class Rows:
     def end(self) -> None:
         """Write what is left of a stream."""
         b = self.v.builder
-        if self.stream is not None:
-            with b.if_then(b.and_(self.streams, self.wanted.dW)):
-                self.stream.end()
+        for stream, is_wanted in ((self.dW_stream, self.wanted.dW), (self.dq_stream, self.wanted.dq)):
+            if stream is not None:
+                with b.if_then(b.and_(self.streams, is_wanted)):
+                    stream.end()
 
 
 @cache
-def _kernel(is_tall: int, rest: int, n: int, dtype: np.dtype[Any]) -> Any:
+def _kernel(is_tall: int, rest: int, n: int, dtype: np.dtype[Any], given: Given) -> Any:
     def tall(
-        W: Any, x: Any, loss: Any, dW: Any, dx: Any, first: int, last: int, slice_rows: int, streams: bool
+        W: Any,
+        x: Any,
+        target: Any,
+        cotangent: Any,
+        loss: Any,
+        dW: Any,
+        dx: Any,
+        dq: Any,
+        first: int,
+        last: int,
+        slice_rows: int,
+        streams: bool,
     ) -> None:
-        wanted = Wanted(loss.size > 0, dW.size > 0, dx.size > 0)
-        slices(W, x, loss, dW, dx, wanted, first, last, W.shape[1], slice_rows, streams, is_tall, rest, n)
+        wanted = Wanted(loss is not None, dW is not None, dx is not None, dq is not None)
+        m = W.shape[1]
+        slices(W, x, target, cotangent, loss, dW, dx, dq, wanted, first, last, m, slice_rows, streams, is_tall, rest, n)
 
-    return compile_kernel(tall, f"tall_{'blocks_' * is_tall}{rest}x{n}", dtype)
+    return compile_kernel(tall, f"tall_{'blocks_' * is_tall}{rest}x{n}", dtype, given)
 
 
-def kernel(m: int, n: int, dtype: np.dtype[Any]) -> Any:
+def kernel(m: int, n: int, dtype: np.dtype[Any], given: Given) -> Any:
     """The compiled function for pairs of m rows of n elements of ``dtype``, at most as many as a vector has lanes."""
     lanes = lane_count(dtype)
-    return _kernel(int(m >= lanes), m % lanes, n, dtype)
+    return _kernel(int(m >= lanes), m % lanes, n, dtype, given)

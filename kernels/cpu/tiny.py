@@ -1,19 +1,19 @@
 """The kernel for tiny pairs: one block is as many pairs as a vector has lanes, and a thread has a range of pairs.
 
-W, x, loss, dW and dx of a block are whole vectors, loaded and written in the order of memory. Shuffles bring x_j and
-g_i to the elements W_ij that they multiply, and the terms of a sum into one lane. Compiled for each (m, n).
+W, x and all else of a block are whole vectors, loaded and written in the order of memory. Shuffles bring x_j and g_i to
+the elements W_ij that they multiply, and the terms of a sum into one lane. Compiled for each (m, n).
 """
 
 from collections.abc import Callable, Iterable
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba.core import cgutils
 
-from sigmoid_l2.kernels import Wanted
+from sigmoid_l2.kernels import Given, Wanted
 from sigmoid_l2.kernels.cpu.compile import compile_kernel, vector_code
-from sigmoid_l2.kernels.cpu.sigmoid import s_and_g, side_by_side
+from sigmoid_l2.kernels.cpu.sigmoid import error_and_g, side_by_side
 from sigmoid_l2.kernels.cpu.simd import INDEX, VectorBuilder
 from sigmoid_l2.kernels.cpu.stream import AHEAD_BYTES, Stream, can_stream
 
@@ -23,9 +23,12 @@ def pairs(
     v: VectorBuilder,
     W: Any,
     x: Any,
+    target: Any,
+    cotangent: Any,
     loss: Any,
     dW: Any,
     dx: Any,
+    dq: Any,
     wanted: Wanted,
     first: Any,
     last: Any,
@@ -33,20 +36,22 @@ def pairs(
     m: int,
     n: int,
 ) -> None:
-    """Compute the pairs first..last of W (B, m, n) and x (B, n); ``streams``: results go past the caches."""
+    """Compute the pairs first..last; ``streams``: results go past the caches."""
     b, width = v.builder, INDEX(v.width)
     v.align_stack()
     whole = b.sub(last, b.urem(b.sub(last, first), width))
     has_rest = b.icmp_signed("<", whole, last)
-    sizes = (m * n, n, 1, m * n, n)
-    W, x, loss, dW, dx = (Pairs(v, *a, first, whole, last) for a in zip((W, x, loss, dW, dx), sizes, strict=True))
+    inputs = zip((W, x, target, cotangent), (m * n, n, m, 1), strict=True)
+    outputs = zip((loss, dW, dx, dq), (1, m * n, n, m), strict=True)
+    given = Inputs(*(a and Pairs(v, a, size, first, whole, last) for a, size in inputs))
+    results = Outputs(*(Pairs(v, a, size, first, whole, last) for a, size in outputs))
     with b.if_then(has_rest):
-        W.load_rest()
-        x.load_rest()
+        for array in filter(None, given):
+            array.load_rest()
     begin = b.select(has_rest, b.sub(first, width), first)
     with cgutils.for_range_slice(b, begin, whole, width, intp=INDEX) as (pair, _):
-        block(v, W, x, loss, dW, dx, wanted, pair, b.and_(streams, b.icmp_signed(">=", pair, first)), m, n)
-    for output, is_wanted in zip((loss, dW, dx), wanted, strict=True):
+        block(v, given, results, wanted, pair, b.and_(streams, b.icmp_signed(">=", pair, first)), m, n)
+    for output, is_wanted in zip(results, wanted, strict=True):
         with b.if_then(is_wanted):
             output.finish(streams)
 
@@ -106,52 +111,92 @@ class Pairs:
         cgutils.raw_memcpy(b, to, source, b.mul(b.sub(self.last, self.whole), INDEX(self.size)), self.v.dtype.itemsize)
 
 
+class Inputs(NamedTuple):
+    """What is read; the last two may be None."""
+
+    W: Pairs
+    x: Pairs
+    target: Pairs | None
+    cotangent: Pairs | None
+
+    def prefetch(self, pair: Any, k: int) -> None:
+        """Prefetch what lies ahead of the k-th vector of W in the block that begins with ``pair``.
+
+        The others' vectors, which are fewer, go with the first ones of W.
+        """
+        v, ahead = self.W.v, AHEAD_BYTES // self.W.v.dtype.itemsize
+        for array in filter(None, self):
+            if k < array.size:
+                at = v.builder.add(array.index(pair), INDEX(k * v.width + ahead * array.size // self.W.size))
+                v.prefetch(array.array, at)
+
+
+class Outputs(NamedTuple):
+    """What is written, if it is wanted."""
+
+    loss: Pairs
+    dW: Pairs
+    dx: Pairs
+    dq: Pairs
+
+
 def block(
-    v: VectorBuilder,
-    W: Pairs,
-    x: Pairs,
-    loss: Pairs,
-    dW: Pairs,
-    dx: Pairs,
-    wanted: Wanted,
-    pair: Any,
-    streams: Any,
-    m: int,
-    n: int,
+    v: VectorBuilder, given: Inputs, results: Outputs, wanted: Wanted, pair: Any, streams: Any, m: int, n: int
 ) -> None:
     """Compute as many pairs as a vector has lanes, from ``pair`` on."""
     b = v.builder
+    W, x, target, cotangent = given
+    loss, dW, dx, dq = results
     elements = range(v.width * m * n)  # of W in the block
     W_block = v.load_block(W.block(pair), m * n)  # (pairs, m, n)
     x_block = v.load_block(x.block(pair), n)  # (pairs, n)
     x_of_W = v.take(x_block, [e // (m * n) * n + e % n for e in elements])  # x_j for each W_ij
     q = v.sum_axis(v.products(W_block, x_of_W), (v.width * m, n, 1))  # q = W x  (pairs, m)
-    s, g = zip(*side_by_side(s_and_g(v, q_k) for q_k in q), strict=True)  # (pairs, m)
+    y = v.load_block(target.block(pair), m) if target else [None] * m  # (pairs, m)
+    c = [None] * m  # the cotangent for each q_i
+    if cotangent:
+        c = v.take(v.load_block(cotangent.block(pair), 1), [e // m for e in range(v.width * m)])
+    e, g = zip(*side_by_side(map(error_and_g, [v] * m, q, y, c)), strict=True)  # (pairs, m)
     g_of_W = v.take(g, [e // n for e in elements])  # g_i for each W_ij
     with b.if_then(wanted.loss):
-        sums = v.sum_axis(v.products(s, s), (v.width, m, 1))
+        sums = v.sum_axis(v.products(e, e), (v.width, m, 1))
         loss.put(pair, streams, lambda: sums)
 
     def prefetch(k: int) -> None:
-        ahead = AHEAD_BYTES // v.dtype.itemsize
-        v.prefetch(W.array, b.add(W.index(pair), INDEX(k * v.width + ahead)))
-        if k < n:
-            v.prefetch(x.array, b.add(x.index(pair), INDEX(k * v.width + ahead // m)))
+        given.prefetch(pair, k)
 
     with b.if_then(wanted.dW):  # dW = g x^T
         dW.put(pair, streams, lambda: v.products(g_of_W, x_of_W), prefetch)
     with b.if_then(wanted.dx):  # dx = W^T g
         totals = v.sum_axis(v.products(g_of_W, W_block), (v.width, m, n))
         dx.put(pair, streams, lambda: totals)
+    with b.if_then(wanted.dq):
+        dq.put(pair, streams, lambda: g)
+    if can_stream():
+        with b.if_then(b.and_(streams, b.not_(wanted.dW))):
+            for k in range(m * n):
+                prefetch(k)
 
 
 @cache
-def kernel(m: int, n: int, dtype: np.dtype[Any]) -> Any:
+def kernel(m: int, n: int, dtype: np.dtype[Any], given: Given) -> Any:
     """The compiled function for pairs of m by n elements of ``dtype``."""
 
     def tiny(
-        W: Any, x: Any, loss: Any, dW: Any, dx: Any, first: int, last: int, slice_rows: int, streams: bool
+        W: Any,
+        x: Any,
+        target: Any,
+        cotangent: Any,
+        loss: Any,
+        dW: Any,
+        dx: Any,
+        dq: Any,
+        first: int,
+        last: int,
+        slice_rows: int,
+        streams: bool,
     ) -> None:
-        pairs(W, x, loss, dW, dx, Wanted(loss.size > 0, dW.size > 0, dx.size > 0), first, last, streams, m, n)
+        wanted = Wanted(loss is not None, dW is not None, dx is not None, dq is not None)
+        pairs(W, x, target, cotangent, loss, dW, dx, dq, wanted, first, last, streams, m, n)
 
-    return compile_kernel(tiny, f"tiny_{m}x{n}", dtype)
+    return compile_kernel(tiny, f"tiny_{m}x{n}", dtype, given)

@@ -1,7 +1,9 @@
 """The public calls: one batch in, loss and gradients out."""
 
 import operator
+from collections import namedtuple
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,9 +13,12 @@ from sigmoid_l2.execute import execute
 from sigmoid_l2.gpu.direct import direct
 from sigmoid_l2.problem import validate
 
+WRT = {"W": "dW", "x": "dx", "q": "dq"}  # what a gradient can be taken with respect to, and its name
+Wrt = str | Sequence[str]
+
 
 class ValueAndGrad(NamedTuple):
-    """What ``value_and_grad`` returns."""
+    """What ``value_and_grad`` returns, where it is not asked for other gradients."""
 
     loss: Any  # (...)
     dW: Any  # the shape of W
@@ -21,25 +26,42 @@ class ValueAndGrad(NamedTuple):
 
 
 class Grad(NamedTuple):
-    """What ``grad`` returns."""
+    """What ``grad`` returns, where it is not asked for other gradients."""
 
     dW: Any  # the shape of W
     dx: Any  # the shape of x
 
 
-def value_and_grad(W: Any, x: Any, *, out: Any = None, backend: str = "auto", stream: Any = None) -> ValueAndGrad:
-    """Compute f(W, x) = ||sigmoid(W x)||^2 and both of its gradients for every pair of a batch.
+def value_and_grad(
+    W: Any,
+    x: Any,
+    target: Any = None,
+    *,
+    cotangent: Any = None,
+    wrt: Wrt = ("W", "x"),
+    out: Any = None,
+    backend: str = "auto",
+    stream: Any = None,
+) -> Any:
+    """Compute the loss ||sigmoid(W x) - target||^2 and its gradients for every pair of a batch.
 
     Parameters
     ----------
     W : array (..., m, n)
         On the host: NumPy array or array-like. On a CUDA device: CuPy's, numba's, PyTorch's or JAX's array, or any with
         ``__cuda_array_interface__`` or ``__dlpack__``, used without a copy. Any strides, either byte order; m, n >= 1.
-    x : array (..., n) or (..., n, 1)
-        The same leading (batch) shape as W, which may be (). On the host or the device, as W is.
-    out : tuple of three arrays (loss, dW, dx), optional
+    x : array (..., n), or (..., n, 1) where n > 1
+        On the host or the device, as W is. Its batch shape and that of W broadcast by NumPy's rules.
+    target : array (..., m), or what broadcasts to it, such as a number; optional
+        What sigmoid(W x) should be; 0 by default. (..., m, 1) where x is a column and m > 1. Its batch shape broadcasts
+        with the others.
+    cotangent : array (...), optional
+        The gradients are those of sum(cotangent * loss); 1 by default. It broadcasts to the shape of the loss.
+    wrt : "W", "x" or "q", or a tuple of them
+        With respect to what gradients are wanted, in this order; q is W x. Others are neither computed nor allocated.
+    out : tuple of arrays (loss and the gradients), optional
         Where to write the results: arrays of the shapes and dtype below, on the host or the device as W is, that share
-        no memory with W, x or each other. The same objects are returned, and nothing of batch size is allocated.
+        no memory with an input or each other. The same objects are returned, and nothing of batch size is allocated.
     backend : str
         "auto": the fastest where the arrays are, or what the environment variable SIGMOID_L2_BACKEND says.
         "cpu", "gpu": a preference; "gpu" falls back to the CPU where there is no GPU.
@@ -52,26 +74,32 @@ def value_and_grad(W: Any, x: Any, *, out: Any = None, backend: str = "auto", st
     Returns
     -------
     ValueAndGrad
-        ``loss`` (...), ``dW`` of W's shape, ``dx`` of x's shape, of W's kind and on W's device (CuPy arrays where W's
-        library cannot take them over), in the common dtype of W and x: float32 or float64 by NumPy's promotion, float64
-        for integers and bool. The backend "numpy" accepts float16. B = 0 pairs give empty results.
-        Without CuPy, numba-cuda returns numba's device arrays, and takes all arrays to be on its current device.
+        A named tuple of ``loss`` (...), in the batch shape to which all inputs broadcast, and for each name in ``wrt``
+        ``dW`` of W's shape, ``dx`` of x's shape or ``dq`` (..., m), (..., m, 1) where x is a column. A gradient of an
+        input that was broadcast is the sum over the axes along which it was. They are of W's kind and on W's device
+        (CuPy arrays where W's library cannot take them over), in the common dtype of W and x: float32 or float64 by
+        NumPy's promotion, float64 for integers and bool. The backend "numpy" accepts float16. B = 0 pairs give empty
+        results, and 0 for a sum. Without CuPy, numba-cuda returns numba's device arrays, and takes all arrays to be on
+        its current device.
 
     Raises
     ------
     TypeError
-        One of W and x on the host, the other on a device; a dtype, masked array or CUDA array that is not supported: a
-        tensor that requires a gradient or, without CuPy, whatever is not C-contiguous or needs another dtype.
+        One input on the host, the other on a device; a dtype, masked array or CUDA array that is not supported: a
+        tensor that requires a gradient or, without CuPy, whatever is not C-contiguous, needs another dtype or is
+        broadcast.
     ValueError
-        Shapes that do not fit, with both shapes; an unusable ``out`` (before anything is written); an unknown backend.
+        Shapes that do not fit, with all shapes; an unusable ``out`` (before anything is written); an unknown name.
     BackendUnavailableError
         The backend asked for cannot run here, with every reason and the fix.
 
     Notes
     -----
-    With q = W x, s = sigmoid(q), g = 2 s**2 (1 - s): loss = sum(s**2), dW = g x^T, dx = W^T g. 1 - s is computed
-    without cancellation, so the gradients are right in the tails. NaN in a pair gives NaN in that pair's results alone.
-    A pair's result does not depend, to the last bit, on the batch around it or the number of threads.
+    With q = W x, s = sigmoid(q), e = s - target: loss = sum(e**2), g = 2 e s (1 - s), dW = g x^T, dx = W^T g, dq = g.
+    Neither 1 - s nor, for the targets 0 and 1, e loses digits by cancellation, so the gradients are right in the tails.
+    dW is the outer product of dq and x: ``wrt=("q", "x")`` leaves it in these factors and moves half the memory. NaN in
+    a pair gives NaN in that pair's results alone, and in sums over it. A pair's result does not depend, to the last
+    bit, on the batch around it, the number of threads or what else is wanted; nor does a sum on the number of threads.
 
     With CUDA arrays the host waits for nothing, and with ``out`` a CUDA graph can capture the call. Events order the
     streams: the call runs after the work that is queued on the current streams of the arrays' libraries (or on the
@@ -87,48 +115,106 @@ def value_and_grad(W: Any, x: Any, *, out: Any = None, backend: str = "auto", st
     >>> loss, dW, dx = sl2.value_and_grad(np.zeros((5, 3, 2)), np.ones((5, 2)))
     >>> loss.shape, dW.shape, dx.shape
     ((5,), (5, 3, 2), (5, 2))
+
+    One W for five x, with a target; dW is the sum over the five:
+
+    >>> loss, dW, dx = sl2.value_and_grad(np.zeros((3, 2)), np.ones((5, 2)), 1.0)
+    >>> loss.shape, dW.shape, dx.shape
+    ((5,), (3, 2), (5, 2))
     """
-    return ValueAndGrad(*_call(("loss", "dW", "dx"), W, x, out, backend, stream))
+    names, _, make = _wanted("ValueAndGrad", wrt)
+    return make(_call(names, W, x, target, cotangent, out, backend, stream))
 
 
-def value(W: Any, x: Any, *, out: Any = None, backend: str = "auto", stream: Any = None) -> Any:
-    """Compute the loss f(W, x) = ||sigmoid(W x)||^2 alone, (...), for every pair; ``out`` is one array.
+def value(
+    W: Any, x: Any, target: Any = None, *, out: Any = None, backend: str = "auto", stream: Any = None
+) -> Any:
+    """Compute the loss ||sigmoid(W x) - target||^2 alone, (...), for every pair; ``out`` is one array.
 
     Parameters, dtypes and errors are those of ``value_and_grad``.
     """
-    return _call(("loss",), W, x, None if out is None else (out,), backend, stream)[0]
+    return _call(("loss",), W, x, target, None, None if out is None else (out,), backend, stream)[0]
 
 
-def grad(W: Any, x: Any, *, out: Any = None, backend: str = "auto", stream: Any = None) -> Grad:
-    """Compute both gradients for every pair, without the loss; ``out`` is (dW, dx).
+def grad(
+    W: Any,
+    x: Any,
+    target: Any = None,
+    *,
+    cotangent: Any = None,
+    wrt: Wrt = ("W", "x"),
+    out: Any = None,
+    backend: str = "auto",
+    stream: Any = None,
+) -> Any:
+    """Compute the gradients for every pair, without the loss.
 
-    Parameters, dtypes and errors are those of ``value_and_grad``.
+    A named tuple (dW, dx), or of what ``wrt`` names; where it is one name and no tuple, the array itself, and so is
+    ``out``. Parameters, dtypes and errors are those of ``value_and_grad``.
     """
-    return Grad(*_call(("dW", "dx"), W, x, out, backend, stream))
+    names, is_bare, make = _wanted("Grad", wrt)
+    results = _call(names, W, x, target, cotangent, (out,) if is_bare and out is not None else out, backend, stream)
+    return results[0] if is_bare else make(results)
 
 
-def warmup(shape: tuple[int, int], dtype: Any = "float32", backend: str = "auto") -> None:
+def warmup(shape: tuple[int, int], dtype: Any = "float32", backend: str = "auto", *, target: bool = False) -> None:
     """Compile ahead of time what calls with W (..., m, n) need, so that the first of them does not wait for it.
 
-    ``shape`` is (m, n), ``dtype`` that of the arrays, ``backend`` as for ``value_and_grad`` of host arrays. Raises what
-    ``value_and_grad`` raises for such arrays.
+    ``shape`` is (m, n), ``dtype`` that of the arrays, ``backend`` as for ``value_and_grad`` of host arrays, ``target``
+    whether the calls have one. Raises what ``value_and_grad`` raises for such arrays.
     """
     try:
         m, n = map(operator.index, shape)
     except (TypeError, ValueError):
         raise ValueError(f"shape must be two whole numbers (m, n), not {shape!r}") from None
-    value_and_grad(np.zeros((1, m, n), dtype), np.zeros((1, n), dtype), backend=backend)
+    W, x = np.zeros((1, m, n), dtype), np.zeros((1, n), dtype)
+    value_and_grad(W, x, np.zeros((1, m), W.dtype) if target else None, backend=backend)
 
 
-def _call(names: tuple[str, ...], W: Any, x: Any, out: Any, backend: str, stream: Any) -> Sequence[Any]:
+def _call(
+    names: tuple[str, ...], W: Any, x: Any, target: Any, cotangent: Any, out: Any, backend: str, stream: Any
+) -> Sequence[Any]:
     """The outputs ``names``: problem.py checks the arguments, dispatch.py chooses a backend, execute.py runs it."""
-    plain = None if out is None or type(W) is np.ndarray else direct(names, W, x, out, stream)
+    plain = None if out is None or type(W) is np.ndarray else direct(names, (W, x, target, cotangent), out, stream)
     chosen = choose_for_cuda(plain.dtype, backend) if plain else None
     if plain and chosen:
         with chosen.library_class.on_device(plain.device):
             chosen.kernel.fused(*plain.arrays, stream=plain.stream)
         given: Sequence[Any] = out
         return given
-    problem = validate(W, x, stream, names, out)
+    problem = validate(W, x, target, cotangent, stream=stream, names=names, out=out)
     results: Sequence[Any] = execute(problem, names, choose(problem, backend), stream)
     return results if out is None else out  # the caller's objects
+
+
+@lru_cache
+def _parsed(kind: str, wrt: Any) -> tuple[tuple[str, ...], bool, Any]:
+    is_bare = isinstance(wrt, str)
+    wanted = (wrt,) if is_bare else tuple(wrt)
+    if not wanted or len(set(wanted)) < len(wanted) or not all(a in WRT for a in wanted):
+        raise ValueError(f"wrt must be one or several of {', '.join(map(repr, WRT))}, each once, not {wrt!r}")
+    gradients = tuple(WRT[a] for a in wanted)
+    names = gradients if kind == "Grad" else ("loss", *gradients)
+    return names, is_bare, _results_class(kind, names)._make
+
+
+def _wanted(kind: str, wrt: Any) -> tuple[tuple[str, ...], bool, Any]:
+    """The names of the results for ``wrt``, whether it is one bare name, and what makes a named tuple of them."""
+    try:
+        return _parsed(kind, wrt if isinstance(wrt, (str, tuple)) else tuple(wrt))
+    except TypeError:
+        raise ValueError(f"wrt must be a name or a tuple of names, not {wrt!r}") from None
+
+
+@lru_cache
+def _results_class(kind: str, names: tuple[str, ...]) -> Any:
+    for known in (ValueAndGrad, Grad):
+        if (known.__name__, known._fields) == (kind, names):
+            return known
+    made = namedtuple(kind, names, module=__name__)  # type: ignore[misc]  # noqa: PYI024 - of names chosen at run time
+    made.__reduce__ = lambda results: (_unpickled, (kind, names, tuple(results)))  # type: ignore[method-assign]
+    return made
+
+
+def _unpickled(kind: str, names: tuple[str, ...], results: tuple[Any, ...]) -> Any:
+    return _results_class(kind, names)._make(results)

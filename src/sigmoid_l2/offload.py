@@ -14,19 +14,16 @@ nothing is overwritten too early. With four slots the host can work on one while
 computed and the fourth copied out.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from math import prod
 from typing import Any
 
-import numpy as np
-
+from sigmoid_l2 import threads
 from sigmoid_l2.gpu.library import GpuLibrary, stream_handle
+from sigmoid_l2.pieces import INPUTS, Kernel, pieces
 from sigmoid_l2.problem import Problem
 from sigmoid_l2.settings import get_device_memory_limit
-from sigmoid_l2.threads import for_ranges
-
-Kernel = Callable[..., None]  # the contract is in sigmoid_l2.kernels
 
 SLOTS = 4
 # Bytes that an array may take on the device besides its elements: CuPy's pool rounds up to a multiple of 512.
@@ -36,24 +33,26 @@ ROUNDING = 512
 def compute(
     problem: Problem, arrays: Sequence[Any], gpu: GpuLibrary, fused: Kernel, stream: Any, piece_bytes: int
 ) -> None:
-    """Compute host arrays W, x, loss, dW, dx (None: not wanted) with the kernel ``fused``, and wait for the results.
+    """Compute host arrays (*batch, ...), a kernel's arguments, with the kernel ``fused``, and wait for the results.
 
-    ``stream`` is where the caller wants the kernels to run, or None. A piece has at most ``piece_bytes`` of W, or one
-    pair, where a pair is larger. If the GPU fails, only results of some first pieces have been written.
+    The batch is that of W. ``stream`` is where the caller wants the kernels to run, or None. A piece has at most
+    ``piece_bytes`` of W, or one pair, where a pair is larger. If the GPU fails, only results of some first pieces have
+    been written.
     """
+    batch = arrays[0].shape[:-2]
     shapes = [None if a is None else shape for a, shape in zip(arrays, problem.pair_shapes, strict=True)]
     pair_bytes = sum(prod(shape) for shape in shapes if shape is not None) * problem.dtype.itemsize
     rounding, limit = ROUNDING * len(arrays), get_device_memory_limit()
     count = max(1, min(SLOTS, limit // (pair_bytes + rounding)))
     W_bytes = problem.m * problem.n * problem.dtype.itemsize
-    pairs = min(problem.B, max(1, min(piece_bytes // W_bytes, (limit // count - rounding) // pair_bytes)))
+    pairs = min(prod(batch), max(1, min(piece_bytes // W_bytes, (limit // count - rounding) // pair_bytes)))
     piece_shapes = [None if shape is None else (pairs, *shape) for shape in shapes]
     slots: list[_Slot] = []
     with ExitStack() as pinned:
         kernels = gpu.kernel_stream() if stream is None else gpu.stream_of(stream_handle(stream))
         try:
             number = 0
-            for number, index in enumerate(problem.pieces(pairs)):
+            for number, index in enumerate(pieces(batch, pairs)):
                 if number < count:
                     slots.append(_Slot(gpu, fused, kernels, pinned, piece_shapes, problem.dtype))
                 slot = slots[number % count]
@@ -85,20 +84,22 @@ class _Slot:
         gpu.wait(self.stream, allocated)
 
     def send(self, pieces: Sequence[Any]) -> None:
-        """Queue a piece of W, x, loss, dW, dx, each (*batch, ...) of the caller's arrays."""
+        """Queue a piece of each of a kernel's arguments, (*batch, ...) of the caller's arrays."""
         size = prod(pieces[0].shape[:-2])
         on_device: list[Any] = [None if a is None else a[:size] for a in self.on_device]
         on_host: list[Any] = [None if a is None else a[:size] for a in self.on_host]
         copies = list(zip(pieces, on_host, on_device, strict=True))
-        for piece, host, device in copies[:2]:
-            _copy(host.reshape(piece.shape), piece)
+        for piece, host, device in copies[:INPUTS]:
+            if piece is None:
+                continue
+            threads.copy(host.reshape(piece.shape), piece)
             self.gpu.copy_in(device, host, self.stream)
         self.copied_in.record(self.stream)
         self.gpu.wait(self.kernels, self.copied_in)
         self.fused(*on_device, stream=stream_handle(self.kernels))
         self.computed.record(self.kernels)
         self.gpu.wait(self.stream, self.computed)
-        for piece, host, device in copies[2:]:
+        for piece, host, device in copies[INPUTS:]:
             if piece is not None:
                 self.gpu.copy_out(host, device, self.stream)
                 self.results.append((piece, host.reshape(piece.shape)))
@@ -109,18 +110,8 @@ class _Slot:
         if self.results:
             self.copied_out.synchronize()
             for piece, values in self.results:
-                _copy(piece, values)
+                threads.copy(piece, values)
             self.results.clear()
-
-
-def _copy(to: Any, values: Any) -> None:
-    """Copy between the caller's memory and pinned memory, on all threads: one is slower than the bus to the GPU."""
-    to, values = np.atleast_1d(to, values)
-
-    def copy(first: int, last: int) -> None:
-        np.copyto(to[first:last], values[first:last])
-
-    for_ranges(len(to), to.size, copy)
 
 
 def _drain(streams: list[Any]) -> None:

@@ -1,7 +1,6 @@
 """Every check of arrays, shapes, dtypes and ``out``: the caller's arguments in, one validated Problem out."""
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -9,6 +8,7 @@ import numpy as np
 from sigmoid_l2.gpu import library_for
 from sigmoid_l2.gpu.arrays import DeviceArray, bounds, is_cuda_array, is_read_only, type_name
 from sigmoid_l2.gpu.library import GpuLibrary
+from sigmoid_l2.shapes import fit
 
 Device = Literal["cpu", "cuda"]
 
@@ -21,83 +21,83 @@ _SEQUENCES = (tuple, list)  # of given outputs; making a union of the two takes 
 
 
 class Problem(NamedTuple):
-    """A validated batch. W and x are views of the caller's arrays, in their own layout, byte order and dtype.
+    """A validated call. Its inputs are views of the caller's arrays, in their own layout, byte order and dtype.
 
+    Each has its own batch shape, and all of these broadcast to ``batch``. No input has an axis of length 1 of columns.
     CUDA arrays of any library are CuPy's here or, where there is no CuPy, of the class DeviceArray.
     """
 
-    W: Any  # (*batch, m, n)
-    x: Any  # (*batch, n)
+    W: Any  # (..., m, n)
+    x: Any  # (..., n)
+    target: Any  # (..., m), (..., 1) or (); None where there is none
+    cotangent: Any  # (...); None where there is none
     batch: tuple[int, ...]
     m: int
     n: int
     dtype: np.dtype[Any]  # of the results: float16, float32 or float64, native byte order
-    shapes: dict[str, tuple[int, ...]]  # that the caller gets for the outputs "loss", "dW" and "dx"
-    column: bool  # x came as columns (*batch, n, 1)
+    shapes: dict[str, tuple[int, ...]]  # that the caller gets for the outputs "loss", "dW", "dx" and "dq"
+    column: bool  # x came as columns (..., n, 1), so dx and dq are columns
     gpu: GpuLibrary | None  # for CUDA arrays: the library that serves the call, on its device and stream
     out: Sequence[Any] | None  # what the results are written to, of the kind of W; None for new arrays
     plain: bool  # a kernel can surely take all of these arrays as they are, but for the number of batch axes
 
     @property
     def device(self) -> Device:
-        """Where W and x are."""
+        """Where the arrays are."""
         return "cpu" if self.gpu is None else "cuda"
 
     @property
-    def B(self) -> int:  # noqa: N802 - the name of the mathematics
-        """The number of pairs."""
-        return math.prod(self.batch)
-
-    def on_host(self, a: Any) -> Any:
-        """``W`` or ``x`` in host memory."""
-        return a if self.gpu is None else self.gpu.to_host(a)
+    def inputs(self) -> tuple[Any, ...]:
+        """W, x, target and cotangent: the inputs in the order of a kernel's arguments."""
+        return self.W, self.x, self.target, self.cotangent
 
     @property
     def pair_shapes(self) -> tuple[tuple[int, ...], ...]:
-        """The shapes of one pair's W, x, loss, dW and dx."""
-        return (self.m, self.n), (self.n,), (), (self.m, self.n), (self.n,)
+        """The shapes of one pair's W, x, target, cotangent, loss, dW, dx and dq: a kernel's arguments."""
+        m, n = self.m, self.n
+        return (m, n), (n,), (m,), (), (), (m, n), (n,), (m,)
 
-    def pieces(self, pairs: int) -> Iterator[tuple[Any, ...]]:
-        """Indices of the batch axes, each of a piece of at most ``pairs`` pairs; together they cover each pair once."""
-        batch = self.batch
-        if not batch:
-            yield (...,)
-            return
-        # Cut the first axis of which one element is small enough; go through the axes before it one by one.
-        axis = next(axis for axis in range(len(batch)) if math.prod(batch[axis + 1 :]) <= pairs)
-        step = pairs // math.prod(batch[axis + 1 :])
-        for outer in np.ndindex(*batch[:axis]):
-            for first in range(0, batch[axis], step):
-                # The Ellipsis keeps a single element an array, so that it can be written to.
-                yield (*outer, slice(first, first + step), ...)
+    def on_host(self, a: Any) -> Any:
+        """An input in host memory."""
+        return a if self.gpu is None else self.gpu.to_host(a)
 
 
-def validate(W: Any, x: Any, stream: Any = None, names: Sequence[str] = (), out: Any = None) -> Problem:
-    """Check W and x and, where it is given, ``out``, the arrays for the outputs ``names``.
+def validate(
+    W: Any,
+    x: Any,
+    target: Any = None,
+    cotangent: Any = None,
+    *,
+    stream: Any = None,
+    names: Sequence[str] = (),
+    out: Any = None,
+) -> Problem:
+    """Check the inputs and, where it is given, ``out``, the arrays for the outputs ``names``.
 
     ``stream`` is where the caller wants CUDA arrays to be computed. Raises TypeError for a kind of array or a dtype
     that is not supported and for one array on the host and one on a device, ValueError for shapes that do not fit and
     for anything that a result cannot be written to. Only array-likes are copied: nested lists become arrays.
     """
-    plain = _plain(W, x, names, out)
+    plain = _plain(W, x, target, cotangent, names, out)
     if plain is not None:
         return plain
-    gpu = None
-    # NumPy arrays skip most of the checks.
-    if not (type(W) is np.ndarray and type(x) is np.ndarray and W.dtype.num in _NUMBERS and x.dtype.num in _NUMBERS):
-        gpu, W, x = _as_arrays(W, x, stream)
-    shape, given = W.shape, x.shape
-    batch = shape[:-2]
-    fits = len(shape) >= 2 and given == batch + shape[-1:] and 0 not in shape[-2:]
-    column = not fits and _are_columns(shape, given)
-    dtype = W.dtype if W.dtype is x.dtype and W.dtype.num in _FLOATS and W.dtype.isnative else _result_dtype(W, x)
-    shapes = {"loss": batch, "dW": shape, "dx": given}
-    x = x[..., 0] if column else x
-    problem = Problem(W, x, batch, shape[-2], shape[-1], dtype, shapes, column, gpu, None, False)
+    given = {"W": W, "x": x, "target": target, "cotangent": cotangent}
+    gpu, arrays = _as_arrays({name: a for name, a in given.items() if a is not None}, stream)
+    W, x, target, cotangent = map(arrays.get, given)
+    found = fit({name: a.shape for name, a in arrays.items()})
+    results = {**found.results, "dW": W.shape, "dx": x.shape}
+    x = x[..., 0] if found.x_is_column else x
+    target = target[..., 0] if found.target_is_column else target
+    sizes = found.batch, found.m, found.n
+    problem = Problem(
+        W, x, target, cotangent, *sizes, _result_dtype(W, x), results, found.x_is_column, gpu, None, False
+    )
+    if gpu is not None:
+        _check_for_device(problem)
     return problem if out is None else problem._replace(out=_checked_out(problem, names, out))
 
 
-def _plain(W: Any, x: Any, names: Sequence[str], out: Any) -> Problem | None:
+def _plain(W: Any, x: Any, target: Any, cotangent: Any, names: Sequence[str], out: Any) -> Problem | None:
     """The problem where beyond doubt all is right, and NumPy's own arrays can go to a kernel as they are; else None."""
     if type(W) is not np.ndarray or type(x) is not np.ndarray:
         return None
@@ -111,18 +111,31 @@ def _plain(W: Any, x: Any, names: Sequence[str], out: Any) -> Problem | None:
         or dtype.num not in _FLOATS
         or not dtype.isnative
         or not (W_flags.c_contiguous and W_flags.aligned and x_flags.c_contiguous and x_flags.aligned)
+        or not (target is None or _is_plain(target, dtype, shape[:-1]))
+        or not (cotangent is None or _is_plain(cotangent, dtype, batch))
     ):
         return None
-    shapes = {"loss": batch, "dW": shape, "dx": given}
+    results = {"loss": batch, "dW": shape, "dx": given, "dq": shape[:-1]}
     if out is not None and not (
-        isinstance(out, _SEQUENCES) and len(out) == len(names) and _out_is_plain(W, x, dtype, shapes, names, out)
+        isinstance(out, _SEQUENCES)
+        and len(out) == len(names)
+        and _out_is_plain((W, x, target, cotangent), dtype, results, names, out)
     ):
         return None
-    return Problem(W, x, batch, shape[-2], shape[-1], dtype, shapes, False, None, out, True)
+    return Problem(
+        W, x, target, cotangent, batch, shape[-2], shape[-1], dtype, results, False, None, out, True
+    )
+
+
+def _is_plain(a: Any, dtype: Any, shape: tuple[int, ...]) -> bool:
+    if type(a) is not np.ndarray or a.dtype is not dtype or a.shape != shape:
+        return False
+    flags = a.flags
+    return bool(flags.c_contiguous and flags.aligned)
 
 
 def _out_is_plain(
-    W: Any, x: Any, dtype: Any, shapes: dict[str, tuple[int, ...]], names: Sequence[str], out: Sequence[Any]
+    inputs: Sequence[Any], dtype: Any, shapes: dict[str, tuple[int, ...]], names: Sequence[str], out: Sequence[Any]
 ) -> bool:
     """Whether ``out`` is beyond doubt: NumPy's own arrays, which need no copy, and no array in the memory of another.
 
@@ -130,7 +143,9 @@ def _out_is_plain(
     memory. That is quicker to see than where memory lies: NumPy takes 1.1 us to tell the address of one array, and 0.3
     to compare two.
     """
-    owners = {None, id(W) if W.flags.owndata else _owner(W), id(x) if x.flags.owndata else _owner(x)}
+    given = [a for a in inputs if a is not None]
+    owners = {None, *(id(a) if a.flags.owndata else _owner(a) for a in given)}
+    different = 1 + len(given) + len(out)
     for name, a in zip(names, out):  # noqa: B905 - of one length; to check that takes as long as one of the arrays
         if type(a) is not np.ndarray or a.dtype is not dtype or a.shape != shapes[name]:
             return False
@@ -138,9 +153,9 @@ def _out_is_plain(
         if not flags.carray:  # contiguous, aligned and writeable
             return False
         owners.add(id(a) if flags.owndata else _owner(a))
-    if len(owners) == 3 + len(out):
+    if len(owners) == different:
         return True
-    return not any(np.may_share_memory(a, b) for k, b in enumerate(out) for a in (W, x, *out[:k]))
+    return not any(np.may_share_memory(a, b) for k, b in enumerate(out) for a in (*given, *out[:k]))
 
 
 def _owner(view: Any) -> int | None:
@@ -149,30 +164,58 @@ def _owner(view: Any) -> int | None:
     return id(base) if type(base) is np.ndarray and base.flags.owndata else None
 
 
-def _as_arrays(W: Any, x: Any, stream: Any) -> tuple[GpuLibrary | None, Any, Any]:
-    on_cuda = [is_cuda_array(a) for a in (W, x)]
-    if on_cuda == [False, False]:
-        return None, _host_array("W", W), _host_array("x", x)
-    if on_cuda == [True, True]:
-        gpu = library_for("W", W, stream)
-        return gpu, _check_dtype("W", gpu.take("W", W)), _check_dtype("x", gpu.take("x", x))
-    host, cuda, array = ("x", "W", W) if on_cuda[0] else ("W", "x", x)
-    raise TypeError(
-        f"W and x must be in the same place, but {host} is in host memory and {cuda} is a CUDA array of type "
-        f"{_describe(array)}; pass cupy.asarray({host}), or cupy.asarray({cuda}).get()"
-    )
+def _as_arrays(given: dict[str, Any], stream: Any) -> tuple[GpuLibrary | None, dict[str, Any]]:
+    """The inputs as arrays, all in one place, and what serves those on a device."""
+    on_cuda = is_cuda_array(given["W"])
+    for name, a in given.items():
+        if is_cuda_array(a) is not on_cuda and not (on_cuda and name not in ("W", "x") and _is_number(a)):
+            host, cuda = (name, "W") if on_cuda else ("W", name)
+            raise TypeError(
+                f"W and {name} must be in the same place, but {host} is in host memory and {cuda} is a CUDA array of "
+                f"type {_describe(given[cuda])}; pass cupy.asarray({host}), or cupy.asarray({cuda}).get()"
+            )
+    if not on_cuda:
+        return None, {name: _host_array(name, a) for name, a in given.items()}
+    gpu, arrays = library_for("W", given["W"], stream), {}
+    for name, a in given.items():
+        if _is_number(a):
+            arrays[name] = gpu.number(name, a)
+        else:
+            arrays[name] = _check_dtype(name, gpu.take(name, a))
+    return gpu, arrays
+
+
+def _is_number(a: Any) -> bool:
+    """Whether ``a`` is a number of Python or NumPy, which is in no place."""
+    return isinstance(a, (bool, int, float, np.bool_, np.integer, np.floating))
+
+
+def _check_for_device(problem: Problem) -> None:
+    """Raise TypeError for inputs that only CuPy could convert or broadcast on the device, where there is no CuPy."""
+    if not isinstance(problem.W, DeviceArray):
+        return
+    names = ("W", "x", "target", "cotangent")
+    for name, a, shape in zip(names, problem.inputs, problem.pair_shapes[:4], strict=True):
+        if a is not None and (a.dtype != problem.dtype or a.shape != problem.batch + shape):
+            full = (*problem.batch, *shape)
+            raise TypeError(
+                f"{name} has shape {a.shape} and dtype {a.dtype}, which only CuPy can broadcast and convert on the "
+                f"device: install it, or pass {name} of shape {full} in {problem.dtype}"
+            )
 
 
 def _checked_out(problem: Problem, names: Sequence[str], out: Any) -> Sequence[Any]:
     """``out`` as arrays of the kind of problem.W; ValueError for anything that a result cannot be written to."""
     if not isinstance(out, _SEQUENCES) or len(out) != len(names):
-        raise ValueError(f"out must be a tuple of {len(names)} arrays ({', '.join(names)}), not {_describe(out)}")
+        arrays = f"{len(names)} arrays" if len(names) > 1 else "1 array"
+        raise ValueError(f"out must be a tuple of {arrays} ({', '.join(names)}), not {_describe(out)}")
     gpu = problem.gpu
-    if gpu is None and _out_is_plain(problem.W, problem.x, problem.dtype, problem.shapes, names, out):
+    if gpu is None and _out_is_plain(problem.inputs, problem.dtype, problem.shapes, names, out):
         return out
     arrays = list(out) if gpu is None else [_as_output(gpu, name, a) for name, a in zip(names, out, strict=True)]
     # The bounds of CUDA arrays decide whether they share memory: an exact answer would have to wait for the device.
-    checked = [(name, a if gpu is None else bounds(a)) for name, a in (("W", problem.W), ("x", problem.x))]
+    inputs = zip(("W", "x", "target", "cotangent"), problem.inputs, strict=True)
+    checked = [(name, a if gpu is None else bounds(a)) for name, a in inputs if a is not None]
     for name, array in zip(names, arrays, strict=True):
         _check_output(problem, name, array)
         memory = array if gpu is None else bounds(array)
@@ -232,33 +275,10 @@ def _check_dtype(name: str, a: Any) -> Any:
     return a
 
 
-def _are_columns(W: tuple[int, ...], x: tuple[int, ...]) -> bool:
-    """Return whether x, which has no vectors for W, is given as columns; ValueError where it is not."""
-    if len(W) >= 2 and 0 not in W[-2:] and W[-1] != 1 and x == (*W[:-2], W[-1], 1):
-        return True
-    raise ValueError(f"{_why_shapes_do_not_fit(W)}; got W {W} and x {x}")
-
-
-def _why_shapes_do_not_fit(W: tuple[int, ...]) -> str:
-    if len(W) < 2:
-        return "W must have at least 2 dimensions, (..., m, n)"
-    *batch, m, n = W
-    if m == 0 or n == 0:
-        return "m and n must be at least 1 in W (..., m, n)"
-    columns = f" or, as columns, {(*batch, n, 1)}" if n != 1 else ""
-    return f"for this W, x must have shape {(*batch, n)}{columns}"
-
-
 def _result_dtype(W: Any, x: Any) -> np.dtype[Any]:
-    """The dtype that W or x must be converted to; TypeError for a DeviceArray, which cannot be converted."""
+    """The common dtype of W and x, in native byte order; float64 for integers and bool."""
     dtype = np.result_type(W.dtype, x.dtype)
-    dtype = dtype if dtype.kind == "f" else np.dtype(np.float64)
-    if isinstance(W, DeviceArray):
-        raise TypeError(
-            f"W has dtype {W.dtype} and x {x.dtype}, which only CuPy can convert on the device: install it, "
-            f"or pass both in {dtype}"
-        )
-    return dtype
+    return dtype if dtype.kind == "f" else np.dtype(np.float64)
 
 
 def _check_output(problem: Problem, name: str, array: Any) -> None:

@@ -13,6 +13,9 @@ from collections import deque
 from collections.abc import Callable
 from functools import cache
 from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
 
 from sigmoid_l2.settings import NUM_THREADS
 from sigmoid_l2.settings import get_num_threads as get_num_threads  # for the kernels too
@@ -75,6 +78,14 @@ if hasattr(os, "register_at_fork"):  # a forked child inherits the pool's object
     os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
+_here = threading.local()  # of each thread
+
+
+def _is_in_range() -> bool:
+    """Whether this thread runs a range: then others run the other ranges, and within one there is nothing to share."""
+    return getattr(_here, "is_in_range", False)
+
+
 class _Ranges:
     """The ranges of one call: those that nobody has begun, the threads that help, and the errors."""
 
@@ -91,7 +102,11 @@ class _Ranges:
             first = self.left.popleft()
         except IndexError:
             return False
-        self.run(first, min(first + self.step, self.size))
+        outer, _here.is_in_range = _is_in_range(), True
+        try:
+            self.run(first, min(first + self.step, self.size))
+        finally:
+            _here.is_in_range = outer
         return True
 
     def help(self) -> None:
@@ -128,9 +143,9 @@ def for_ranges(size: int, work: int, run: Callable[[int, int], object]) -> None:
 
     ``work`` is the total work in elements of W. The calling thread runs ranges too, and can run all of them alone. An
     exception in any range is raised here, once every range that has begun has ended; so is an exception of a signal's
-    handler, which runs between two ranges.
+    handler, which runs between two ranges. Within a range, this runs all of it on the thread that it is called on.
     """
-    most = min(get_num_threads(), MAX_THREADS) if work > THREAD_WORK else 1
+    most = min(get_num_threads(), MAX_THREADS) if work > THREAD_WORK and not _is_in_range() else 1
     threads = min(most, work // THREAD_WORK, size)
     count = max(threads * RANGES if threads > 1 else 1, work // RANGE_WORK)
     if count == 1:
@@ -155,3 +170,15 @@ def for_ranges(size: int, work: int, run: Callable[[int, int], object]) -> None:
             raise ranges.errors[0]
         finally:
             ranges.errors.clear()  # else the exception refers to itself, and so to the arrays of the call
+
+
+def copy(to: Any, values: Any) -> None:
+    """Copy NumPy's arrays of one shape, and convert the values, on all threads."""
+    while to.ndim > 1 and len(to) == 1:
+        to, values = to[0], values[0]
+    to, values = np.atleast_1d(to, values)
+
+    def copy_range(first: int, last: int) -> None:
+        np.copyto(to[first:last], values[first:last])
+
+    for_ranges(len(to), to.size, copy_range)

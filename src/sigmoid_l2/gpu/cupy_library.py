@@ -46,6 +46,10 @@ class CupyLibrary(GpuLibrary):
         with self.current():  # the array's library makes CuPy's current stream wait for its own
             return self.cupy.from_dlpack(a), None
 
+    def number(self, name: str, number: Any) -> Any:
+        with self.current() as xp:
+            return xp.full((), float(number))
+
     def give(self, results: Sequence[Any]) -> list[Any]:
         return from_cupy(results, self._W)
 

@@ -21,14 +21,18 @@ _REALS = frozenset(np.dtype(name).num for name in ("float32", "float64"))
 class Direct(NamedTuple):
     """A call as a kernel takes it."""
 
-    arrays: Sequence[Any]  # W, x, loss, dW, dx; None for what is not wanted
+    arrays: Sequence[Any]  # W, x, target, cotangent, loss, dW, dx, dq; None for what is not given or not wanted
     dtype: np.dtype[Any]
     device: Any  # of CuPy's arrays
     stream: int  # its handle
 
 
-def direct(names: Sequence[str], W: Any, x: Any, out: Any, stream: Any) -> Direct | None:
-    """The call, if a kernel can take its arrays as they are and nothing has to be waited for; else None."""
+def direct(names: Sequence[str], inputs: Sequence[Any], out: Any, stream: Any) -> Direct | None:
+    """The call, if a kernel can take its arrays as they are and nothing has to be waited for; else None.
+
+    ``inputs`` are W, x, target and cotangent, of which the last two may be None.
+    """
+    W = inputs[0]
     if not isinstance(out, tuple | list) or len(out) != len(names):
         return None
     if is_instance(W, "cupy", "ndarray"):
@@ -43,19 +47,21 @@ def direct(names: Sequence[str], W: Any, x: Any, out: Any, stream: Any) -> Direc
     dtype, shape, kind = W.dtype, W.shape, type(W)
     if dtype.num not in _REALS or not dtype.isnative or len(shape) != 3 or 0 in shape:
         return None
-    shapes = {"loss": shape[:1], "dW": shape, "dx": (shape[0], shape[2])}
+    B, m, n = shape
+    shapes = {"loss": (B,), "dW": shape, "dx": (B, n), "dq": (B, m)}
+    given = [pair for pair in zip(inputs, (shape, (B, n), (B, m), (B,)), strict=True) if pair[0] is not None]
     intervals: list[tuple[int, int, bool]] = []  # begin, end, whether it is a result
-    for a, expected in ((W, shape), (x, shapes["dx"]), *zip(out, map(shapes.get, names), strict=True)):
+    for a, expected in (*given, *zip(out, map(shapes.get, names), strict=True)):
         if type(a) is not kind or a.shape != expected or a.dtype != dtype:
             return None
         begin = address(a, device)
         if begin is None:
             return None
-        intervals.append((begin, begin + a.nbytes, len(intervals) >= 2))
+        intervals.append((begin, begin + a.nbytes, len(intervals) >= len(given)))
     if _overlap(intervals):
         return None
     results = dict(zip(names, out, strict=True))
-    return Direct((W, x, *map(results.get, shapes)), dtype, device, handle)
+    return Direct((*inputs, *map(results.get, shapes)), dtype, device, handle)
 
 
 def _cupy_address(a: Any, device: Any) -> int | None:

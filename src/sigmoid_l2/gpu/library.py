@@ -84,6 +84,10 @@ class GpuLibrary(ABC):
     def _take(self, a: Any) -> tuple[Any, int | None]:
         """The array, and the handle of the stream to wait for; None where there is nothing left to wait for."""
 
+    def number(self, name: str, number: Any) -> Any:
+        """The argument ``name``, a number of Python or NumPy, as an array of shape () on the device of ``take``'s."""
+        raise TypeError(f"{name} is a number, of which only CuPy can make an array on the device: install it")
+
     @abstractmethod
     def give(self, results: Sequence[Any]) -> list[Any]:
         """Arrays made in ``current`` as arrays of W's library, where it can take them over: the same memory."""
