@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from sigmoid_l2.api import value_and_grad
-from sigmoid_l2.cli.files import InputError, check_output, read_arrays, write_npz
+from sigmoid_l2.api import WRT, value_and_grad
+from sigmoid_l2.cli.files import InputError, check_output, read_array, read_arrays, write_npz
 from sigmoid_l2.dispatch import NAMES, PREFERENCES, BackendUnavailableError, show_config
 from sigmoid_l2.explain import example
 from sigmoid_l2.explain.check_grad import check_grad
 from sigmoid_l2.explain.trace import trace
-from sigmoid_l2.problem import validate
+from sigmoid_l2.problem import Problem, validate
 from sigmoid_l2.version import __version__
 
 # Bytes of W between two steps of the progress bar: about 10 ms of work, next to which a call's fixed cost is nothing.
@@ -92,35 +92,57 @@ def _errors_name(files: Sequence[str]) -> Iterator[None]:
 
 
 def _trace(args: argparse.Namespace) -> str:
-    arrays = {name: getattr(example, name) for name in ("W", "x", "dW", "dx")}
     if args.files:
-        arrays = read_arrays(args.files, optional=("dW", "dx"))
-    with _errors_name(args.files):
-        text = f"{trace(arrays['W'], arrays['x'])}\n"
-        if len(arrays) > 2:
-            text += f"\nthe hand-written gradient, checked:\n{check_grad(**arrays)}\n"
+        arrays = read_arrays(args.files, optional=("target", "dW", "dx"))
+    else:  # the example's gradients were written for no target
+        names = ("W", "x", "dW", "dx") if args.target is None else ("W", "x")
+        arrays = {name: getattr(example, name) for name in names}
+    files = [*args.files, *_read_options(args, arrays, "target")]
+    gradients = {name: arrays.pop(name) for name in ("dW", "dx") if name in arrays}
+    with _errors_name(files):
+        text = f"{trace(**arrays)}\n"
+        if gradients:
+            text += f"\nthe hand-written gradient, checked:\n{check_grad(**arrays, **gradients)}\n"
     return text
+
+
+def _read_options(args: argparse.Namespace, arrays: dict[str, Any], *names: str) -> list[str]:
+    """Put what the options ``names`` give into ``arrays``; return the names of the files among them."""
+    files = []
+    for name in names:
+        if (given := getattr(args, name)) is not None:
+            if isinstance(given, str):
+                files.append(given)
+                given = read_array(given)
+            arrays[name] = given
+    return files
 
 
 def _grad(args: argparse.Namespace) -> str:
     check_output(args.out)
-    W, x = read_arrays(args.files).values()
-    if any(args.out.exists() and args.out.samefile(file) for file in args.files):
+    arrays = read_arrays(args.files, optional=("target", "cotangent"))
+    files = [*args.files, *_read_options(args, arrays, "target", "cotangent")]
+    if any(args.out.exists() and args.out.samefile(file) for file in files):
         raise InputError(f"{args.out}: is an input too and would be lost; give another name after -o")
-    with _errors_name(args.files):
-        problem = validate(W, x)
-    results = {name: np.empty(problem.shapes[name], problem.dtype) for name in ("loss", "dW", "dx")}
+    with _errors_name(files):
+        problem = validate(**arrays)
+    names = ["loss", *(WRT[name] for name in args.wrt)]
+    results = {name: np.empty(problem.shapes[name], problem.dtype) for name in names}
     start = time.perf_counter()
-    with _progress(problem.B) as advance:
-        for piece in _pieces(W):
-            out = tuple(result[piece] for result in results.values())
-            value_and_grad(W[piece], x[piece], out=out, backend=args.backend)
+    with _progress(math.prod(problem.batch)) as advance:
+        for piece in _pieces(problem):
+            W, x, target, cotangent = _cut(problem, piece)
+            out = [result[piece] for result in results.values()]
+            if problem.column:  # W, x and target came without the 1 of their columns
+                out = [a[..., 0] if name in ("dx", "dq") else a for name, a in zip(names, out, strict=True)]
+            value_and_grad(W, x, target, cotangent=cotangent, wrt=args.wrt, out=tuple(out), backend=args.backend)
             advance(out[0].size)
     seconds = time.perf_counter() - start
     write_npz(args.out, results)
+    shapes = ", ".join(f"{name} {a.shape}" for name, a in arrays.items())
     return (
-        f"{_count(problem.B)}: W {W.shape}, x {x.shape}, {problem.dtype}, backend {args.backend}, {seconds:.3g} s; "
-        f"loss, dW and dx are in {args.out}\n"
+        f"{_count(math.prod(problem.batch))}: {shapes}, {problem.dtype}, backend {args.backend}, {seconds:.3g} s; "
+        f"{', '.join(names[:-1])} and {names[-1]} are in {args.out}\n"
     )
 
 
@@ -137,12 +159,26 @@ def _progress(pairs: int) -> Iterator[Callable[[int], object]]:
         yield bar.update
 
 
-def _pieces(W: Any) -> list[Any]:
-    """Indices that cover the first batch axis of ``W (..., m, n)``, or all of a single pair; at least one."""
-    if W.ndim == 2:
+def _pieces(problem: Problem) -> list[Any]:
+    """Indices that cover the first batch axis, or all of it where W or x is shared along it; at least one."""
+    if not all(_has_first_axis(problem)[:2]):
         return [...]
-    rows = max(1, PIECE_BYTES // max(1, W.itemsize * math.prod(W.shape[1:])))
-    return [slice(first, first + rows) for first in range(0, max(1, len(W)), rows)]
+    rows = max(1, PIECE_BYTES // max(1, problem.W.itemsize * math.prod(problem.W.shape[1:])))
+    return [slice(first, first + rows) for first in range(0, max(1, problem.batch[0]), rows)]
+
+
+def _cut(problem: Problem, piece: Any) -> list[Any]:
+    """The ``piece`` of each input, but all of one that is shared along the first batch axis."""
+    return [a[piece] if own else a for a, own in zip(problem.inputs, _has_first_axis(problem), strict=True)]
+
+
+def _has_first_axis(problem: Problem) -> list[bool]:
+    """Whether each input has the first batch axis, and is not shared along it."""
+    batch, shapes = problem.batch, problem.pair_shapes
+    return [
+        a is not None and a.ndim == len(batch) + len(shape) and a.shape[:1] == batch[:1]
+        for a, shape in zip(problem.inputs, shapes, strict=False)
+    ]
 
 
 def _sample(args: argparse.Namespace) -> str:
@@ -169,10 +205,29 @@ def _at_least(least: int) -> Callable[[str], int]:
     return parse
 
 
+def _numbers_or_file(text: str) -> Any:
+    """Numbers with commas between them as an array; anything else is the name of a file."""
+    try:
+        numbers = [float(number) for number in text.split(",")]
+    except ValueError:
+        return text
+    return np.array(numbers if len(numbers) > 1 else numbers[0])
+
+
+def _wrt(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    if not set(names) <= set(WRT) or len(set(names)) < len(names):
+        raise argparse.ArgumentTypeError(
+            f"one or more of {', '.join(WRT)} are needed, each once, with commas between them, not {text!r}"
+        )
+    return names
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="sigmoid-l2",
-        description="The loss f(W, x) = ||sigmoid(W x)||^2 and its gradients df/dW and df/dx, for one pair or many.",
+        description="The loss f(W, x) = ||sigmoid(W x) - y||^2 and its gradients df/dW and df/dx, for one pair or many; "
+        "y is 0 without a target.",
         epilog="Start with `sigmoid-l2 trace`, which shows every step on a 3x3 example.",
     )
     parser.add_argument("--version", action="version", version=f"sigmoid-l2 {__version__}")
@@ -194,7 +249,19 @@ def _parser() -> argparse.ArgumentParser:
             "-o", "--out", metavar="OUT", type=Path, required=True, help=f"the .npz file to write, with {content}"
         )
 
+    def add_option(command: argparse.ArgumentParser, name: str, purpose: str, shape: str) -> None:
+        command.add_argument(
+            f"--{name}",
+            metavar="NUMBERS|FILE",
+            type=_numbers_or_file,
+            help=f"{purpose}: a number, or numbers with commas between them, or an .npy file of shape {shape} or what "
+            f"broadcasts to it; in place of the array named {name} in an .npz or .json file",
+        )
+
+    target = "target", "y in ||sigmoid(W x) - y||^2, 0 if it is not given", "(..., m)"
+
     inputs = "one .npz or .json file with W and x, or two .npy files, W first: W (..., m, n), x (..., n)"
+    more = "an .npz or .json file may also hold"
 
     add("info", _info, "show the versions in use and which backends can run here", "")
 
@@ -203,13 +270,20 @@ def _parser() -> argparse.ArgumentParser:
         "files",
         metavar="FILE",
         nargs="*",
-        help=inputs + "; dW or dx in an .npz or .json file is a gradient of your own, which is checked. "
+        help=f"{inputs}; {more} target, and dW or dx, a gradient of your own, which is checked. "
         "Without a file: a 3x3 example, with a gradient that was written by hand",
     )
+    add_option(command, *target)
 
     command = add("grad", _grad, "compute loss, dW and dx of every pair in a file", "batch.npz -o gradients.npz")
-    command.add_argument("files", metavar="IN", nargs="+", help=inputs)
-    add_out(command, "loss (...), dW and dx of the shapes of W and x")
+    command.add_argument("files", metavar="IN", nargs="+", help=f"{inputs}; {more} target and cotangent")
+    add_out(command, "loss (...), dW and dx of the shapes of W and x, dq (..., m)")
+    add_option(command, *target)
+    add_option(
+        command, "cotangent", "c, 1 if it is not given: the gradients are those of the sum of c times loss", "(...)"
+    )
+    wrt = "with respect to what gradients are wanted: W, x and q = W x, with commas between them (default: W,x)"
+    command.add_argument("--wrt", metavar="NAMES", type=_wrt, default=("W", "x"), help=wrt)
     backends = f"where to compute: {', '.join((*PREFERENCES, *NAMES))} (default: auto)"
     command.add_argument("--backend", metavar="NAME", default="auto", help=backends)
 

@@ -143,12 +143,12 @@ def trace(W: Any, x: Any, target: Any = None) -> Trace:
     # Copies, because a trace must not change when the caller changes its arrays later.
     W, x = (np.array(problem.on_host(a), problem.dtype, order="C") for a in (problem.W, problem.x))
     y = None
-    if problem.target is not None:
-        y = np.array(np.broadcast_to(problem.on_host(problem.target), vector), problem.dtype, order="C")
     with np.errstate(all="ignore"):
+        if problem.target is not None:
+            y = np.array(np.broadcast_to(problem.on_host(problem.target), vector), problem.dtype, order="C")
         q = np.broadcast_to((W * x[..., None, :]).sum(axis=-1), vector).copy()
         s, complement = sigmoid_and_complement(q)  # (..., m), as all others but W, x and their gradients
-        e = s if y is None else error(s, complement, y)
+        e = s if y is None else residual(s, complement, y)
         dloss_ds = 2 * e
         ds_dq = s * complement
         g = dloss_ds * ds_dq
@@ -161,7 +161,7 @@ def trace(W: Any, x: Any, target: Any = None) -> Trace:
         return Trace(W=W, loss=np.asarray((e * e).sum(axis=-1)), dW=dW, **vectors)
 
 
-def error(s: Array, complement: Array, y: Array) -> Array:
+def residual(s: Array, complement: Array, y: Array) -> Array:
     """Return s - y, which keeps its digits where y is 0 or 1, for the ``complement`` 1 - s."""
     return np.where(y > 0.5, (1 - y) - complement, s - y)
 
