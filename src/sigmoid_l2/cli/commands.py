@@ -9,6 +9,7 @@ import io
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,12 +33,12 @@ def info(_: argparse.Namespace) -> str:
 
 
 @contextlib.contextmanager
-def _errors_name(files: Sequence[str]) -> Iterator[None]:
-    """Add the names of the files to an error that the library raises about their arrays."""
+def _errors_name(sources: Sequence[str]) -> Iterator[None]:
+    """Add the names of the files and options to an error that the library raises about their arrays."""
     try:
         yield
     except (TypeError, ValueError) as error:
-        raise InputError(f"{', '.join(files)}: {error}") from error
+        raise InputError(f"{', '.join(sources)}: {error}") from error
 
 
 def trace(args: argparse.Namespace) -> str:
@@ -46,9 +47,9 @@ def trace(args: argparse.Namespace) -> str:
     else:  # the example's gradients were written for no target
         names = ("W", "x", "dW", "dx") if args.target is None else ("W", "x")
         arrays = {name: getattr(example, name) for name in names}
-    files = [*args.files, *_read_options(args, arrays, "target")]
+    sources = [*args.files, *_read_options(args, arrays, "target")]
     gradients = {name: arrays.pop(name) for name in ("dW", "dx") if name in arrays}
-    with _errors_name(files):
+    with _errors_name(sources):
         text = f"{trace_of(**arrays)}\n"
         if gradients:
             text += f"\nthe hand-written gradient, checked:\n{check_grad(**arrays, **gradients)}\n"
@@ -56,24 +57,29 @@ def trace(args: argparse.Namespace) -> str:
 
 
 def _read_options(args: argparse.Namespace, arrays: dict[str, Any], *names: str) -> list[str]:
-    """Put what the options ``names`` give into ``arrays``; return the names of the files among them."""
-    files = []
+    """Put what the options ``names`` give into ``arrays``; return where each comes from: its file, or the option."""
+    sources = []
     for name in names:
-        if (given := getattr(args, name)) is not None:
-            if isinstance(given, str):
-                files.append(given)
-                given = read_array(given)
-            arrays[name] = given
-    return files
+        if (given := getattr(args, name)) is None:
+            continue
+        if isinstance(given, str):
+            if not Path(given).exists():
+                raise InputError(f"--{name}: {given} is neither numbers with commas between them nor a file")
+            sources.append(given)
+            given = read_array(given)
+        else:
+            sources.append(f"--{name}")
+        arrays[name] = given
+    return sources
 
 
 def grad(args: argparse.Namespace) -> str:
     check_output(args.out)
     arrays = read_arrays(args.files, optional=("target", "cotangent"))
-    files = [*args.files, *_read_options(args, arrays, "target", "cotangent")]
-    if any(args.out.exists() and args.out.samefile(file) for file in files):
+    sources = [*args.files, *_read_options(args, arrays, "target", "cotangent")]
+    if any(Path(file).exists() and args.out.exists() and args.out.samefile(file) for file in sources):
         raise InputError(f"{args.out}: is an input too and would be lost; give another name after -o")
-    with _errors_name(files):
+    with _errors_name(sources):
         problem = validate(**arrays)
     names = ["loss", *(WRT[name] for name in args.wrt)]
     results = {name: np.empty(problem.shapes[name], problem.dtype) for name in names}
