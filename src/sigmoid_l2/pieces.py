@@ -123,6 +123,9 @@ class _Pass:
                     self.summed.append(k)
                     a = a[(slice(None),) * self.cell_axes + (0,) * len(axes)]
             self.arrays.append(a)
+        # Sums stay in their buffers. So does dW where it is summed; it is most of what a piece writes.
+        written = sum(a.nbytes for k, a in enumerate(self.arrays) if k >= INPUTS and k not in self.summed and a is not None)
+        self.call_bytes = written if INPUTS + 1 not in self.summed else 1
         whole = math.prod(batch)
         self.pairs = min(whole, max(1, piece_bytes // (problem.m * problem.n * problem.dtype.itemsize)))
         self.work = whole * problem.m * problem.n  # in elements of W
@@ -205,7 +208,7 @@ class _Pass:
             if k < INPUTS and not _is_constant(a, self.batch):
                 piece = a[index]
                 self.copy(flat[k].reshape(piece.shape), piece)
-        self.kernel(*flat)
+        self.kernel(*flat, call_bytes=self.call_bytes)
         for k in range(INPUTS, len(flat)):
             if buffers[k] is not None and k not in self.summed:
                 piece = self.arrays[k][index]

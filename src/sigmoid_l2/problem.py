@@ -82,7 +82,7 @@ def validate(
     if plain is not None:
         return plain
     given = {"W": W, "x": x, "target": target, "cotangent": cotangent}
-    gpu, arrays = _as_arrays({name: a for name, a in given.items() if a is not None}, stream)
+    gpu, arrays = _as_arrays({name: a for name, a in given.items() if a is not None or name in ("W", "x")}, stream)
     W, x, target, cotangent = map(arrays.get, given)
     found = fit({name: a.shape for name, a in arrays.items()})
     results = {**found.results, "dW": W.shape, "dx": x.shape}

@@ -38,30 +38,28 @@ def deep(levels):
 
 
 # --- W and x ----------------------------------------------------------------------------------------------------------
-FITS = ["x must have shape (5, 4) or, as columns, (5, 4, 1); got W (5, 3, 4) and x "]
+FITS = ["x must have shape (..., 4) or, as columns, (..., 4, 1); got W (5, 3, 4) and x "]
+BATCH = ["the batch shapes of W and x do not broadcast; got W (5, 3, 4) and x "]
 RANK = ["W must have at least 2 dimensions, (..., m, n); got W "]
-SIZE = ["m and n must be at least 1 in W (..., m, n); got W "]
+SIZE = ["m and n must be at least 1 in W, (..., m, n); got W "]
 DTYPES = "; supported are float16, float32, float64, integers and bool"
 
 INPUTS = {  # what is given for W and x, the exception, words of its message
-    "x: another batch": (lambda a: (a.W, a.x[:4]), ValueError, [*FITS, "x (4, 4)"]),
+    "x: another batch": (lambda a: (a.W, a.x[:4]), ValueError, [*BATCH, "x (4, 4)"]),
+    "x: columns, another batch": (lambda a: (a.W, a.x[:4, :, None]), ValueError, [*BATCH, "x (4, 4, 1)"]),
     "x: of m values, not n": (lambda a: (a.W, a.x[:, :3]), ValueError, [*FITS, "x (5, 3)"]),
-    "x: of one pair, not broadcast": (lambda a: (a.W, a.x[0]), ValueError, [*FITS, "x (4,)"]),
-    "x: rows": (lambda a: (a.W, a.x[:, None]), ValueError, [*FITS, "x (5, 1, 4)"]),
-    "x: an axis more": (lambda a: (a.W, a.x[None]), ValueError, [*FITS, "x (1, 5, 4)"]),
+    "x: of one value": (lambda a: (a.W, a.x[:, :1]), ValueError, [*FITS, "x (5, 1)"]),
     "x: two columns": (lambda a: (a.W, np.ones((5, 4, 2))), ValueError, [*FITS, "x (5, 4, 2)"]),
     "x: a number": (lambda a: (a.W, 1.0), ValueError, [*FITS, "x ()"]),
-    "x: columns of one": (
+    "x: vectors or columns of one": (
         lambda a: (a.W[:, :, :1], a.x[:, :1, None]),
         ValueError,
-        ["x must have shape (5, 1); got W (5, 3, 1) and x (5, 1, 1)"],
+        [
+            "x could be vectors, which give a loss of shape (5, 5), or columns, which give (5,); "
+            "for columns pass x[..., 0], for vectors np.broadcast_to(W, (5, 5, 3, 1)); got W (5, 3, 1) and x (5, 1, 1)"
+        ],
     ),
-    "W: of one pair, not broadcast": (
-        lambda a: (a.W[0], a.x),
-        ValueError,
-        ["x must have shape (4,) or, as columns, (4, 1); got W (3, 4) and x (5, 4)"],
-    ),
-    "W and x exchanged": (lambda a: (a.x, a.W), ValueError, ["must have shape (4,)", "got W (5, 4) and x (5, 3, 4)"]),
+    "W and x exchanged": (lambda a: (a.x, a.W[:, :, :3]), ValueError, ["must have shape (..., 4)", "got W (5, 4) and"]),
     "W: a vector": (lambda a: (a.x[0], a.x[0]), ValueError, [*RANK, "W (4,) and x (4,)"]),
     "W: a number": (lambda a: (2.0, 1.0), ValueError, [*RANK, "W () and x ()"]),
     "W: a bytearray": (lambda a: (bytearray(4), bytearray(4)), ValueError, [*RANK, "W (4,) and x (4,)"]),
@@ -75,11 +73,6 @@ INPUTS = {  # what is given for W and x, the exception, words of its message
         lambda a: (deep(80), [1.0]),
         ValueError,
         ["W cannot be made into an array", "dimension of 64"],
-    ),
-    "W: a matrix, x: a row of one": (
-        lambda a: (matrix(a.W[0]), matrix(a.x[0])),
-        ValueError,
-        ["got W (3, 4) and x (1, 4)"],
     ),
     "W: complex": (lambda a: (a.W + 0j, a.x), TypeError, ["W has dtype complex128" + DTYPES]),
     "x: complex, W: float32": (lambda a: (a.W.astype("f4"), a.x + 0j), TypeError, ["x has dtype complex128" + DTYPES]),
