@@ -69,7 +69,7 @@ def read_array(path: str | Path) -> Array:
     path = Path(path)
     kind = _format(path)
     if kind != "npy":
-        raise InputError(f"{path}: is an .{kind} file, but one array is needed: numbers or an .npy file")
+        raise InputError(f"{path}: numbers or an .npy file are needed here, not .{kind}")
     return _read_npy(path)
 
 

@@ -90,7 +90,7 @@ def _wrt(text: str) -> tuple[str, ...]:
     names = tuple(text.split(","))
     if not set(names) <= set(WRT) or len(set(names)) < len(names):
         raise argparse.ArgumentTypeError(
-            f"one or more of {', '.join(WRT)} are needed, each once, with commas between them, not {text!r}"
+            f"some of W, x and q are needed, each once, with commas between them, not {text!r}"
         )
     return names
 
