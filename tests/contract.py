@@ -216,7 +216,7 @@ def assert_contract(
             continue
         true, limit = ([getattr(results[kind], name) for results in pairs] for kind in (0, 1))
         true, limit = np.array(true, object), np.array(limit)
-        true, limit = (a.reshape(*batch, *a.shape[1:]) for a in (true, limit))
+        true, limit = (a.reshape((*batch, *a.shape[1:])) for a in (true, limit))
         shared = tuple(
             i for i, size in enumerate(batch) if size != 1 and (*(1,) * (len(batch) - len(shape)), *shape)[i] == 1
         )
@@ -225,6 +225,6 @@ def assert_contract(
             with mpmath.workdps(60):
                 true = true.sum(shared, keepdims=True)
             limit = allowed_sum(limit, terms, math.prod(batch[i] for i in shared), W.dtype)
-        true, limit = (a.reshape(*shape, *a.shape[len(batch) :]) for a in (true, limit))
+        true, limit = (a.reshape((*shape, *a.shape[len(batch) :])) for a in (true, limit))
         ratio, line = _worst(name, got, _stored(limit, true.astype(float), W.dtype), true, W, x)
         assert ratio <= 1, f"{backend} breaks the contract for {name}: {line}"

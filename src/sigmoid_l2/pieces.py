@@ -163,8 +163,9 @@ class _Pass:
         """Compute pieces of whole cells."""
         buffers = self._buffers()
         for index in indices:
+            cells = (*index[:-1][: self.cell_axes], ...)
             for k, sums in zip(self.summed, self._piece(index, buffers), strict=True):
-                to = self.arrays[k][index]
+                to = self.arrays[k][cells]
                 self.xp.copyto(to, sums.reshape(to.shape))
 
     @np.errstate(all="ignore")

@@ -118,7 +118,7 @@ def compute(gpu, W, x, wanted=NAMES, pairs_at_once=3, stream=None, compute=offlo
     """The outputs by name, through pieces of so many pairs."""
     problem = validate(W, x)
     out = {name: np.full(problem.shapes[name], np.nan, problem.dtype) for name in wanted}
-    arrays = [problem.W, problem.x, *(out.get(name) for name in NAMES)]
+    arrays = [*problem.inputs, *map(out.get, (*NAMES, "dq"))]
     compute(problem, arrays, gpu, gpu.fused, stream, pairs_at_once * problem.m * problem.n * problem.dtype.itemsize)
     return out
 

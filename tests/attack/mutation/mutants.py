@@ -15,6 +15,7 @@ class Mutant(NamedTuple):
 
 PARITY = ("tests/host/test_parity.py",)
 REFERENCE = ("tests/host/test_reference.py",)
+ERRORS = ("tests/host/test_error.py",)
 SIMD = ("tests/host/test_simd.py",)
 STREAM = ("tests/host/test_stream.py",)
 SUMS = ("tests/host/test_sums.py",)
@@ -28,9 +29,12 @@ KEPT = ("tests/host/test_kept_memory.py",)
 
 MUTANTS = (
     # The reference
-    Mutant("reference: s for 1 - s", "kernels/reference.py", "2 * s * (s * c)", "2 * s * (s * s)", PARITY),
+    Mutant("reference: s for 1 - s", "kernels/reference.py", "factor * (s * c)", "factor * (s * s)", PARITY),
     Mutant("reference: 1 - s subtracted", "kernels/reference.py", "b / both", "1 - a / both", PARITY),
-    Mutant("reference: factor 2 forgotten", "kernels/reference.py", "2 * s * (s * c)", "s * (s * c)", PARITY),
+    Mutant("reference: factor 2 forgotten", "kernels/reference.py", "factor = 2 * e", "factor = 1 * e", PARITY),
+    Mutant("reference: 1 subtracted from s", "kernels/reference.py", "(1 - target) - c", "s - target", ERRORS),
+    Mutant("reference: y - s", "kernels/reference.py", "s - target)", "target - s)", ERRORS),
+    Mutant("reference: cotangent forgotten", "kernels/reference.py", "factor *= cotangent", "factor *= 1", ERRORS),
     Mutant("reference: the rest of a sum forgotten", "kernels/reference.py", "if rest:", "if False:", PARITY),
     Mutant("reference: dx in one chain", "kernels/reference.py", "g, CHAIN, out=dx", "g, m, out=dx", REFERENCE),
     Mutant(
