@@ -42,13 +42,14 @@ def _errors_name(sources: Sequence[str]) -> Iterator[None]:
 
 
 def trace(args: argparse.Namespace) -> str:
+    arrays: dict[str, Any]
     if args.files:
         arrays = read_arrays(args.files, optional=("target", "dW", "dx"))
     else:  # the example's gradients were written for no target
         names = ("W", "x", "dW", "dx") if args.target is None else ("W", "x")
         arrays = {name: getattr(example, name) for name in names}
     sources = [*args.files, *_read_options(args, arrays, "target")]
-    gradients = {name: arrays.pop(name) for name in ("dW", "dx") if name in arrays}
+    gradients: dict[str, Any] = {name: arrays.pop(name) for name in ("dW", "dx") if name in arrays}
     with _errors_name(sources):
         text = f"{trace_of(**arrays)}\n"
         if gradients:
@@ -75,7 +76,7 @@ def _read_options(args: argparse.Namespace, arrays: dict[str, Any], *names: str)
 
 def grad(args: argparse.Namespace) -> str:
     check_output(args.out)
-    arrays = read_arrays(args.files, optional=("target", "cotangent"))
+    arrays: dict[str, Any] = read_arrays(args.files, optional=("target", "cotangent"))
     sources = [*args.files, *_read_options(args, arrays, "target", "cotangent")]
     if any(Path(file).exists() and args.out.exists() and args.out.samefile(file) for file in sources):
         raise InputError(f"{args.out}: is an input too and would be lost; give another name after -o")

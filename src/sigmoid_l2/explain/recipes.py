@@ -71,8 +71,9 @@ class Pairs(NamedTuple):
     def first(self, cells: int) -> "Pairs":
         """The first ``cells`` alone."""
         cells = min(cells, self.cells)
-        arrays = (a[: cells * self.terms] for a in self if isinstance(a, np.ndarray))
-        return Pairs(*arrays, self.target, cells, self.terms)
+        pairs = cells * self.terms
+        arrays: dict[str, Any] = {name: a[:pairs] for name, a in self._asdict().items() if isinstance(a, np.ndarray)}
+        return self._replace(cells=cells, **arrays)
 
     def summed(self, a: Array) -> Array:
         """The sum of ``a`` (B, ...) over the pairs of each cell."""
