@@ -19,6 +19,8 @@ from contextlib import ExitStack
 from math import prod
 from typing import Any
 
+import numpy as np
+
 from sigmoid_l2 import threads
 from sigmoid_l2.gpu.library import GpuLibrary, stream_handle
 from sigmoid_l2.pieces import INPUTS, Kernel, pieces
