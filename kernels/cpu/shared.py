@@ -28,8 +28,10 @@ MOST_TERMS = 1 << 13
 BLOCK_ROWS, BLOCK_BYTES = 96, 1 << 20
 # The largest part of W whose dW is computed at a time, in bytes.
 STRIP_BYTES = 1 << 22
-# What a call allocates, at most, in bytes.
-MOST_BYTES = 60 << 20
+# Size of the dx whose sum over strips is computed at a time, in bytes; there are four more arrays of this size.
+CHUNK_BYTES = 1 << 22
+# What the blocks of a call allocate, at most, in bytes, where a row of x has up to LONG_ROW bytes.
+MOST_BYTES = 40 << 20
 
 
 class Arrays(NamedTuple):
@@ -183,4 +185,53 @@ def _chain_of_dW(B: int, block: int) -> int:
 
 
 def _in_strips(W: Any, arrays: Arrays, dW: Any, strip: int, streams: bool) -> None:
-    raise NotImplementedError
+    """Some rows of W at a time: dW over all samples, and then the others, which are sums over the strips.
+
+    So q is computed twice where both are wanted, which is a third more of the work, and no memory is as large as W.
+    """
+    B, n = arrays.x.shape
+    strips = [(i, min(i + strip, len(W))) for i in range(0, len(W), strip)]
+    if dW is not None:
+        inputs = arrays._replace(loss=None, dx=None, dq=None)
+        for i, end in strips:
+            _blocks(W[i:end], inputs, dW[i:end], i, False)
+    if arrays[3:] == (None, None, None):
+        return
+    samples = max(1, CHUNK_BYTES // (n * W.itemsize))
+    for first, last in _waves(B, samples):
+        part = arrays.part(first, last)
+        sums = [None if a is None else _Sum(a) for a in (part.loss, part.dx)]
+        for i, end in strips:
+            loss, dx = (None if a is None else a.next for a in sums)
+            _blocks(W[i:end], part._replace(loss=loss, dx=dx), None, i, streams)
+            for total in sums:
+                if total is not None:
+                    total.take()
+        for total in sums:
+            if total is not None:
+                total.end()
+
+
+class _Sum:
+    """The sum of arrays, in ``to``, with the errors of its additions; ``next`` is where the next one goes."""
+
+    def __init__(self, to: Any) -> None:
+        self.to, self.next = to, np.empty_like(to)
+        self.to[...] = 0
+        self.errors = np.zeros_like(to)
+
+    def take(self) -> None:
+        """Add what is in ``next``: TwoSum, as ``sums.add_exactly``."""
+        with np.errstate(all="ignore"):  # an infinite sum has errors of NaN
+            high = self.to + self.next
+            added = high - self.to
+            self.next -= added
+            np.subtract(high, added, out=added)
+            self.to -= added
+            self.next += self.to
+            self.errors += self.next
+        self.to[...] = high
+
+    def end(self) -> None:
+        """Add the errors, but where they are NaN, because the sum is infinite."""
+        self.to += np.where(np.isnan(self.errors), 0, self.errors)
