@@ -1,6 +1,6 @@
 """The mathematics: reference, cpu.launch, gpu.launch_cupy and gpu.launch_numba have the same function ``fused``.
 
-The contract of a kernel, ``fused(W, x, target, cotangent, loss, dW, dx, dq, *, stream=None)``:
+The contract of a kernel, ``fused(W, x, target, cotangent, loss, dW, dx, dq, *, stream=None, call_bytes=0)``:
 
 * ``W (B, m, n)``, ``x (B, n)``, ``target (B, m)``, ``cotangent (B,)``, ``loss (B,)``, ``dW (B, m, n)``, ``dx (B, n)``,
   ``dq (B, m)``: C-contiguous, native byte order, aligned, one dtype, B, m, n >= 1, no output sharing memory with
@@ -13,7 +13,9 @@ The contract of a kernel, ``fused(W, x, target, cotangent, loss, dW, dx, dq, *, 
 * no input is changed, nothing but the outputs is written, nothing of batch size is allocated, nothing waits for a GPU;
 * sizes are 64-bit: B * m * n may pass 2**31; on a GPU m and n are below 2**32, else ValueError;
 * a pair's result depends on that pair alone, to the last bit, and not on what else is wanted;
-* ``stream`` is the integer handle of a CUDA stream, None for the default stream; CPU kernels ignore it.
+* ``stream`` is the integer handle of a CUDA stream, None for the default stream; CPU kernels ignore it;
+* ``call_bytes`` is what the call writes in all, where these pairs are a piece of it: whether that is more than the
+  caches hold. GPU kernels ignore it.
 """
 
 from typing import Any, NamedTuple

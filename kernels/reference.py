@@ -1,16 +1,17 @@
 """The reference in NumPy: every other kernel is checked against it, and it runs where no other kernel does.
 
-The derivation, which the other kernels cite, for one pair with W (m, n) and x (n,):
+The derivation, which the other kernels cite, for one pair with W (m, n), x (n,) and a target y (m,), which may be 0:
 
     q    = W x                      (m,)    q_i = sum_j W_ij x_j
     s    = sigmoid(q)               (m,)    s_i = 1 / (1 + exp(-q_i))
-    loss = sum_i s_i**2             ()      ||sigmoid(W x)||^2
+    e    = s - y                    (m,)    the error
+    loss = sum_i e_i**2             ()      ||sigmoid(W x) - y||^2
 
-Each s_i depends on q_i alone, so the chain rule gives, element by element,
+Each e_i depends on q_i alone, so the chain rule gives, element by element,
 
-    dloss/ds_i = 2 s_i
-    ds_i/dq_i  = s_i (1 - s_i)
-    g_i        = dloss/dq_i = 2 s_i * s_i (1 - s_i)
+    dloss/de_i = 2 e_i
+    de_i/dq_i  = ds_i/dq_i = s_i (1 - s_i)
+    g_i        = dloss/dq_i = 2 e_i * s_i (1 - s_i)
 
 and, because dq_i/dW_ij = x_j and dq_i/dx_j = W_ij,
 
@@ -19,11 +20,20 @@ and, because dq_i/dW_ij = x_j and dq_i/dx_j = W_ij,
 
 Every q_i depends on x, so dx is a sum over i; an elementwise product would leave that sum out.
 
+The gradients of sum(cotangent * loss) over pairs have the factor cotangent of their pair; g has it, hence dW and dx. An
+input that many pairs share is in each of their losses, so its gradient is the sum of what it is for each of them alone:
+``sigmoid_l2.pieces`` adds these up.
+
 1 - s is computed without a subtraction. With a = exp(min(q, 0)) and b = exp(min(-q, 0)), one of which is 1,
 
     s = a / (a + b)        1 - s = b / (a + b)
 
-No argument of exp is positive, so nothing overflows; and nothing cancels where 1 - s is small.
+No argument of exp is positive, so nothing overflows; and nothing cancels where 1 - s is small. Nor does it in e for the
+targets 0 and 1. s - y is s for y = 0, but for y = 1 it would cancel where s is near 1, so e has a second form:
+
+    e = s - y = (1 - y) - (1 - s)
+
+It is used for y > 1/2. There 1 - y is exact, up to y = 2, and it is 0 for y = 1: then e is -(1 - s), to the last bit.
 
 The order of a sum depends on (m, n) alone, so a pair has the same bits in any batch. That is why no BLAS adds up here.
 A sum over i of up to 11 terms is one chain. Longer ones have chains of CHAIN = 8 terms, and the sums of up to 8 chains
@@ -38,7 +48,6 @@ float32 or 512 of float64, for which einsum makes at least 4 or 2 sums side by s
 + 4 more. With its product, a term is rounded at most 256 + ceil(log2(n / 256)) + 4 times, and not more than n times.
 """
 
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -71,28 +80,41 @@ def sigmoid_and_complement(q: Any) -> tuple[Any, Any]:
     return a / both, b / both
 
 
-def s_and_g(q: Any) -> tuple[Any, Any]:
-    """Return s = sigmoid(q) and g = dloss/dq."""
+def error_and_g(q: Any, target: Any = None, cotangent: Any = None) -> tuple[Any, Any]:
+    """Return e = sigmoid(q) - target and g = cotangent * dloss/dq; a target of None is 0, a cotangent of None is 1."""
     s, c = sigmoid_and_complement(q)
-    # (2 s) (s c) and not 2 s^2 c, so that no factor underflows before the product does.
-    return s, 2 * s * (s * c)
+    e = s if target is None else np.where(target > 0.5, (1 - target) - c, s - target)
+    factor = 2 * e
+    if cotangent is not None:
+        factor *= cotangent
+    # (2 e) (s c) and not ((2 e) s) c, so that no factor underflows before the product does.
+    return e, factor * (s * c)
 
 
-def fused(W: Any, x: Any, loss: Any, dW: Any, dx: Any, *, stream: int | None = None) -> None:
-    """Compute loss, dW and dx for a batch, in blocks on all threads; the contract is in ``sigmoid_l2.kernels``."""
+def fused(
+    W: Any,
+    x: Any,
+    target: Any,
+    cotangent: Any,
+    loss: Any,
+    dW: Any,
+    dx: Any,
+    dq: Any,
+    *,
+    stream: int | None = None,
+    call_bytes: int = 0,
+) -> None:
+    """Compute loss, dW, dx and dq for a batch, in blocks on all threads; the contract is in ``sigmoid_l2.kernels``."""
     B, m, n = W.shape
-    tiny, half = n <= TINY_N and m * n <= TINY, W.dtype == np.float16
-    compute: Any = _tiny_pairs if tiny else _pairs
-    if half:
-        compute = partial(_in_float32, compute)
+    tiny = n <= TINY_N and m * n <= TINY
+    compute = _tiny_pairs if tiny else _pairs
     at_once = threads.get_num_threads() if W.size >= THREADED else 1
     small = max(1, SMALL_BLOCK // (m * n))
     pairs = min(B, small if tiny else max(small, min(BLOCK // (m * n), -(-B // at_once))))
     blocks = -(-B // pairs)
     # Allocate and drop as much memory as the threads need, so that MemoryError comes before any of them has written.
-    elements = (2 * tiny + 2 * half) * m * n + m * n // 4 + 8 * m + (2 + 2 * half) * n
-    np.empty((min(at_once, blocks), pairs, elements), np.float32 if half else W.dtype)
-    run = partial(_blocks, compute, pairs, (W, x, loss, dW, dx))
+    np.empty((min(at_once, blocks), pairs, 2 * tiny * m * n + m * n // 4 + 8 * m + 2 * n), W.dtype)
+    run = partial(_blocks, compute, pairs, (W, x, target, cotangent, loss, dW, dx, dq))
     if at_once == 1:
         run(0, blocks)
     else:
@@ -110,21 +132,14 @@ def _blocks(compute: Any, pairs: int, arrays: Any, first: int, last: int) -> Non
         compute(*[None if a is None else a[begin : begin + pairs] for a in arrays])
 
 
-def _in_float32(compute: Any, W: Any, x: Any, *results: Any) -> None:
-    """``compute`` a block of float16, in which NumPy is slow, and adds in an order that depends on the layout."""
-    wide = [None if a is None else np.empty(a.shape, np.float32) for a in results]
-    compute(W.astype(np.float32), x.astype(np.float32), *wide)
-    for a, b in zip(results, wide, strict=True):
-        if a is not None:
-            a[...] = b
-
-
-def _pairs(W: Any, x: Any, loss: Any, dW: Any, dx: Any) -> None:
+def _pairs(W: Any, x: Any, target: Any, cotangent: Any, loss: Any, dW: Any, dx: Any, dq: Any) -> None:
     """A block: W (b, m, n) and x (b, n)."""
     q = _sum_of_products(W.swapaxes(1, 2), x, ROW // W.itemsize)
-    s, g = s_and_g(q)  # (b, m)
+    e, g = error_and_g(q, target, None if cotangent is None else cotangent[:, None])  # (b, m)
     if loss is not None:
-        _sum_of_products(s[:, :, None], s, CHAIN, out=loss[:, None])
+        _sum_of_products(e[:, :, None], e, CHAIN, out=loss[:, None])
+    if dq is not None:
+        dq[...] = g
     if dx is not None:  # before dW drives W from the cache
         _sum_of_products(W, g, CHAIN, out=dx)
     if dW is not None:
@@ -157,16 +172,18 @@ def _halved(terms: Any) -> Any:
     return terms
 
 
-def _tiny_pairs(W: Any, x: Any, loss: Any, dW: Any, dx: Any) -> None:
+def _tiny_pairs(W: Any, x: Any, target: Any, cotangent: Any, loss: Any, dW: Any, dx: Any, dq: Any) -> None:
     """A block with the batch axis last, W (m, n, b) and x (n, b), because NumPy is slow along short axes."""
     W, x = W.transpose(1, 2, 0).copy(), x.T.copy()
     terms = W * x
-    s, g = s_and_g(np.add.reduce(terms, 1))  # (m, b)
+    e, g = error_and_g(np.add.reduce(terms, 1), None if target is None else target.T, cotangent)  # (m, b)
     if loss is not None:
-        np.add.reduce(_halved(s * s), 0, None, loss)
+        np.add.reduce(_halved(e * e), 0, None, loss)
+    if dq is not None:
+        np.positive(g, dq.T)  # along the batch axis; a copy, which suits dW, would go along the short one
     g = g[:, None]
     if dW is not None:
         dW.transpose(1, 2, 0)[...] = np.multiply(g, x, terms)
     if dx is not None:
         sums = np.add.reduce(_halved(np.multiply(g, W, terms)), 0)
-        np.positive(sums, dx.T)  # along the batch axis; a copy, which suits dW, would go along the short one
+        np.positive(sums, dx.T)

@@ -58,6 +58,7 @@ def fused(
     dq: Any,
     *,
     stream: int | None = None,
+    call_bytes: int = 0,
 ) -> None:
     """Compute the outputs that are wanted for a batch on all cores; the contract is in ``sigmoid_l2.kernels``."""
     B, m, n = W.shape
@@ -66,8 +67,8 @@ def fused(
         run(W, x, target, cotangent, loss, dW, dx, dq, 0, B, m, False)
         return
     arrays = W, x, target, cotangent, loss, dW, dx, dq
-    written = sum(a.size for a in arrays[-4:] if a is not None)
-    streams = written * W.itemsize >= get_streaming_threshold()
+    written = call_bytes or sum(a.nbytes for a in arrays[-4:] if a is not None)
+    streams = written >= get_streaming_threshold()
     slice_rows = rows_of_slice(m, n, W.itemsize)
     slices = -(-m // slice_rows)
     # Allocate and drop as much memory as the threads need for their sums, so that MemoryError comes before any of them

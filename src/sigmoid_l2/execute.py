@@ -78,7 +78,7 @@ def _execute(problem: Problem, names: Sequence[str], backend: Backend, stream: A
 def _on_stream(gpu: GpuLibrary, backend: Backend) -> Callable[..., None]:
     """The backend's kernel as a function of its arrays on the device of CUDA arrays and the call's stream."""
 
-    def launch(*arrays: Any) -> None:
+    def launch(*arrays: Any, call_bytes: int = 0) -> None:
         with backend.library_class.on_device(gpu.device):
             backend.kernel.fused(*arrays, stream=gpu.stream)
 
@@ -88,7 +88,7 @@ def _on_stream(gpu: GpuLibrary, backend: Backend) -> Callable[..., None]:
 def _fit(problem: Problem, arrays: Sequence[Any]) -> bool:
     """Whether a kernel can use all ``arrays`` in place."""
     return all(
-        a is None or (pieces.fits(a, problem.dtype) and a.shape == problem.batch + shape)
+        a is None or (pieces.fits(a, problem.computed) and a.shape == problem.batch + shape)
         for a, shape in zip(arrays, problem.pair_shapes, strict=True)
     )
 
@@ -97,7 +97,7 @@ def _offload(problem: Problem, outputs: Sequence[Any], backend: Backend, stream:
     """Compute host arrays on a GPU; where a gradient is summed, the host adds up its terms, piece by piece."""
     library, kernel = backend.library_class(), backend.kernel.fused
 
-    def on_gpu(*arrays: Any) -> None:
+    def on_gpu(*arrays: Any, call_bytes: int = 0) -> None:
         offload.compute(problem, arrays, library, kernel, stream, OFFLOAD_PIECE_BYTES)
 
     if pieces.sums_of(problem, outputs):

@@ -105,7 +105,7 @@ class _Pass:
         xp: Any,
         piece_bytes: int,
     ) -> None:
-        self.kernel, self.xp, self.dtype, self.pair_shapes = kernel, xp, problem.dtype, problem.pair_shapes
+        self.kernel, self.xp, self.dtype, self.pair_shapes = kernel, xp, problem.computed, problem.pair_shapes
         self.copy = threads.copy if xp is np else xp.copyto
         batch = problem.batch
         order = [*(k for k in range(len(batch)) if k not in axes), *axes]
@@ -123,13 +123,19 @@ class _Pass:
                     self.summed.append(k)
                     a = a[(slice(None),) * self.cell_axes + (0,) * len(axes)]
             self.arrays.append(a)
+        # Sums stay in their buffers. So does dW where it is summed; it is most of what a piece writes.
+        written = sum(a.nbytes for k, a in enumerate(self.arrays) if k >= INPUTS and k not in self.summed and a is not None)
+        self.call_bytes = written if INPUTS + 1 not in self.summed else 1
         whole = math.prod(batch)
-        self.pairs = min(whole, max(1, piece_bytes // (problem.m * problem.n * problem.dtype.itemsize)))
+        self.pairs = min(whole, max(1, piece_bytes // (problem.m * problem.n * self.dtype.itemsize)))
         self.work = whole * problem.m * problem.n  # in elements of W
 
     def run(self, parallel: bool) -> None:
         """Compute all pieces."""
         indices = list(pieces(self.batch, self.pairs))
+        if parallel:  # allocate and drop what the threads need, so that MemoryError comes before any of them has written
+            some = [math.prod(s) for k, s in enumerate(self.pair_shapes) if self._needs_buffer(k)]
+            np.empty((min(threads.get_num_threads(), len(indices)), self.pairs * sum(some)), self.dtype)
         if not self.summed or self.terms <= self.pairs:
             self._on_threads(len(indices), self.work, parallel, lambda first, last: self._whole(indices[first:last]))
             return
@@ -160,8 +166,9 @@ class _Pass:
         """Compute pieces of whole cells."""
         buffers = self._buffers()
         for index in indices:
+            cells = (*index[:-1][: self.cell_axes], ...)
             for k, sums in zip(self.summed, self._piece(index, buffers), strict=True):
-                to = self.arrays[k][index]
+                to = self.arrays[k][cells]
                 self.xp.copyto(to, sums.reshape(to.shape))
 
     @np.errstate(all="ignore")
@@ -185,13 +192,16 @@ class _Pass:
         """A buffer for each array that needs one; that of an input which is the same in all pairs is filled."""
         buffers: list[Any] = []
         for k, (a, shape) in enumerate(zip(self.arrays, self.pair_shapes, strict=True)):
-            if k not in self.summed and fits(a, self.dtype):
+            if not self._needs_buffer(k):
                 buffers.append(None)
                 continue
             buffers.append(self.xp.empty((self.pairs, *shape), self.dtype))
             if k < INPUTS and _is_constant(a, self.batch):
                 self.xp.copyto(buffers[k], a[(0,) * len(self.batch)])
         return buffers
+
+    def _needs_buffer(self, k: int) -> bool:
+        return k in self.summed or not fits(self.arrays[k], self.dtype)
 
     def _piece(self, index: Any, buffers: Sequence[Any]) -> list[Any]:
         """Compute a piece; return the sums (cells, *pair_shape) of what is summed, in the memory of its buffer."""
@@ -205,7 +215,7 @@ class _Pass:
             if k < INPUTS and not _is_constant(a, self.batch):
                 piece = a[index]
                 self.copy(flat[k].reshape(piece.shape), piece)
-        self.kernel(*flat)
+        self.kernel(*flat, call_bytes=self.call_bytes)
         for k in range(INPUTS, len(flat)):
             if buffers[k] is not None and k not in self.summed:
                 piece = self.arrays[k][index]

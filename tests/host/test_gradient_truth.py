@@ -46,11 +46,14 @@ def differentiated(W, x, derivative):
     """What ``oracle.pair`` gives, by a ``derivative`` in every element of W and x and in b = 0."""
     W, x = [[mpmath.mpf(float(w)) for w in row] for row in W], [mpmath.mpf(float(v)) for v in x]
     b = [mpmath.mpf(0)] * len(W)
+    s = [1 / (1 + mpmath.exp(-mpmath.fdot(row, x))) for row in W]
     return oracle.Truth(
         [derivative(W, x, b, b, i) for i in range(len(b))],
         loss(W, x, b),
         [[derivative(W, x, b, row, j) for j in range(len(x))] for row in W],
         [derivative(W, x, b, x, j) for j in range(len(x))],
+        s,
+        [a * (1 - a) for a in s],
     )
 
 
@@ -164,7 +167,7 @@ def test_directional_derivative(backend, m, n):
     s, c = 1 / (1 + np.exp(-q.astype(np.longdouble))), 1 / (1 + np.exp(q.astype(np.longdouble)))
     g = 2 * s * s * c
     for b in range(B):
-        truth = oracle.Truth(g[b], (s[b] * s[b]).sum(), g[b, :, None] * x[b], None)
+        truth = oracle.Truth(g[b], (s[b] * s[b]).sum(), g[b, :, None] * x[b], None, s[b], s[b] * c[b])
         limits = allowed(W[b], x[b], truth, backend=backend)
         limit = (limits.dW * abs(V[b])).sum() + (limits.dx * abs(v[b])).sum()
         assert abs(left[b] - right[b]) <= limit * (1 + 2.0**-9)

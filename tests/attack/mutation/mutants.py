@@ -15,6 +15,7 @@ class Mutant(NamedTuple):
 
 PARITY = ("tests/host/test_parity.py",)
 REFERENCE = ("tests/host/test_reference.py",)
+ERRORS = ("tests/host/test_error.py",)
 SIMD = ("tests/host/test_simd.py",)
 STREAM = ("tests/host/test_stream.py",)
 SUMS = ("tests/host/test_sums.py",)
@@ -23,14 +24,19 @@ OUT = ("tests/host/test_bad_output.py",)
 PLAIN = ("tests/host/test_plain.py",)
 TRACE = ("tests/host/test_trace.py",)
 CHECK = ("tests/host/test_check_grad.py",)
+TARGET = ("tests/host/test_mistakes_target.py",)
+CLI = ("tests/host/test_cli_target.py",)
 MEMORY = ("tests/host/test_memory.py",)
 KEPT = ("tests/host/test_kept_memory.py",)
 
 MUTANTS = (
     # The reference
-    Mutant("reference: s for 1 - s", "kernels/reference.py", "2 * s * (s * c)", "2 * s * (s * s)", PARITY),
+    Mutant("reference: s for 1 - s", "kernels/reference.py", "factor * (s * c)", "factor * (s * s)", PARITY),
     Mutant("reference: 1 - s subtracted", "kernels/reference.py", "b / both", "1 - a / both", PARITY),
-    Mutant("reference: factor 2 forgotten", "kernels/reference.py", "2 * s * (s * c)", "s * (s * c)", PARITY),
+    Mutant("reference: factor 2 forgotten", "kernels/reference.py", "factor = 2 * e", "factor = 1 * e", PARITY),
+    Mutant("reference: 1 subtracted from s", "kernels/reference.py", "(1 - target) - c", "s - target", ERRORS),
+    Mutant("reference: y - s", "kernels/reference.py", "s - target)", "target - s)", ERRORS),
+    Mutant("reference: cotangent forgotten", "kernels/reference.py", "factor *= cotangent", "factor *= 1", ERRORS),
     Mutant("reference: the rest of a sum forgotten", "kernels/reference.py", "if rest:", "if False:", PARITY),
     Mutant("reference: dx in one chain", "kernels/reference.py", "g, CHAIN, out=dx", "g, m, out=dx", REFERENCE),
     Mutant(
@@ -180,6 +186,31 @@ MUTANTS = (
     Mutant("problem: read-only outputs accepted", "sigmoid_l2/problem.py", "not array.flags.writeable", "False", OUT),
     # Trace and check
     Mutant("trace: ds/dq = s", "sigmoid_l2/explain/trace.py", "ds_dq = s * complement", "ds_dq = s", TRACE),
+    Mutant("trace: y - s", "sigmoid_l2/explain/trace.py", "complement, s - y)", "complement, y - s)", TRACE),
+    Mutant("trace: 1 subtracted from s", "sigmoid_l2/explain/trace.py", "(1 - y) - complement", "s - y", TRACE),
+    Mutant("trace: a sum over one axis less", "sigmoid_l2/explain/trace.py", "if k < missing or", "if", TRACE),
+    Mutant(
+        "check_grad: e may not cancel",
+        "sigmoid_l2/explain/recipes.py",
+        "np.where((y == 0) | (y == 1), np.abs(e), s + np.abs(y))",
+        "np.abs(e)",
+        TARGET,
+    ),
+    Mutant(
+        "check_grad: a residual without y is right",
+        "sigmoid_l2/explain/recipes.py",
+        "e = residual(s, c, y)",
+        "e = s",
+        TARGET,
+    ),
+    Mutant("grad: columns are not flattened", "sigmoid_l2/cli/commands.py", "if problem.column:", "if False:", CLI),
+    Mutant(
+        "grad: a target is not cut",
+        "sigmoid_l2/cli/commands.py",
+        "a[piece] if own else a",
+        "a[piece] if own and a is not problem.target else a",
+        CLI,
+    ),
     Mutant(
         "check_grad: everything is right",
         "sigmoid_l2/explain/check_grad.py",
