@@ -110,6 +110,16 @@ def compile_function(function: Any, name: str, signature: Any) -> Any:
         return njit(signature, **options)(function)
 
 
+def entry_point(function: Any) -> Any:
+    """A compiled function as numba's dispatcher calls it once it has found the type of each argument.
+
+    It takes read-only arrays, too, which are of another type to the dispatcher. It checks neither dtypes nor numbers of
+    axes.
+    """
+    (compiled,) = function.overloads.values()
+    return compiled.entry_point
+
+
 if hasattr(os, "register_at_fork"):
     # A child forked while another thread compiles would wait for numba's lock forever.
     lock = global_compiler_lock

@@ -119,7 +119,9 @@ class Sizes:
 class Block:
     """Some samples: x, g (first q) and dx in ``memory``, x and g in panels, dx in the order of memory."""
 
-    def __init__(self, v: VectorBuilder, sizes: Sizes, memory: Any, m_vectors: int, n_vectors: int, dW_rows: int) -> None:
+    def __init__(
+        self, v: VectorBuilder, sizes: Sizes, memory: Any, m_vectors: int, n_vectors: int, dW_rows: int
+    ) -> None:
         b = v.builder
         self.v, self.sizes, self.m_vectors, self.n_vectors, self.dW_rows = v, sizes, m_vectors, n_vectors, dW_rows
         self.x_panel, self.g_panel = (b.mul(sizes.rows, INDEX(p)) for p in (sizes.n_panel, sizes.m_panel))
@@ -370,9 +372,7 @@ def kernel(m_vectors: int, n_vectors: int, dW_rows: int, dtype: np.dtype[Any], g
         numbers, numbers, vectors, *inputs, *outputs, vectors, types.boolean, *(types.int64,) * 9, types.boolean
     )
     name = "_target" * given.target + "_cotangent" * given.cotangent
-    return compile_function(
-        shared_blocks, f"shared_blocks_{m_vectors}_{n_vectors}_{dW_rows}{name}_{dtype}", signature
-    )
+    return compile_function(shared_blocks, f"shared_blocks_{m_vectors}_{n_vectors}_{dW_rows}{name}_{dtype}", signature)
 
 
 def tile_shape(m: int, n: int, dtype: np.dtype[Any]) -> tuple[int, int, int]:

@@ -129,7 +129,9 @@ def block(
     if can_stream():
         with b.if_then(streams):
             for k in range(n):
-                v.prefetch(arrays.x.array, b.add(arrays.x.index(at), INDEX(k * v.width + AHEAD_BYTES // v.dtype.itemsize)))
+                v.prefetch(
+                    arrays.x.array, b.add(arrays.x.index(at), INDEX(k * v.width + AHEAD_BYTES // v.dtype.itemsize))
+                )
     with b.if_then(wanted.dx):  # dx = W^T g
         columns = [dot(v, column, g) for column in zip(*W, strict=True)]
         totals = v.take(columns, [j * v.width + k for k in lanes for j in range(n)])
