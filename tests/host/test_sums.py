@@ -11,6 +11,7 @@ import oracle
 from contract import allowed, roundings_of_q
 
 import sigmoid_l2 as sl2
+from sigmoid_l2.kernels import Given
 from sigmoid_l2.kernels.cpu import launch
 from sigmoid_l2.kernels.cpu.simd import lane_count
 from sigmoid_l2.kernels.cpu.slices import rows_of_slice
@@ -23,14 +24,15 @@ def results(W, x):
     """loss, dW and dx of one pair."""
     (m, n), dtype = W.shape, W.dtype
     loss, dW, dx = np.empty(1, dtype), np.empty((1, m, n), dtype), np.empty((1, n), dtype)
-    launch.kernel(m, n, dtype)(W[None], x[None], loss, dW, dx, 0, 1, m, False)
+    kernel = launch.kernel(m, n, dtype, Given(False, False))
+    kernel(W[None], x[None], None, None, loss, dW, dx, None, 0, 1, m, False)
     return loss[0], dW[0], dx[0]
 
 
 def roundings(m, n, dtype):
     """At most so many has a sum over m rows, beside those of products: in trees, in chains, and one of all chains."""
     lanes = lane_count(dtype)
-    match launch.kernel(m, n, dtype).py_func.__name__:
+    match launch.kernel(m, n, dtype, Given(False, False)).py_func.__name__:
         case "tiny":  # a tree that adds the last one of an odd number of terms by itself
             return m.bit_length() + m.bit_count() - 2
         case "tall":
