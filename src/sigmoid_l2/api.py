@@ -209,8 +209,8 @@ def _results_class(kind: str, names: tuple[str, ...]) -> Any:
     for known in (ValueAndGrad, Grad):
         if (known.__name__, known._fields) == (kind, names):
             return known
-    made = namedtuple(kind, names, module=__name__)  # type: ignore[misc]
-    made.__reduce__ = lambda results: (_unpickled, (kind, names, tuple(results)))  # type: ignore[method-assign]
+    made: Any = namedtuple(kind, names, module=__name__)  # type: ignore[misc]
+    made.__reduce__ = lambda results: (_unpickled, (kind, names, tuple(results)))
     return made
 
 
