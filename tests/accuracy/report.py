@@ -171,7 +171,8 @@ def _number(value: float) -> str:
 def _maxima(rows: list[Row], dtype: str) -> str:
     lines = []
     for row in rows:
-        ulp = [f"{_number(error)} ({q:.4g})" for error, q in row["ulp"]]
+        sign = 1 if row["target"] is None else -1  # with a target of 1 the tally has -q
+        ulp = [f"{_number(error)} ({sign * q:.4g})" for error, q in row["ulp"]]
         eps = [_number(error) for error, _ in row["eps"]]
         broken = 100 * max(count for count, _ in row["broken"]) / row["values"]
         name = row["contender"] + ("" if row["target"] is None else f", y = {row['target']:g}")
