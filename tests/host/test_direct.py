@@ -40,7 +40,7 @@ def test_a_plain_call(cupy, monkeypatch, backend, dtype):
     """It is not checked any further, and its results are the reference's."""
     W, x, out = plain(cupy, dtype=dtype)
     right = outputs(W, x)
-    reference.fused(np.asarray(W), np.asarray(x), *right)
+    reference.fused(np.asarray(W), np.asarray(x), None, None, *right, None)
     monkeypatch.setattr(api, "validate", None)
     assert all(a is b for a, b in zip(sl2.value_and_grad(W, x, out=out, backend=backend), out, strict=True))
     assert bits(map(np.asarray, out)) == bits(right)
@@ -52,8 +52,8 @@ def test_the_current_stream(cupy):
     W, x, out = plain(cupy)
     with cupy.cuda.Stream() as stream:
         for given in (None, stream, stream.ptr):
-            assert direct(NAMES, W, x, out, given).stream == stream.ptr
-        assert direct(NAMES, W, x, out, 0) is None, "the call would have to wait for the current stream"
+            assert direct(NAMES, (W, x, None, None), out, given).stream == stream.ptr
+        assert direct(NAMES, (W, x, None, None), out, 0) is None, "the call would have to wait for the current stream"
 
 
 def with_result(out, k, a):
@@ -87,22 +87,22 @@ NOT_PLAIN = {
 def test_what_is_not_plain(cupy, name):
     """It gets its checks, conversions and messages from problem.py."""
     W, x, out = NOT_PLAIN[name](cupy, *plain(cupy))
-    assert direct(NAMES, W, x, out, None) is None
+    assert direct(NAMES, (W, x, None, None), out, None) is None
 
 
 def test_another_device(cupy):
     W, x, out = plain(cupy)
     with cupy.cuda.Device(1):
         other = plain(cupy)
-        assert direct(NAMES, W, x, out, None) is None, "it is not the current one"
-        assert direct(NAMES, *other, None).device.id == 1
-        assert direct(NAMES, other[0], x, other[2], None) is None
+        assert direct(NAMES, (W, x, None, None), out, None) is None, "it is not the current one"
+        assert direct(NAMES, (*other[:2], None, None), other[2], None).device.id == 1
+        assert direct(NAMES, (other[0], x, None, None), other[2], None) is None
 
 
 def test_inputs_may_share_memory(cupy):
     memory = cupy.asarray(np.ones(60, np.float32))
     W, x, out = plain(cupy)
-    assert direct(NAMES, memory.reshape(W.shape), memory[-20:].reshape(x.shape), out, None) is not None
+    assert direct(NAMES, (memory.reshape(W.shape), memory[-20:].reshape(x.shape), None, None), out, None) is not None
 
 
 def numba_array(array, stream=None):
@@ -120,7 +120,7 @@ def test_arrays_of_numba(cupy, monkeypatch, backend):
     one_gpu(monkeypatch)
     W, x, out = plain(cupy)
     right = outputs(W, x)
-    reference.fused(np.asarray(W), np.asarray(x), *right)
+    reference.fused(np.asarray(W), np.asarray(x), None, None, *right, None)
     monkeypatch.setattr(api, "validate", None)
     sl2.value_and_grad(numba_array(W), numba_array(x), out=[*map(numba_array, out)], backend=backend)
     assert bits(map(np.asarray, out)) == bits(right)

@@ -149,5 +149,6 @@ def test_all_kernels_have_the_same_signature():
         signatures[entry.name] = f"fused({ast.unparse(fused.args)}) -> {ast.unparse(fused.returns)}"
     assert len(signatures) == len(dispatch.NAMES) == 4
     assert set(signatures.values()) == {
-        "fused(W: Any, x: Any, loss: Any, dW: Any, dx: Any, *, stream: int | None=None) -> None"
+        "fused(W: Any, x: Any, target: Any, cotangent: Any, loss: Any, dW: Any, dx: Any, dq: Any, *, "
+        "stream: int | None=None, call_bytes: int=0) -> None"
     }
