@@ -111,9 +111,7 @@ def test_any_broadcast_is_the_sum_over_pairs(entry, shapes, size, data):
     batch = np.broadcast_shapes(*shapes[:3])
     assume(np.broadcast_shapes(batch, shapes[3]) == batch)
     full = [np.broadcast_to(a, batch + tail) for a, tail in zip((W, x, y, c), ((2, 3), (3,), (2,), ()), strict=True)]
-    expected = sl2.value_and_grad(
-        *map(np.array, full[:3]), cotangent=np.array(full[3]), wrt=("W", "x", "q"), backend=entry.name
-    )
+    expected = sl2.value_and_grad(*map(np.array, full[:3]), cotangent=np.array(full[3]), wrt=("W", "x", "q"), backend=entry.name)
     with pytest.MonkeyPatch.context() as monkeypatch:
         for name in ("PIECE_BYTES", "GPU_PIECE_BYTES", "OFFLOAD_PIECE_BYTES"):
             monkeypatch.setattr(execute, name, size * 6 * 8)
@@ -200,13 +198,7 @@ def test_other_dtypes_and_layouts_of_target_and_cotangent(backend):
     y, c = np.random.default_rng(0).integers(0, 2, (50, 3)), np.arange(50)
     expected = sl2.value_and_grad(W, x, y.astype("f4"), cotangent=c.astype("f4"), backend=backend)
     assert expected.dW.dtype == np.float32
-    for convert in (
-        np.asarray,
-        lambda a: a.astype(">f8"),
-        strided,
-        np.ndarray.tolist,
-        lambda a: a.astype("f4")[::-1][::-1],
-    ):
+    for convert in (np.asarray, lambda a: a.astype(">f8"), strided, np.ndarray.tolist, lambda a: a.astype("f4")[::-1][::-1]):
         got = sl2.value_and_grad(W, x, convert(y), cotangent=convert(c), backend=backend)
         assert bits(got) == bits(expected)
     got = sl2.value_and_grad(W, x, y == 1, cotangent=True, backend=backend)
