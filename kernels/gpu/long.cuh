@@ -24,6 +24,7 @@ __device__ inline void fused_long(const T* W,          // (B, m, n)
                                   unsigned m, unsigned n, unsigned rows, unsigned slices) {
     constexpr unsigned WARPS = THREADS / WARP, STEP = THREADS * WIDTH;
     __shared__ T q_sums[2 * WARPS];  // for sum_over_row_threads, which uses the halves in turn
+    __shared__ T c_shared[1];        // the cotangent, for which the longest rows leave no register
     alignas(16) __shared__ T dx_shared[SHARED * STEP];
 
     // --- where this thread works -------------------------------------------------------------------------------------
@@ -43,7 +44,7 @@ __device__ inline void fused_long(const T* W,          // (B, m, n)
     for (unsigned k = 0; k < VECTORS; ++k)
         if (k + 1 < VECTORS || has_last) load_global<WIDE, WIDTH>(W_row + k * WIDTH, W + k * STEP);
     if (GIVEN_TARGET) y = target[y_first];
-    if (GIVEN_COTANGENT) c = cotangent[pair];
+    if (GIVEN_COTANGENT && t == 0) c_shared[0] = cotangent[pair];
 #pragma unroll
     for (unsigned k = 0; k < VECTORS; ++k) {
         const T zeros[WIDTH] = {};
@@ -55,6 +56,7 @@ __device__ inline void fused_long(const T* W,          // (B, m, n)
     for (unsigned i = 0; i < end; ++i, W += n, dW += n) {
         // --- e, g and loss -------------------------------------------------------------------------------------------
         const T q_row = sum_over_row_threads<WARPS, 1>(q, q_sums + i % 2 * WARPS);
+        if (GIVEN_COTANGENT) c = c_shared[0];  // in the sum all threads have met at a barrier
         error_and_g<GIVEN_TARGET, GIVEN_COTANGENT>(q_row, y, c, e, g);
         total = multiply_add(e, e, total);
         if (WANT_DQ && t == 0) dq[y_first + i] = g;
