@@ -139,7 +139,7 @@ def _launch_columns(
     """Run both kernels of columns; the first passes ``q_parts`` to the second, which writes ``loss`` and ``dx``."""
     W, x, target, cotangent, _, dW, _, dq, B, m, n, itemsize = batch
     wide = are_aligned(W, x, dW, dx)
-    registers = p.registers if wide else plan.NARROW_COLUMNS_REGISTERS
+    registers = plan.columns_registers(p, wide, batch.given)
     key = p._replace(rows=0, slices=0, q_columns=0, q_slices=0, registers=registers)
     column_slices = -(-n // p.columns) if dW or dx else 1  # the first has loss and dq
     kernel, sizes = launcher.columns_q_kernel(key, itemsize, wide), (m, n, p.q_columns, p.q_slices)
