@@ -13,6 +13,7 @@ import numpy as np
 from sigmoid_l2 import threads
 from sigmoid_l2.kernels import Given
 from sigmoid_l2.kernels.cpu import shared_blocks, shared_tiny
+from sigmoid_l2.kernels.cpu.compile import entry
 from sigmoid_l2.kernels.cpu.shared_product import allowed_roundings, roundings_of_chains
 from sigmoid_l2.kernels.cpu.shared_sums import sums_kernel
 from sigmoid_l2.kernels.cpu.simd import lane_count
@@ -86,7 +87,7 @@ def _waves(units: int, count: int) -> Iterator[tuple[int, int]]:
 def _tiny(W: Any, arrays: Arrays, dW: Any, streams: bool) -> None:
     m, n = W.shape
     lanes, B, dtype = lane_count(W.dtype), len(arrays.x), W.dtype
-    run = shared_tiny.kernel(m, n, dtype, Given(arrays.target is not None, arrays.cotangent is not None))
+    run = entry(shared_tiny.kernel(m, n, dtype, Given(arrays.target is not None, arrays.cotangent is not None)))
     chain = lanes * shared_tiny.CHAIN
     unit = _unit(B, chain, MOST_TERMS * chain)
     units = -(-B // unit)
@@ -98,7 +99,7 @@ def _tiny(W: Any, arrays: Arrays, dW: Any, streams: bool) -> None:
     threads.for_ranges(units, B * W.size, run_range)
     if dW is not None:
         totals = np.zeros(2 * m * n, dtype)
-        sums_kernel(dtype)(sums, units, totals, 0, 1, m * n, True)
+        entry(sums_kernel(dtype))(sums, units, totals, 0, 1, m * n, True)
         dW[...] = totals[: m * n].reshape(m, n)
 
 
@@ -107,11 +108,11 @@ def _blocks(W: Any, arrays: Arrays, dW: Any, column: int, streams: bool) -> None
     m, n = W.shape
     B, dtype = len(arrays.x), W.dtype
     row = next((a.shape[1] for a in (arrays.target, arrays.dq) if a is not None), m)
-    m_vectors, n_vectors, rows = shape = shared_blocks.tile_shape(m, n, dtype)
+    m_vectors, n_vectors, rows, _ = shape = shared_blocks.tile_shape(m, n, dtype)
     lanes, of_tile = lane_count(dtype), shared_blocks.rows_of_tile()
     m_panel, n_panel = m_vectors * lanes, n_vectors * lanes
     m_panels, n_panels, m_tiles = -(-m // m_panel), -(-n // n_panel), -(-m // rows)
-    run = shared_blocks.kernel(*shape, dtype, Given(arrays.target is not None, arrays.cotangent is not None))
+    run = entry(shared_blocks.kernel(*shape, dtype, Given(arrays.target is not None, arrays.cotangent is not None)))
     sample_size = 2 * n_panels * n_panel + m_panels * m_panel
     block = max(min(BLOCK_ROWS, BLOCK_BYTES // (sample_size * dtype.itemsize)) // of_tile, 1) * of_tile
     unit = _unit(B, block, MOST_TERMS * block)
@@ -123,7 +124,7 @@ def _blocks(W: Any, arrays: Arrays, dW: Any, column: int, streams: bool) -> None
     allocated = sum(a.nbytes for a in (*packed, totals))
     wave = min(units, max(1, (MOST_BYTES - allocated) // (room * dtype.itemsize)))
     memory = _aligned(wave, room, dtype)
-    chains = _chains_of_panel(m, m_panel), _chain_of_dW(B, block)
+    chains = _chains_of_panel(m, m_panel), _chain_of_sums(B, block)
     for first, last in _waves(units, wave):
         part = arrays.part(first * unit, last * unit)
 
@@ -145,7 +146,7 @@ def _blocks(W: Any, arrays: Arrays, dW: Any, column: int, streams: bool) -> None
             )
 
         def add(begin: int, end: int, count: int = last - first, is_last: bool = last == units) -> None:
-            sums_kernel(dtype)(memory, count, totals, begin, end, tile, is_last)
+            entry(sums_kernel(dtype))(memory, count, totals, begin, end, tile, is_last)
 
         threads.for_ranges(last - first, len(part.x) * W.size, run_range)
         if dW is not None:
@@ -169,16 +170,17 @@ def _packed(W: Any, width: int) -> Any:
 
 
 def _chains_of_panel(m: int, panel: int) -> int:
-    """How many chains of a sum of dx each panel has: as few as the contract allows."""
+    """How many chains of a sum of dx each panel has: as few as the contract allows, and none of them empty."""
     most = min(allowed_roundings(m), m)
     for chains in range(1, panel):
         length = -(-panel // chains)
-        if min(length, m) - 1 + (-(-m // panel) * chains - 1).bit_length() <= most:
+        count = m // panel * chains + -(-(m % panel) // length)
+        if (chains - 1) * length < panel and min(length, m) - 1 + (count - 1).bit_length() <= most:
             return chains
     return panel
 
 
-def _chain_of_dW(B: int, block: int) -> int:
+def _chain_of_sums(B: int, block: int) -> int:
     """How many samples a chain of dW has: as many as the contract allows, with two roundings of units and of all."""
     terms = min(B, block)
     return max(k for k in range(1, terms + 1) if k == 1 or roundings_of_chains(terms, k) + 2 <= allowed_roundings(B))
@@ -195,7 +197,7 @@ def _in_strips(W: Any, arrays: Arrays, dW: Any, strip: int, streams: bool) -> No
         inputs = arrays._replace(loss=None, dx=None, dq=None)
         for i, end in strips:
             _blocks(W[i:end], inputs, dW[i:end], i, False)
-    if arrays[3:] == (None, None, None):
+    if all(a is None for a in arrays[3:]):
         return
     samples = max(1, CHUNK_BYTES // (n * W.itemsize))
     for first, last in _waves(B, samples):

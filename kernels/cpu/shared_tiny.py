@@ -16,6 +16,7 @@ from numba.core import cgutils
 from sigmoid_l2.kernels import Given, Wanted
 from sigmoid_l2.kernels.cpu.compile import compile_function, vector_code
 from sigmoid_l2.kernels.cpu.loops import minimum
+from sigmoid_l2.kernels.cpu.shared_product import MOST_IN_CHAIN
 from sigmoid_l2.kernels.cpu.sigmoid import error_and_g, side_by_side
 from sigmoid_l2.kernels.cpu.simd import INDEX, VectorBuilder
 from sigmoid_l2.kernels.cpu.stream import AHEAD_BYTES, can_stream
@@ -84,14 +85,14 @@ def units(
                 is_whole = b.icmp_signed("<", sample, whole)
                 at = b.select(is_whole, sample, b.sub(begin, width))  # where Pairs has the rest
                 block(v, W, arrays, dW, wanted, at, b.sub(end, sample), b.and_(streams, is_whole))
-            with b.if_then(wanted.dW):
-                with b.if_else(b.icmp_signed("==", top, unit_begin)) as (is_first, is_other):
-                    with is_first:
-                        for total in dW:
-                            total.begin()
-                    with is_other:
-                        for total in dW:
-                            total.go_on()
+            is_first = b.icmp_signed("==", top, unit_begin)
+            with b.if_then(wanted.dW), b.if_else(is_first) as (begins, goes_on):
+                with begins:
+                    for total in dW:
+                        total.begin()
+                with goes_on:
+                    for total in dW:
+                        total.go_on()
         with b.if_then(wanted.dW):
             to = b.mul(number, INDEX(2 * m * n))
             for k, total in enumerate(dW):
@@ -129,7 +130,9 @@ def block(
     if can_stream():
         with b.if_then(streams):
             for k in range(n):
-                v.prefetch(arrays.x.array, b.add(arrays.x.index(at), INDEX(k * v.width + AHEAD_BYTES // v.dtype.itemsize)))
+                v.prefetch(
+                    arrays.x.array, b.add(arrays.x.index(at), INDEX(k * v.width + AHEAD_BYTES // v.dtype.itemsize))
+                )
     with b.if_then(wanted.dx):  # dx = W^T g
         columns = [dot(v, column, g) for column in zip(*W, strict=True)]
         totals = v.take(columns, [j * v.width + k for k in lanes for j in range(n)])
@@ -155,10 +158,6 @@ def dot(v: VectorBuilder, a: Any, c: Any) -> Any:
     for a_k, c_k in zip(a[1:], c[1:], strict=True):
         total = v.multiply_add(a_k, c_k, total)
     return total
-
-
-# Terms that one chain of additions may have: m/2 eps is no more than (ceil(log2 m) + 1) eps.
-MOST_IN_CHAIN = 10
 
 
 @cache
