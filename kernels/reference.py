@@ -48,6 +48,7 @@ float32 or 512 of float64, for which einsum makes at least 4 or 2 sums side by s
 + 4 more. With its product, a term is rounded at most 256 + ceil(log2(n / 256)) + 4 times, and not more than n times.
 """
 
+from functools import partial
 from typing import Any
 
 import numpy as np

@@ -110,14 +110,14 @@ def compile_function(function: Any, name: str, signature: Any) -> Any:
         return njit(signature, **options)(function)
 
 
-def entry(compiled: Any) -> Any:
-    """A function of ``compile_function`` as numba's dispatcher calls it once it has found the type of each argument.
+def entry_point(function: Any) -> Any:
+    """A compiled function as numba's dispatcher calls it once it has found the type of each argument.
 
-    That takes 0.3 us. It takes read-only arrays, too, which are of another type to the dispatcher. It checks neither
-    dtypes nor numbers of axes.
+    It takes read-only arrays, too, which are of another type to the dispatcher. It checks neither dtypes nor numbers of
+    axes.
     """
-    (only,) = compiled.overloads.values()
-    return only.entry_point
+    (compiled,) = function.overloads.values()
+    return compiled.entry_point
 
 
 if hasattr(os, "register_at_fork"):

@@ -13,7 +13,7 @@ import numpy as np
 from sigmoid_l2 import threads
 from sigmoid_l2.kernels import Given
 from sigmoid_l2.kernels.cpu import shared_blocks, shared_tiny
-from sigmoid_l2.kernels.cpu.compile import entry
+from sigmoid_l2.kernels.cpu.compile import entry_point
 from sigmoid_l2.kernels.cpu.shared_product import allowed_roundings, roundings_of_chains
 from sigmoid_l2.kernels.cpu.shared_sums import sums_kernel
 from sigmoid_l2.kernels.cpu.simd import lane_count
@@ -22,7 +22,7 @@ from sigmoid_l2.settings import get_streaming_threshold
 # Size of the largest tiny W, in elements: its code, with the time to compile it, grows with them.
 TINY = 64
 # Size of a unit, in samples, at least, and the number of units, at most, where they are not larger than MOST_TERMS.
-UNIT, UNITS = 1 << 13, 64
+UNIT, UNITS = 1 << 10, 64
 # Sums that a unit adds with their errors, at most: the errors of the errors grow with the square of the number.
 MOST_TERMS = 1 << 13
 # Samples of a block, and the most memory of a block, in bytes.
@@ -31,7 +31,7 @@ BLOCK_ROWS, BLOCK_BYTES = 96, 1 << 20
 STRIP_BYTES = 1 << 22
 # Size of the dx whose sum over strips is computed at a time, in bytes; there are four more arrays of this size.
 CHUNK_BYTES = 1 << 22
-# What the blocks of a call allocate, at most, in bytes, where a row of x has up to LONG_ROW bytes.
+# What the blocks of a call allocate, at most, in bytes, where a row of x has up to 512 KiB: a tile has 12 of them.
 MOST_BYTES = 40 << 20
 
 
@@ -50,11 +50,13 @@ class Arrays(NamedTuple):
         return Arrays(*(None if a is None else a[first:last] for a in self))
 
 
-def shared(W: Any, x: Any, target: Any, cotangent: Any, loss: Any, dW: Any, dx: Any, dq: Any) -> None:
+def shared(
+    W: Any, x: Any, target: Any, cotangent: Any, loss: Any, dW: Any, dx: Any, dq: Any, *, call_bytes: int = 0
+) -> None:
     """Compute the outputs that are wanted, for W (m, n) and x (B, n); dW (m, n) is a sum over the batch."""
     arrays = Arrays(x, target, cotangent, loss, dx, dq)
-    written = sum(a.size for a in arrays[3:] if a is not None)
-    streams = written * W.itemsize >= get_streaming_threshold()
+    written = call_bytes or sum(a.nbytes for a in arrays[3:] if a is not None)
+    streams = written >= get_streaming_threshold()
     if W.size <= TINY:
         _tiny(W, arrays, dW, streams)
         return
@@ -87,7 +89,7 @@ def _waves(units: int, count: int) -> Iterator[tuple[int, int]]:
 def _tiny(W: Any, arrays: Arrays, dW: Any, streams: bool) -> None:
     m, n = W.shape
     lanes, B, dtype = lane_count(W.dtype), len(arrays.x), W.dtype
-    run = entry(shared_tiny.kernel(m, n, dtype, Given(arrays.target is not None, arrays.cotangent is not None)))
+    run = entry_point(shared_tiny.kernel(m, n, dtype, Given(arrays.target is not None, arrays.cotangent is not None)))
     chain = lanes * shared_tiny.CHAIN
     unit = _unit(B, chain, MOST_TERMS * chain)
     units = -(-B // unit)
@@ -99,7 +101,7 @@ def _tiny(W: Any, arrays: Arrays, dW: Any, streams: bool) -> None:
     threads.for_ranges(units, B * W.size, run_range)
     if dW is not None:
         totals = np.zeros(2 * m * n, dtype)
-        entry(sums_kernel(dtype))(sums, units, totals, 0, 1, m * n, True)
+        entry_point(sums_kernel(dtype))(sums, units, totals, 0, 1, m * n, True)
         dW[...] = totals[: m * n].reshape(m, n)
 
 
@@ -112,7 +114,8 @@ def _blocks(W: Any, arrays: Arrays, dW: Any, column: int, streams: bool) -> None
     lanes, of_tile = lane_count(dtype), shared_blocks.rows_of_tile()
     m_panel, n_panel = m_vectors * lanes, n_vectors * lanes
     m_panels, n_panels, m_tiles = -(-m // m_panel), -(-n // n_panel), -(-m // rows)
-    run = entry(shared_blocks.kernel(*shape, dtype, Given(arrays.target is not None, arrays.cotangent is not None)))
+    given = Given(arrays.target is not None, arrays.cotangent is not None)
+    run = entry_point(shared_blocks.kernel(*shape, dtype, given))
     sample_size = 2 * n_panels * n_panel + m_panels * m_panel
     block = max(min(BLOCK_ROWS, BLOCK_BYTES // (sample_size * dtype.itemsize)) // of_tile, 1) * of_tile
     unit = _unit(B, block, MOST_TERMS * block)
@@ -146,7 +149,7 @@ def _blocks(W: Any, arrays: Arrays, dW: Any, column: int, streams: bool) -> None
             )
 
         def add(begin: int, end: int, count: int = last - first, is_last: bool = last == units) -> None:
-            entry(sums_kernel(dtype))(memory, count, totals, begin, end, tile, is_last)
+            entry_point(sums_kernel(dtype))(memory, count, totals, begin, end, tile, is_last)
 
         threads.for_ranges(last - first, len(part.x) * W.size, run_range)
         if dW is not None:

@@ -6,6 +6,7 @@ a unit are vectors, too, each lane on its own. Compiled for each (m, n).
 """
 
 from functools import cache
+from itertools import product
 from typing import Any, NamedTuple
 
 import numba
@@ -142,8 +143,8 @@ def block(
         arrays.dq.put(at, streams, lambda: g_block)
     with b.if_then(wanted.dW):  # dW = the sum of g x^T
         counts = v.mask_first(minimum(b, left, INDEX(v.width)))
-        g = [b.select(counts, g_i, v.constant(0)) for g_i in g]
-        for total, (g_i, x_j) in zip(dW, ((g_i, x_j) for g_i in g for x_j in x), strict=True):
+        counted = [b.select(counts, g_i, v.constant(0)) for g_i in g]
+        for total, (g_i, x_j) in zip(dW, product(counted, x), strict=True):
             total.add_products([g_i], [x_j])
 
 

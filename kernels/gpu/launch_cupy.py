@@ -30,6 +30,7 @@ def fused(
     dq: Any,
     *,
     stream: int | None = None,
+    call_bytes: int = 0,
 ) -> None:
     """Compute loss, dW, dx and dq for a batch on the current GPU; the contract is in ``sigmoid_l2.kernels``.
 

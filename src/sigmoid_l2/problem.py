@@ -128,9 +128,7 @@ def _plain(W: Any, x: Any, target: Any, cotangent: Any, names: Sequence[str], ou
         and _out_is_plain((W, x, target, cotangent), dtype, results, names, out)
     ):
         return None
-    return Problem(
-        W, x, target, cotangent, batch, shape[-2], shape[-1], dtype, results, False, None, out, True
-    )
+    return Problem(W, x, target, cotangent, batch, shape[-2], shape[-1], dtype, results, False, None, out, True)
 
 
 def _is_plain(a: Any, dtype: Any, shape: tuple[int, ...]) -> bool:

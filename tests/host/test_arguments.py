@@ -8,12 +8,10 @@ import types
 import numpy as np
 import pytest
 from arrays import bits
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 import sigmoid_l2 as sl2
-from sigmoid_l2 import dispatch
-from sigmoid_l2.problem import validate
 
 W, X = np.linspace(-1, 1, 60).reshape(5, 3, 4), np.linspace(-2, 1, 20).reshape(5, 4)
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import fake_cupy
 import numpy as np
 import pytest
-from arrays import CALLS, Arrays, assert_refused, matrix
+from arrays import CALLS, Arrays, assert_refused
 
 import sigmoid_l2 as sl2
 from sigmoid_l2 import dispatch

@@ -102,8 +102,15 @@ def test_a_right_gradient_is_never_wrong(seed, shape, scale, kind, ends, dtype):
     W *= dtype(scale)
     y = target(kind, *shape[:2], dtype, seed)
     y = np.round(y) if ends else y  # 0 and 1
-    report = sl2.check_grad(W, x, y, dW=by_hand("dW", W, x, y=y), dx=by_hand("dx", W, x, y=y))
-    assert report.ok, report
+    right = sl2.trace(W, x, y)
+    assert sl2.check_grad(W, x, y, dW=right.dW, dx=right.dx)
+    for name in ("dW", "dx"):
+        report = check(name, W, x, by_hand(name, W, x, y=y), y)
+        # By hand 1 - s is subtracted, and from some q on, with or without a target, that is a mistake in float32.
+        far = dtype is np.float32 and right.q.max() > 6
+        assert report.ok or (far and [m[:35] for m in report.mistakes] == ["1 - s is computed by subtraction, w"]), (
+            report
+        )
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
