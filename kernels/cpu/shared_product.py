@@ -78,11 +78,16 @@ class Tile:
             self.clear()
             add_chain(loop.index)
             waiting = b.ctpop(loop.index)
-            v.store_block(map(b.load, self.sums), v.at(memory, b.mul(waiting, step)))
             is_last = b.icmp_signed("==", loop.index, b.sub(count, INDEX(1)))
             additions = b.select(is_last, waiting, b.cttz(b.not_(loop.index), false))
-            with cgutils.for_range(b, additions, intp=INDEX) as addition:
-                to = v.at(memory, b.mul(b.sub(b.sub(waiting, INDEX(1)), addition.index), step))
+            before = v.at(memory, b.mul(b.sub(waiting, INDEX(1)), step))
+            with b.if_else(b.icmp_signed(">", additions, INDEX(0))) as (adds, waits):
+                with adds:
+                    v.store_block(map(b.fadd, v.load_block(before, size), map(b.load, self.sums)), before)
+                with waits:
+                    v.store_block(map(b.load, self.sums), v.at(before, step))
+            with cgutils.for_range_slice(b, INDEX(1), additions, INDEX(1), intp=INDEX) as (addition, _):
+                to = v.at(before, b.mul(addition, INDEX(-size * v.width)))
                 for k in range(size):
                     both = v.load(to, INDEX(k * v.width)), v.load(to, INDEX((size + k) * v.width))
                     v.store(b.fadd(*both), to, INDEX(k * v.width))
