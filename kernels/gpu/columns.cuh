@@ -36,17 +36,20 @@ __device__ inline void columns_q(const T* W,  // (B, m, n)
     if (t < AT_ONCE && i + t < m) q_parts[(row + t) * slices + slice] = total;
 }
 
-// The gradients of a unit in COLUMNS = VECTORS * STEP columns, and in its first slice of columns the loss. A thread owns
+// dW and dx of a unit in COLUMNS = VECTORS * STEP columns, and in its first slice of columns dq and the loss. A thread owns
 // VECTORS groups of WIDTH neighbouring columns, STEP apart; x and dx stay in registers. A warp computes g of four rows,
-// lane k adding the part k of q. Grid: B * slices * ceil(n / COLUMNS) blocks, or B * slices where only loss is wanted.
-template <typename T, unsigned THREADS, unsigned WIDTH, unsigned VECTORS, bool WIDE, bool WANT_LOSS, bool WANT_DW,
-          bool WANT_DX>
-__device__ inline void columns_gradients(const T* W,        // (B, m, n)
-                                         const T* x,        // (B, n)
-                                         const T* q_parts,  // (B, m, q_slices)
-                                         T* loss,           // (units,)
-                                         T* dW,             // (B, m, n)
-                                         T* dx,             // (units, n)
+// lane k adding the part k of q. Grid: B * slices * ceil(n / COLUMNS) blocks, or B * slices without dW and dx.
+template <typename T, unsigned THREADS, unsigned WIDTH, unsigned VECTORS, bool WIDE, bool GIVEN_TARGET,
+          bool GIVEN_COTANGENT, bool WANT_LOSS, bool WANT_DW, bool WANT_DX, bool WANT_DQ>
+__device__ inline void columns_gradients(const T* W,          // (B, m, n)
+                                         const T* x,          // (B, n)
+                                         const T* target,     // (B, m)
+                                         const T* cotangent,  // (B,)
+                                         const T* q_parts,    // (B, m, q_slices)
+                                         T* loss,             // (units,)
+                                         T* dW,               // (B, m, n)
+                                         T* dx,               // (units, n)
+                                         T* dq,               // (B, m)
                                          unsigned m, unsigned n, unsigned rows, unsigned slices, unsigned q_slices) {
     constexpr unsigned WARPS = THREADS / WARP, STEP = THREADS * WIDTH, COLUMNS = VECTORS * STEP;
     constexpr unsigned AT_ONCE = 4, G_ROWS = WARPS * AT_ONCE;
@@ -61,24 +64,28 @@ __device__ inline void columns_gradients(const T* W,        // (B, m, n)
     const unsigned first = column_slice * COLUMNS + t * WIDTH;
     const unsigned own = first < n ? (n - first - 1) / STEP + 1 : 0;  // groups that are there, or more
     index_t W_at = (index_t(pair) * m + row) * n + first;             // of row i + r, in W and dW
-    T x_own[VECTORS * WIDTH], dx_own[VECTORS * WIDTH] = {}, total = T(0);
+    T x_own[VECTORS * WIDTH], dx_own[VECTORS * WIDTH] = {}, c_own = T(1), total = T(0);
     unsigned turn = 0;
+    if (GIVEN_COTANGENT) c_own = cotangent[pair];
+    target += index_t(pair) * m + row, dq += index_t(pair) * m + row;
 
 #pragma unroll
     for (unsigned k = 0; k < VECTORS; ++k)
         if (WANT_DW && k < own) load_global<WIDE, WIDTH>(x_own + k * WIDTH, x + index_t(pair) * n + first + k * STEP);
     for (unsigned i = 0; i < end; i += G_ROWS) {
-        // --- s, g and loss: lane l does row i + warp * AT_ONCE + l % AT_ONCE -----------------------------------------
-        T q[AT_ONCE] = {}, s, g;
+        // --- e, g and loss: lane l does row i + warp * AT_ONCE + l % AT_ONCE -----------------------------------------
+        T q[AT_ONCE] = {}, y_own = T(0), e, g;
         const unsigned own_row = i + warp * AT_ONCE + lane % AT_ONCE;
 #pragma unroll
         for (unsigned a = 0; a < AT_ONCE; ++a) {
             const unsigned r = i + warp * AT_ONCE + a;
             if (r < end && lane < q_slices) q[a] = q_parts[(index_t(pair) * m + row + r) * q_slices + lane];
         }
+        if (GIVEN_TARGET && own_row < end) y_own = target[own_row];
         sum_over_lanes<WARP, AT_ONCE>(q, lane);
-        s_and_g(q[0], s, g);
-        if (lane < AT_ONCE && own_row < end) total = multiply_add(s, s, total);
+        error_and_g<GIVEN_TARGET, GIVEN_COTANGENT>(q[0], y_own, c_own, e, g);
+        if (lane < AT_ONCE && own_row < end) total = multiply_add(e, e, total);
+        if (WANT_DQ && column_slice == 0 && lane < AT_ONCE && own_row < end) dq[own_row] = g;
         if (lane < AT_ONCE) g_rows[turn * G_ROWS + warp * AT_ONCE + lane] = g;
         __syncthreads();
 

@@ -9,17 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from sigmoid_l2.kernels import Wanted
+from sigmoid_l2.kernels import Given, Wanted
 from sigmoid_l2.kernels.gpu.common import (
     TYPES,
     add_scaled,
     cuda,
     dot,
+    error_and_g,
     framework,
     load_global,
     load_value,
     multiply_add,
-    s_and_g,
     scale,
     store_global,
     store_value,
@@ -87,20 +87,22 @@ def columns_q_function(plan: Columns, itemsize: int, wide: bool) -> Any:
     return columns_q
 
 
-def columns_gradients_function(plan: Columns, itemsize: int, wide: bool, wanted: Wanted) -> Any:
-    """The gradients of a unit in COLUMNS = VECTORS * STEP columns, and in its first slice of columns the loss.
+def columns_gradients_function(plan: Columns, itemsize: int, wide: bool, given: Given, wanted: Wanted) -> Any:
+    """dW and dx of a unit in COLUMNS = VECTORS * STEP columns, and in its first slice of columns dq and the loss.
 
     A thread owns VECTORS groups of WIDTH neighbouring columns, STEP apart; x and dx stay in registers. A warp computes
-    g of four rows, lane k adding the part k of q. Grid: B * slices * ceil(n / COLUMNS) blocks, or B * slices where only
-    loss is wanted.
+    g of four rows, lane k adding the part k of q. Grid: B * slices * ceil(n / COLUMNS) blocks, or B * slices without
+    dW and dx.
     """
     THREADS, WIDTH, VECTORS = plan[:3]
-    WANT_LOSS, WANT_DW, WANT_DX = wanted
+    GIVEN_TARGET, GIVEN_COTANGENT = given
+    WANT_LOSS, WANT_DW, WANT_DX, WANT_DQ = wanted
     WARPS, STEP, OWN = THREADS // WARP, THREADS * WIDTH, VECTORS * WIDTH
     COLUMNS, AT_ONCE = VECTORS * STEP, 4
     G_ROWS = WARPS * AT_ONCE
     G_ALL = 2 * G_ROWS
     real, zero, one = framework.REALS[itemsize], TYPES[itemsize](0), TYPES[itemsize](1)
+    e_and_g = error_and_g(given, itemsize)
     load, store = load_global(wide, WIDTH), store_global(wide, WIDTH)
     load_one, store_one = load_value(itemsize), store_value(itemsize)
     add_scaled_group, scale_group = add_scaled(WIDTH), scale(WIDTH)
@@ -109,10 +111,13 @@ def columns_gradients_function(plan: Columns, itemsize: int, wide: bool, wanted:
     def columns_gradients(
         W: Any,  # (B, m, n)
         x: Any,  # (B, n)
+        target: Any,  # (B, m)
+        cotangent: Any,  # (B,)
         q_parts: Any,  # (B, m, q_slices)
         loss: Any,  # (units,)
         dW: Any,  # (B, m, n)
         dx: Any,  # (units, n)
+        dq: Any,  # (B, m)
         m: Any,
         n: Any,
         rows: Any,
@@ -137,7 +142,10 @@ def columns_gradients_function(plan: Columns, itemsize: int, wide: bool, wanted:
         first = np.int64(column_slice) * COLUMNS + t * WIDTH
         own = np.uint32((n - first - 1) // STEP + 1 if first < n else 0)  # groups that are there, or more
         W_at = (pair * m + row) * n + first  # of row i + r, in W and dW
-        q_at = (pair * m + row) * q_slices + lane
+        q_at, y_at = (pair * m + row) * q_slices + lane, pair * m + row
+        c_own = one
+        if GIVEN_COTANGENT:
+            c_own = load_one(cotangent, pair)
         for k in range(OWN):
             dx_own[k] = zero
         total[0] = zero
@@ -148,17 +156,22 @@ def columns_gradients_function(plan: Columns, itemsize: int, wide: bool, wanted:
                 load(x_own, k * WIDTH, x, pair * n + first + k * STEP)
         i = np.uint32(0)
         while i < end:
-            # --- s, g and loss: lane l does row i + warp * AT_ONCE + l % AT_ONCE -------------------------------------
+            # --- e, g and loss: lane l does row i + warp * AT_ONCE + l % AT_ONCE -------------------------------------
             own_row = np.uint32(i + warp * AT_ONCE + lane % AT_ONCE)
             for a in range(AT_ONCE):
                 r = np.uint32(i + warp * AT_ONCE + a)
                 q[a] = zero
                 if r < end and lane < q_slices:
                     q[a] = load_one(q_parts, q_at + r * q_slices)
+            y_own = zero
+            if GIVEN_TARGET and own_row < end:
+                y_own = load_one(target, y_at + own_row)
             sum_lanes(q, lane)
-            s, g = s_and_g(q[0], one)
+            e, g = e_and_g(q[0], y_own, c_own)
             if lane < AT_ONCE and own_row < end:
-                total[0] = multiply_add(s, s, total[0])
+                total[0] = multiply_add(e, e, total[0])
+            if WANT_DQ and column_slice == 0 and lane < AT_ONCE and own_row < end:
+                store_one(dq, y_at + own_row, g)
             if lane < AT_ONCE:
                 g_rows[np.uint32(turn * G_ROWS + warp * AT_ONCE + lane)] = g
             cuda.syncthreads()

@@ -1,20 +1,24 @@
 // common.cuh: what the GPU kernels share: arithmetic, the steps of a row, sums over threads, moves. The derivation is
 // in reference.py.
 //
-//   q = W x,  s = sigmoid(q),  loss = sum(s^2),  g = 2 s (s (1 - s)),  dW = g x^T,  dx = W^T g
+//   q = W x,  s = sigmoid(q),  e = s - target,  loss = sum(e^2),  g = 2 e cotangent (s (1 - s)),  dq = g,  dW = g x^T,
+//   dx = W^T g
 //
-// Arrays are C-contiguous: W (B, m, n), x (B, n), loss (B,), dW (B, m, n), dx (B, n). Element (b, i, j) of W is
-// W[(b * m + i) * n + j]; all offsets into global memory are 64-bit. A unit is a pair or, where a pair is cut into
-// slices, `rows` of its rows; the last slice may have fewer. Then loss and dx are those of each slice, by unit, and the
-// kernel finish adds them. plan.py chooses the kernel and its numbers.
+// Arrays are C-contiguous: W (B, m, n), x (B, n), target (B, m), cotangent (B,), loss (B,), dW (B, m, n), dx (B, n),
+// dq (B, m). Element (b, i, j) of W is W[(b * m + i) * n + j]; all offsets into global memory are 64-bit. A unit is a
+// pair or, where a pair is cut into slices, `rows` of its rows; the last slice may have fewer. Then loss and dx are
+// those of each slice, by unit, and the kernel finish adds them. plan.py chooses the kernel and its numbers.
+//
+// Without a GIVEN target or cotangent a kernel has no instruction for it: it is 0 or 1. An output that is not WANTed is
+// not touched.
 //
 // WIDE says that W, x, dW and dx begin on multiples of 16 bytes, so that 16 bytes can move in one access. The order of
 // a sum depends neither on it nor on B or the place in the batch.
 //
 // The kernels are device functions that every thread of a one-dimensional block calls exactly once. Their files need
 // the text of this one before theirs. They include nothing. They use only threadIdx.x, blockIdx.x, gridDim.x, __shared__,
-// __syncthreads, __syncwarp, __shfl_sync, __shfl_xor_sync, __ldcs, __stcs, float2, float4, double2, exp and
-// __fmaf_ieee_rn of CUDA, so a host compiler with a stand-in for those can run them.
+// __syncthreads, __syncwarp, __shfl_sync, __shfl_xor_sync, __ldcs, __stcs, float2, float4, double2, exp, __fmaf_ieee_rn
+// and __dsub_rn of CUDA, so a host compiler with a stand-in for those can run them.
 
 #ifndef SIGMOID_L2_COMMON_CUH
 #define SIGMOID_L2_COMMON_CUH
@@ -22,7 +26,7 @@
 namespace sigmoid_l2 {
 
 typedef long long index_t;
-enum : unsigned { WARP = 32, ALL_LANES = 0xFFFFFFFF };
+enum : unsigned { WARP = 32, ALL_LANES = 0xFFFFFFFF, SHARED_BYTES = 48 * 1024 };  // that a block may declare
 
 // --- arithmetic ------------------------------------------------------------------------------------------------------
 
@@ -41,6 +45,18 @@ __device__ inline float multiply_add<float>(float a, float b, float c) {
 template <typename T>
 __device__ inline T multiply(T a, T b) {
     return multiply_add(a, b, T(-0.0));  // -0.0: a * b = -0.0 stays what it is
+}
+
+// a - b, rounded once: never contracted with the product that a may be.
+template <typename T>
+__device__ inline T subtract(T a, T b);
+template <>
+__device__ inline float subtract<float>(float a, float b) {
+    return multiply_add(b, -1.0f, a);
+}
+template <>
+__device__ inline double subtract<double>(double a, double b) {
+    return __dsub_rn(a, b);
 }
 
 // s = sigmoid(q) and c = 1 - s, both to a few ulp: one exp whose argument is never positive, nothing subtracted.
@@ -63,12 +79,15 @@ __device__ inline T dot(const T* a, const T* b, T q) {
     return q;
 }
 
-// s = sigmoid(q) and g = dloss/dq = 2 s (s (1 - s)).
-template <typename T>
-__device__ inline void s_and_g(T q, T& s, T& g) {
-    T c;
+// The error e = s - y of s = sigmoid(q), and g = cotangent dloss/dq = 2 e cotangent (s (1 - s)). Above 1/2, 1 - y is exact
+// and e is (1 - y) - (1 - s), so that nothing cancels near s = y = 1.
+template <bool GIVEN_TARGET, bool GIVEN_COTANGENT, typename T>
+__device__ inline void error_and_g(T q, T y, T cotangent, T& e, T& g) {
+    T s, c;
     sigmoid_and_complement(q, s, c);
-    g = multiply(T(2) * s, multiply(s, c));
+    e = !GIVEN_TARGET ? s : y > T(0.5) ? subtract(subtract(T(1), y), c) : subtract(s, y);
+    const T two_e = T(2) * e;
+    g = multiply(GIVEN_COTANGENT ? multiply(two_e, cotangent) : two_e, multiply(s, c));
 }
 
 // y += g a, of N elements.

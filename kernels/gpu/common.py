@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from sigmoid_l2.kernels import Given
 from sigmoid_l2.kernels.gpu.plan import WARP
 from sigmoid_l2.kernels.gpu.shim import package
 
@@ -33,6 +34,12 @@ def multiply_add(a: Any, b: Any, c: Any) -> Any:
 def multiply(a: Any, b: Any) -> Any:
     """a * b, rounded once. numba does not flush subnormals, so a plain product is enough."""
     return a * b
+
+
+@device
+def subtract(a: Any, b: Any, one: Any) -> Any:
+    """a - b, rounded once: never contracted with the product that a may be."""
+    return multiply_add(b, -one, a)
 
 
 @device
@@ -63,11 +70,26 @@ def dot(count: int) -> Any:
     return device(function)
 
 
-@device
-def s_and_g(q: Any, one: Any) -> Any:
-    """s = sigmoid(q) and g = dloss/dq = 2 s (s (1 - s))."""
-    s, c = sigmoid_and_complement(q, one)
-    return s, multiply((one + one) * s, multiply(s, c))
+@cache
+def error_and_g(given: Given, itemsize: int) -> Any:
+    """The error e = s - y of s = sigmoid(q), and g = cotangent dloss/dq = 2 e cotangent (s (1 - s)).
+
+    Above 1/2, 1 - y is exact and e is (1 - y) - (1 - s), so that nothing cancels near s = y = 1.
+    """
+    GIVEN_TARGET, GIVEN_COTANGENT = given
+    half, one, two = map(TYPES[itemsize], (0.5, 1, 2))
+
+    def function(q: Any, y: Any, cotangent: Any) -> Any:
+        s, c = sigmoid_and_complement(q, one)
+        e = s
+        if GIVEN_TARGET:
+            e = subtract(subtract(one, y, one), c, one) if y > half else subtract(s, y, one)
+        two_e = two * e
+        if GIVEN_COTANGENT:
+            two_e = multiply(two_e, cotangent)
+        return e, multiply(two_e, multiply(s, c))
+
+    return device(function)
 
 
 @cache

@@ -12,7 +12,7 @@ from functools import wraps
 from typing import Any, NamedTuple
 
 from sigmoid_l2.gpu.arrays import address
-from sigmoid_l2.kernels import Wanted
+from sigmoid_l2.kernels import Given, Wanted
 from sigmoid_l2.kernels.gpu import plan
 from sigmoid_l2.kernels.gpu.plan_types import Columns, Long, Plan, Rows, Staged
 
@@ -35,33 +35,52 @@ def once(build: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Batch(NamedTuple):
-    """The arrays of a batch by their addresses; that of an output that is not wanted is 0."""
+    """The arrays of a batch by their addresses; that of one that is not there is 0."""
 
     W: int  # (B, m, n)
     x: int  # (B, n)
+    target: int  # (B, m)
+    cotangent: int  # (B,)
     loss: int  # (B,)
     dW: int  # (B, m, n)
     dx: int  # (B, n)
+    dq: int  # (B, m)
     B: int
     m: int
     n: int
     itemsize: int
 
     @property
+    def given(self) -> Given:
+        """Which inputs there are besides W and x."""
+        return Given(self.target != 0, self.cotangent != 0)
+
+    @property
     def wanted(self) -> Wanted:
         """Which outputs are wanted."""
-        return Wanted(self.loss != 0, self.dW != 0, self.dx != 0)
+        return Wanted(self.loss != 0, self.dW != 0, self.dx != 0, self.dq != 0)
 
     def part(self, first: int, pairs: int) -> "Batch":
         """The pairs from ``first`` on."""
-        sizes = self.m * self.n, self.n, 1, self.m * self.n, self.n  # elements of a pair
-        begins = [a and a + first * size * self.itemsize for a, size in zip(self[:5], sizes, strict=True)]
-        W, x, loss, dW, dx = begins
-        return self._replace(W=W, x=x, loss=loss, dW=dW, dx=dx, B=pairs)
+        m, n = self.m, self.n
+        sizes = m * n, n, m, 1, 1, m * n, n, m  # elements of a pair
+        begins = [a and a + first * size * self.itemsize for a, size in zip(self[:8], sizes, strict=True)]
+        return Batch(*begins, pairs, *self[9:])
 
 
-def fused(launcher: Any, W: Any, x: Any, loss: Any, dW: Any, dx: Any, stream: int | None) -> None:
-    """Compute loss, dW and dx for a batch, in one launch, or in two where pairs are cut into slices of columns.
+def fused(
+    launcher: Any,
+    W: Any,
+    x: Any,
+    target: Any,
+    cotangent: Any,
+    loss: Any,
+    dW: Any,
+    dx: Any,
+    dq: Any,
+    stream: int | None,
+) -> None:
+    """Compute loss, dW, dx and dq for a batch, in one launch, or in two where pairs are cut into slices of columns.
 
     Where they are cut into slices of rows, and there are few, one more launch adds their sums. The batch goes through
     in parts whose sums fit the workspace.
@@ -69,8 +88,8 @@ def fused(launcher: Any, W: Any, x: Any, loss: Any, dW: Any, dx: Any, stream: in
     B, m, n = W.shape
     if max(m, n) >= 1 << 32:  # in the kernels they have 32 bits
         raise ValueError(f"a GPU kernel takes m and n below 2**32, not {m} and {n}; use backend='cpu' with host arrays")
-    W_at, x_at, loss_at, dW_at, dx_at = (0 if a is None else address(a) for a in (W, x, loss, dW, dx))
-    batch = Batch(W_at, x_at, loss_at, dW_at, dx_at, B, m, n, W.dtype.itemsize)
+    begins = (0 if a is None else address(a) for a in (W, x, target, cotangent, loss, dW, dx, dq))
+    batch = Batch(*begins, B, m, n, W.dtype.itemsize)
     p = plan.for_batch(plan.make_plan(m, n, batch.itemsize), B)
     has_sums = p.slices > 1 and bool(batch.loss or batch.dx)
     if not has_sums and not isinstance(p, Columns):
@@ -96,41 +115,44 @@ def are_aligned(*addresses: int) -> bool:
 
 def _launch(launcher: Any, p: Staged | Rows | Long, stream: int | None, batch: Batch, loss: int, dx: int) -> None:
     """Run the kernel of ``p``, which writes ``loss`` and ``dx`` by unit."""
-    W, x, _, dW, _, B, m, n, itemsize = batch
-    units, wide, wanted = B * p.slices, are_aligned(W, x, dW, dx), batch.wanted  # loss moves singly
+    W, x, target, cotangent, _, dW, _, dq, B, m, n, itemsize = batch
+    given, wanted, units = batch.given, batch.wanted, B * p.slices
+    wide = are_aligned(W, x, dW, dx)  # what is one value a row or a pair moves singly
     sizes: tuple[int, ...]
     if isinstance(p, Staged):
-        kernel, sizes = launcher.staged_kernel(p, m, n, itemsize, wide, wanted), (units,)
+        wide = wide and are_aligned(target, dq)
+        kernel, sizes = launcher.staged_kernel(p, m, n, itemsize, wide, given, wanted), (units,)
     elif isinstance(p, Rows):
         # rows and slices are arguments of the kernel. With 0 for them, plans that differ only there share one kernel.
-        kernel = launcher.rows_kernel(p._replace(rows=0, slices=0, group=0), itemsize, wide, wanted)
+        kernel = launcher.rows_kernel(p._replace(rows=0, slices=0, group=0), itemsize, wide, given, wanted)
         sizes = units, m, n, p.rows, p.rows * p.group if p.in_turn else p.rows, p.slices
     else:
-        kernel = launcher.long_kernel(p._replace(rows=0, slices=0), itemsize, wide, wanted)
+        kernel = launcher.long_kernel(p._replace(rows=0, slices=0), itemsize, wide, given, wanted)
         sizes = m, n, p.rows, p.slices
-    launcher.run(kernel, -(-units // p.block_units), p.threads, stream, (W, x, loss, dW, dx, *sizes))
+    arguments = W, x, target, cotangent, loss, dW, dx, dq, *sizes
+    launcher.run(kernel, -(-units // p.block_units), p.threads, stream, arguments)
 
 
 def _launch_columns(
     launcher: Any, p: Columns, stream: int | None, batch: Batch, loss: int, dx: int, q_parts: int
 ) -> None:
     """Run both kernels of columns; the first passes ``q_parts`` to the second, which writes ``loss`` and ``dx``."""
-    W, x, _, dW, _, B, m, n, itemsize = batch
+    W, x, target, cotangent, _, dW, _, dq, B, m, n, itemsize = batch
     wide = are_aligned(W, x, dW, dx)
     registers = p.registers if wide else plan.NARROW_COLUMNS_REGISTERS
     key = p._replace(rows=0, slices=0, q_columns=0, q_slices=0, registers=registers)
-    column_slices = -(-n // p.columns) if dW or dx else 1  # the first has the loss
+    column_slices = -(-n // p.columns) if dW or dx else 1  # the first has loss and dq
     kernel, sizes = launcher.columns_q_kernel(key, itemsize, wide), (m, n, p.q_columns, p.q_slices)
     launcher.run(kernel, B * -(-m // p.at_once) * p.q_slices, p.threads, stream, (W, x, q_parts, *sizes))
-    kernel = launcher.columns_gradients_kernel(key, itemsize, wide, batch.wanted)
-    arguments = W, x, q_parts, loss, dW, dx, m, n, p.rows, p.slices, p.q_slices
+    kernel = launcher.columns_gradients_kernel(key, itemsize, wide, batch.given, batch.wanted)
+    arguments = W, x, target, cotangent, q_parts, loss, dW, dx, dq, m, n, p.rows, p.slices, p.q_slices
     launcher.run(kernel, B * p.slices * column_slices, p.threads, stream, arguments)
 
 
 def _finish(launcher: Any, p: Plan, stream: int | None, batch: Batch, slice_loss: int, slice_dx: int) -> None:
     """Add the sums of the slices of each pair; a block does WARP columns of a pair's dx and loss."""
     chunk = plan.finish_chunk(p.slices)
-    kernel = launcher.finish_kernel(chunk, batch.itemsize, batch.wanted._replace(dW=False))
+    kernel = launcher.finish_kernel(chunk, batch.itemsize, batch.wanted._replace(dW=False, dq=False))
     blocks = batch.B * (batch.n // plan.WARP + 1)
     group = (1 if p.in_turn else p.group) if isinstance(p, Rows) else p.slices
     arguments = slice_loss, slice_dx, batch.loss, batch.dx, batch.n, p.slices, group

@@ -12,43 +12,57 @@ from typing import Any
 import cupy
 
 from sigmoid_l2.gpu.cupy_library import CupyLibrary, cupy_stream
-from sigmoid_l2.kernels import Wanted
+from sigmoid_l2.kernels import Given, Wanted
 from sigmoid_l2.kernels.gpu import launch, plan
 from sigmoid_l2.kernels.gpu.plan_types import Columns, Long, Rows, Staged
 
+INPUTS, OUTPUTS = "W x target cotangent", "loss dW dx dq"
 
-def fused(W: Any, x: Any, loss: Any, dW: Any, dx: Any, *, stream: int | None = None) -> None:
-    """Compute loss, dW and dx for a batch on the current GPU; the contract is in ``sigmoid_l2.kernels``.
+
+def fused(
+    W: Any,
+    x: Any,
+    target: Any,
+    cotangent: Any,
+    loss: Any,
+    dW: Any,
+    dx: Any,
+    dq: Any,
+    *,
+    stream: int | None = None,
+    call_bytes: int = 0,
+) -> None:
+    """Compute loss, dW, dx and dq for a batch on the current GPU; the contract is in ``sigmoid_l2.kernels``.
 
     Arrays are CuPy's or numba's.
     """
-    launch.fused(sys.modules[__name__], W, x, loss, dW, dx, stream=stream)
+    launch.fused(sys.modules[__name__], W, x, target, cotangent, loss, dW, dx, dq, stream=stream)
 
 
 # --- the kernels -----------------------------------------------------------------------------------------------------
 
 
 @launch.once
-def staged_kernel(p: Staged, m: int, n: int, itemsize: int, wide: bool, wanted: Wanted) -> Any:
+def staged_kernel(p: Staged, m: int, n: int, itemsize: int, wide: bool, given: Given, wanted: Wanted) -> Any:
     """The kernel of staged.cuh for one (m, n)."""
     lanes = p.lanes, p.row_lanes, p.columns, p.lane_rows, p.lane_pairs
-    template = m, n, p.rows, p.slices, p.threads, *lanes, wide, *wanted
-    return _kernel("fused_staged", itemsize, template, "W x", "loss dW dx", "units")
+    template = m, n, p.rows, p.slices, p.threads, *lanes, wide, *given, *wanted
+    return _kernel("fused_staged", itemsize, template, INPUTS, OUTPUTS, "units")
 
 
 @launch.once
-def rows_kernel(p: Rows, itemsize: int, wide: bool, wanted: Wanted) -> Any:
+def rows_kernel(p: Rows, itemsize: int, wide: bool, given: Given, wanted: Wanted) -> Any:
     """The kernel of rows.cuh, to which the plan's ``rows`` and ``slices`` are arguments."""
-    template = p.threads, p.row_threads, p.teams, p.width, p.vectors, p.at_once, p.in_turn, wide, *wanted
+    template = p.threads, p.row_threads, p.teams, p.width, p.vectors, p.at_once, p.in_turn, wide, *given, *wanted
     sizes, registers = "units m n rows unit_rows slices", plan.rows_registers(p, itemsize)
-    return _kernel("fused_rows", itemsize, template, "W x", "loss dW dx", sizes, registers)
+    return _kernel("fused_rows", itemsize, template, INPUTS, OUTPUTS, sizes, registers)
 
 
 @launch.once
-def long_kernel(p: Long, itemsize: int, wide: bool, wanted: Wanted) -> Any:
+def long_kernel(p: Long, itemsize: int, wide: bool, given: Given, wanted: Wanted) -> Any:
     """The kernel of long.cuh, to which the plan's ``rows`` and ``slices`` are arguments."""
-    template = p.threads, p.width, p.vectors, p.shared, wide, *wanted
-    return _kernel("fused_long", itemsize, template, "W x", "loss dW dx", "m n rows slices", p.registers)
+    template = p.threads, p.width, p.vectors, p.shared, wide, *given, *wanted
+    return _kernel("fused_long", itemsize, template, INPUTS, OUTPUTS, "m n rows slices", p.registers)
 
 
 @launch.once
@@ -59,10 +73,10 @@ def columns_q_kernel(p: Columns, itemsize: int, wide: bool) -> Any:
 
 
 @launch.once
-def columns_gradients_kernel(p: Columns, itemsize: int, wide: bool, wanted: Wanted) -> Any:
+def columns_gradients_kernel(p: Columns, itemsize: int, wide: bool, given: Given, wanted: Wanted) -> Any:
     """The second, to which ``rows``, ``slices`` and ``q_slices`` are arguments."""
-    template, sizes = (p.threads, p.width, p.vectors, wide, *wanted), "m n rows slices q_slices"
-    return _kernel("columns_gradients", itemsize, template, "W x q_parts", "loss dW dx", sizes, p.registers)
+    template, sizes = (p.threads, p.width, p.vectors, wide, *given, *wanted), "m n rows slices q_slices"
+    return _kernel("columns_gradients", itemsize, template, f"{INPUTS} q_parts", OUTPUTS, sizes, p.registers)
 
 
 @launch.once

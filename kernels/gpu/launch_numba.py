@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from sigmoid_l2.gpu.numba_library import NumbaLibrary
-from sigmoid_l2.kernels import Wanted
+from sigmoid_l2.kernels import Given, Wanted
 from sigmoid_l2.kernels.gpu import launch, plan
 from sigmoid_l2.kernels.gpu.columns import columns_gradients_function, columns_q_function
 from sigmoid_l2.kernels.gpu.common import cuda, framework
@@ -21,33 +21,45 @@ from sigmoid_l2.kernels.gpu.rows import rows_function
 from sigmoid_l2.kernels.gpu.staged import staged_function
 
 
-def fused(W: Any, x: Any, loss: Any, dW: Any, dx: Any, *, stream: int | None = None) -> None:
-    """Compute loss, dW and dx for a batch on the current GPU; the contract is in ``sigmoid_l2.kernels``.
+def fused(
+    W: Any,
+    x: Any,
+    target: Any,
+    cotangent: Any,
+    loss: Any,
+    dW: Any,
+    dx: Any,
+    dq: Any,
+    *,
+    stream: int | None = None,
+    call_bytes: int = 0,
+) -> None:
+    """Compute loss, dW, dx and dq for a batch on the current GPU; the contract is in ``sigmoid_l2.kernels``.
 
     Arrays are numba's, CuPy's or of the class DeviceArray.
     """
-    launch.fused(sys.modules[__name__], W, x, loss, dW, dx, stream=stream)
+    launch.fused(sys.modules[__name__], W, x, target, cotangent, loss, dW, dx, dq, stream=stream)
 
 
 # --- the kernels -----------------------------------------------------------------------------------------------------
 
 
 @launch.once
-def staged_kernel(p: Staged, m: int, n: int, itemsize: int, wide: bool, wanted: Wanted) -> Any:
+def staged_kernel(p: Staged, m: int, n: int, itemsize: int, wide: bool, given: Given, wanted: Wanted) -> Any:
     """The kernel of staged.py for one (m, n)."""
-    return _kernel(staged_function(p, m, n, itemsize, wide, wanted), p.threads, p.registers)
+    return _kernel(staged_function(p, m, n, itemsize, wide, given, wanted), p.threads, p.registers)
 
 
 @launch.once
-def rows_kernel(p: Rows, itemsize: int, wide: bool, wanted: Wanted) -> Any:
+def rows_kernel(p: Rows, itemsize: int, wide: bool, given: Given, wanted: Wanted) -> Any:
     """The kernel of rows.py, to which the plan's ``rows`` and ``slices`` are arguments."""
-    return _kernel(rows_function(p, itemsize, wide, wanted), p.threads, plan.rows_registers(p, itemsize))
+    return _kernel(rows_function(p, itemsize, wide, given, wanted), p.threads, plan.rows_registers(p, itemsize))
 
 
 @launch.once
-def long_kernel(p: Long, itemsize: int, wide: bool, wanted: Wanted) -> Any:
+def long_kernel(p: Long, itemsize: int, wide: bool, given: Given, wanted: Wanted) -> Any:
     """The kernel of long.py, to which the plan's ``rows`` and ``slices`` are arguments."""
-    return _kernel(long_function(p, itemsize, wide, wanted), p.threads, p.registers)
+    return _kernel(long_function(p, itemsize, wide, given, wanted), p.threads, p.registers)
 
 
 @launch.once
@@ -57,9 +69,9 @@ def columns_q_kernel(p: Columns, itemsize: int, wide: bool) -> Any:
 
 
 @launch.once
-def columns_gradients_kernel(p: Columns, itemsize: int, wide: bool, wanted: Wanted) -> Any:
+def columns_gradients_kernel(p: Columns, itemsize: int, wide: bool, given: Given, wanted: Wanted) -> Any:
     """The second, to which ``rows``, ``slices`` and ``q_slices`` are arguments."""
-    return _kernel(columns_gradients_function(p, itemsize, wide, wanted), p.threads, p.registers)
+    return _kernel(columns_gradients_function(p, itemsize, wide, given, wanted), p.threads, p.registers)
 
 
 @launch.once

@@ -11,13 +11,16 @@
 namespace sigmoid_l2 {
 
 // Grid: a block of THREADS threads for each unit. VECTORS is the smallest number with VECTORS * STEP >= n.
-template <typename T, unsigned THREADS, unsigned WIDTH, unsigned VECTORS, unsigned SHARED, bool WIDE, bool WANT_LOSS,
-          bool WANT_DW, bool WANT_DX>
-__device__ inline void fused_long(const T* W,  // (B, m, n)
-                                  const T* x,  // (B, n)
-                                  T* loss,     // (units,)
-                                  T* dW,       // (B, m, n)
-                                  T* dx,       // (units, n)
+template <typename T, unsigned THREADS, unsigned WIDTH, unsigned VECTORS, unsigned SHARED, bool WIDE, bool GIVEN_TARGET,
+          bool GIVEN_COTANGENT, bool WANT_LOSS, bool WANT_DW, bool WANT_DX, bool WANT_DQ>
+__device__ inline void fused_long(const T* W,          // (B, m, n)
+                                  const T* x,          // (B, n)
+                                  const T* target,     // (B, m)
+                                  const T* cotangent,  // (B,)
+                                  T* loss,             // (units,)
+                                  T* dW,               // (B, m, n)
+                                  T* dx,               // (units, n)
+                                  T* dq,               // (B, m)
                                   unsigned m, unsigned n, unsigned rows, unsigned slices) {
     constexpr unsigned WARPS = THREADS / WARP, STEP = THREADS * WIDTH;
     __shared__ T q_sums[2 * WARPS];  // for sum_over_row_threads, which uses the halves in turn
@@ -30,7 +33,8 @@ __device__ inline void fused_long(const T* W,  // (B, m, n)
     const bool has_last = first + (VECTORS - 1) * STEP < n;
     const index_t W_first = (index_t(pair) * m + row) * n + first;
     T W_row[VECTORS * WIDTH], dx_own[(VECTORS - SHARED) * WIDTH] = {}, x_own[WIDTH], dW_own[WIDTH], dx_read[WIDTH];
-    T q[1] = {}, s, g, total = T(0);
+    T q[1] = {}, y = T(0), c = T(1), e, g, total = T(0);
+    target += index_t(pair) * m + row, dq += index_t(pair) * m + row;
     x += index_t(pair) * n + first;
     W += W_first, dW += W_first;  // of row i
 
@@ -38,6 +42,8 @@ __device__ inline void fused_long(const T* W,  // (B, m, n)
 #pragma unroll
     for (unsigned k = 0; k < VECTORS; ++k)
         if (k + 1 < VECTORS || has_last) load_global<WIDE, WIDTH>(W_row + k * WIDTH, W + k * STEP);
+    if (GIVEN_TARGET) y = target[0];
+    if (GIVEN_COTANGENT) c = cotangent[pair];
 #pragma unroll
     for (unsigned k = 0; k < VECTORS; ++k) {
         const T zeros[WIDTH] = {};
@@ -47,11 +53,13 @@ __device__ inline void fused_long(const T* W,  // (B, m, n)
         q[0] = dot<WIDTH>(W_row + k * WIDTH, x_own, q[0]);
     }
     for (unsigned i = 0; i < end; ++i, W += n, dW += n) {
-        // --- s, g and loss -------------------------------------------------------------------------------------------
-        s_and_g(sum_over_row_threads<WARPS, 1>(q, q_sums + i % 2 * WARPS), s, g);
-        total = multiply_add(s, s, total);
+        // --- e, g and loss -------------------------------------------------------------------------------------------
+        error_and_g<GIVEN_TARGET, GIVEN_COTANGENT>(sum_over_row_threads<WARPS, 1>(q, q_sums + i % 2 * WARPS), y, c, e, g);
+        total = multiply_add(e, e, total);
+        if (WANT_DQ && t == 0) dq[i] = g;
 
-        // --- dx += W^T g; W of the next row --------------------------------------------------------------------------
+        // --- dx += W^T g; W and target of the next row ---------------------------------------------------------------
+        if (GIVEN_TARGET && i + 1 < end) y = target[i + 1];
 #pragma unroll
         for (unsigned k = 0; k < VECTORS; ++k) {
             if (k + 1 == VECTORS && !has_last) break;

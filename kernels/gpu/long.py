@@ -12,17 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from sigmoid_l2.kernels import Wanted
+from sigmoid_l2.kernels import Given, Wanted
 from sigmoid_l2.kernels.gpu.common import (
     TYPES,
     add_scaled,
     cuda,
     dot,
+    error_and_g,
     framework,
     load_global,
     load_shared,
+    load_value,
     multiply_add,
-    s_and_g,
     scale,
     store_global,
     store_shared,
@@ -33,26 +34,31 @@ from sigmoid_l2.kernels.gpu.plan import WARP
 from sigmoid_l2.kernels.gpu.plan_types import Long
 
 
-def long_function(plan: Long, itemsize: int, wide: bool, wanted: Wanted) -> Any:
+def long_function(plan: Long, itemsize: int, wide: bool, given: Given, wanted: Wanted) -> Any:
     """The kernel's Python function for one plan, whose ``rows`` and ``slices`` are arguments of the kernel.
 
     Grid: a block of THREADS threads for each unit. VECTORS is the smallest number with VECTORS * STEP >= n.
     """
     THREADS, WIDTH, VECTORS, SHARED = plan[:4]
-    WANT_LOSS, WANT_DW, WANT_DX = wanted
+    GIVEN_TARGET, GIVEN_COTANGENT = given
+    WANT_LOSS, WANT_DW, WANT_DX, WANT_DQ = wanted
     WARPS, STEP = THREADS // WARP, THREADS * WIDTH
     Q_SUMS, DX_SHARED, OWN = 2 * WARPS, SHARED * STEP, VECTORS * WIDTH
     real, zero, one = framework.REALS[itemsize], TYPES[itemsize](0), TYPES[itemsize](1)
+    e_and_g = error_and_g(given, itemsize)
     load, store, get, put = load_global(wide, WIDTH), store_global(wide, WIDTH), load_shared(WIDTH), store_shared(WIDTH)
     dot_group, add_scaled_group, scale_group = dot(WIDTH), add_scaled(WIDTH), scale(WIDTH)
-    sum_q, store_one = sum_over_row_threads(WARPS, 1), store_value(itemsize)
+    sum_q, load_one, store_one = sum_over_row_threads(WARPS, 1), load_value(itemsize), store_value(itemsize)
 
     def fused_long(
         W: Any,  # (B, m, n)
         x: Any,  # (B, n)
+        target: Any,  # (B, m)
+        cotangent: Any,  # (B,)
         loss: Any,  # (units,)
         dW: Any,  # (B, m, n)
         dx: Any,  # (units, n)
+        dq: Any,  # (B, m)
         m: Any,
         n: Any,
         rows: Any,
@@ -76,12 +82,17 @@ def long_function(plan: Long, itemsize: int, wide: bool, wanted: Wanted) -> Any:
         end = np.uint32(min(m - row, rows))
         has_last = first + (VECTORS - 1) * STEP < n
         x_at, W_at = pair * n + first, (pair * m + row) * n + first  # W_at: of row i
-        total = zero
+        y_at = pair * m + row  # of row i, in target and dq
+        y, c, total = zero, one, zero
 
         # --- q = W x of the first row --------------------------------------------------------------------------------
         for k in range(VECTORS):
             if k + 1 < VECTORS or has_last:
                 load(W_row, k * WIDTH, W, W_at + k * STEP)
+        if GIVEN_TARGET:
+            y = load_one(target, y_at)
+        if GIVEN_COTANGENT:
+            c = load_one(cotangent, pair)
         for k in range(OWN):
             dx_own[k] = zero
         q[0] = zero
@@ -93,12 +104,16 @@ def long_function(plan: Long, itemsize: int, wide: bool, wanted: Wanted) -> Any:
                 q[0] = dot_group(W_row, k * WIDTH, x_own, 0, q[0])
         i = np.uint32(0)
         while i < end:
-            # --- s, g and loss ---------------------------------------------------------------------------------------
-            s, g = s_and_g(sum_q(q, q_sums, i % 2 * WARPS), one)
-            total = multiply_add(s, s, total)
+            # --- e, g and loss ---------------------------------------------------------------------------------------
+            e, g = e_and_g(sum_q(q, q_sums, i % 2 * WARPS), y, c)
+            total = multiply_add(e, e, total)
+            if WANT_DQ and t == 0:
+                store_one(dq, y_at + i, g)
 
-            # --- dx += W^T g; W of the next row ----------------------------------------------------------------------
+            # --- dx += W^T g; W and target of the next row -----------------------------------------------------------
             i = np.uint32(i + 1)
+            if GIVEN_TARGET and i < end:
+                y = load_one(target, y_at + i)
             for k in range(VECTORS):
                 if k + 1 < VECTORS or has_last:
                     if WANT_DX and k < SHARED:

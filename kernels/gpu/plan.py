@@ -24,6 +24,7 @@ from sigmoid_l2.kernels.gpu.plan_types import Columns, Long, Plan, Rows, Staged
 # --- all kernels -----------------------------------------------------------------------------------------------------
 
 WARP = 32  # threads
+SHARED_BYTES = 48 * 1024  # that a block may declare, on every chip
 REGISTERS = 65536  # of a multiprocessor, on every chip
 BLOCKS = 16  # that a multiprocessor of every chip from sm_75 on can hold
 # Bytes of the widest access there is. It needs a quarter of the instructions of 4-byte accesses.

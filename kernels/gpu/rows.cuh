@@ -69,12 +69,16 @@ __device__ inline void add_teams(T* loss, T* dx, T loss_own, const T* dx_own, un
 // warp. VECTORS is the smallest number with VECTORS * ROW_THREADS * WIDTH >= n. If IN_TURN, a unit is a group of slices
 // of `rows` rows each, which it does one after the other.
 template <typename T, unsigned THREADS, unsigned ROW_THREADS, unsigned TEAMS, unsigned WIDTH, unsigned VECTORS,
-          unsigned AT_ONCE, bool IN_TURN, bool WIDE, bool WANT_LOSS, bool WANT_DW, bool WANT_DX>
-__device__ inline void fused_rows(const T* W,  // (B, m, n)
-                                  const T* x,  // (B, n)
-                                  T* loss,     // (units,)
-                                  T* dW,       // (B, m, n)
-                                  T* dx,       // (units, n)
+          unsigned AT_ONCE, bool IN_TURN, bool WIDE, bool GIVEN_TARGET, bool GIVEN_COTANGENT, bool WANT_LOSS,
+          bool WANT_DW, bool WANT_DX, bool WANT_DQ>
+__device__ inline void fused_rows(const T* W,          // (B, m, n)
+                                  const T* x,          // (B, n)
+                                  const T* target,     // (B, m)
+                                  const T* cotangent,  // (B,)
+                                  T* loss,             // (units,)
+                                  T* dW,               // (B, m, n)
+                                  T* dx,               // (units, n)
+                                  T* dq,               // (B, m)
                                   unsigned units, unsigned m, unsigned n, unsigned rows, unsigned unit_rows,
                                   unsigned slices) {
     constexpr unsigned UNIT_THREADS = ROW_THREADS * TEAMS, BLOCK_UNITS = THREADS / UNIT_THREADS;
@@ -93,10 +97,12 @@ __device__ inline void fused_rows(const T* W,  // (B, m, n)
     const unsigned first = t % ROW_THREADS * WIDTH;  // column
     const bool is_there = BLOCK_UNITS == 1 || unit < units;
     const bool has_last = first + (VECTORS - 1) * STEP < n;
-    T x_own[OWN] = {};
+    T x_own[OWN] = {}, c_own = T(1);
     unsigned turn = 0;
 
     if (is_there) load(x_own, x + index_t(pair) * n + first, has_last);
+    if (GIVEN_COTANGENT && is_there) c_own = cotangent[pair];
+    target += index_t(pair) * m, dq += index_t(pair) * m;
     unsigned slice_end = unit % slices * unit_rows, i = slice_end + team * AT_ONCE;
     index_t W_at = (index_t(pair) * m + i) * n + first;  // of row i, in W and dW
     for (unsigned left = unit_rows;; left -= rows) {  // for each slice of the unit; left: rows, with this slice
@@ -106,23 +112,27 @@ __device__ inline void fused_rows(const T* W,  // (B, m, n)
         // The teams of a warp make the same number of steps, even where one has no row.
         for (; i - team % WARP_TEAMS * AT_ONCE < (LANES < WARP ? slice_end : end);
              i += STEP_ROWS, W_at += index_t(STEP_ROWS) * n) {
-            // --- W of the rows i to i + AT_ONCE - 1 ------------------------------------------------------------------
-            T W_rows[AT_ONCE][OWN] = {}, dW_row[OWN], q[AT_ONCE], s, g_own;
+            // --- W and target of the rows i to i + AT_ONCE - 1; lane l has the target of row i + l % AT_ONCE ---------
+            T W_rows[AT_ONCE][OWN] = {}, dW_row[OWN], q[AT_ONCE], y_own = T(0), e, g_own;
+            const unsigned own_row = i + lane % AT_ONCE;
 #pragma unroll
             for (unsigned a = 0; a < AT_ONCE; ++a)
                 if (i + a < end) load(W_rows[a], W + W_at + index_t(a) * n, has_last);
+            if (GIVEN_TARGET && own_row < end) y_own = target[own_row];
 
             // --- q = W x ---------------------------------------------------------------------------------------------
 #pragma unroll
             for (unsigned a = 0; a < AT_ONCE; ++a) q[a] = dot<OWN>(W_rows[a], x_own, T(0));
 
-            // --- s, g and loss: lane l does row i + l % AT_ONCE ------------------------------------------------------
-            s_and_g(sum_over_row_threads<WARPS, AT_ONCE, LANES>(q, q_sums + turn * WARPS * AT_ONCE), s, g_own);
+            // --- e, g and loss: lane l does row i + l % AT_ONCE ------------------------------------------------------
+            const T q_own = sum_over_row_threads<WARPS, AT_ONCE, LANES>(q, q_sums + turn * WARPS * AT_ONCE);
+            error_and_g<GIVEN_TARGET, GIVEN_COTANGENT>(q_own, y_own, c_own, e, g_own);
             turn ^= 1;
-            if (i + lane % AT_ONCE < end)
-                total = multiply_add(s, s, total);
+            if (own_row < end)
+                total = multiply_add(e, e, total);
             else
-                g_own = T(0);  // no row: s and g are NaN where x is infinite
+                g_own = T(0);  // no row: e and g are NaN where x is infinite
+            if (WANT_DQ && own_row < end && t % ROW_THREADS < AT_ONCE) dq[own_row] = g_own;
 
             // --- dW = g x^T, dx += W^T g -----------------------------------------------------------------------------
 #pragma unroll

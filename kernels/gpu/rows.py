@@ -9,18 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from sigmoid_l2.kernels import Wanted
+from sigmoid_l2.kernels import Given, Wanted
 from sigmoid_l2.kernels.gpu.common import (
     TYPES,
     add_scaled,
     cuda,
     device,
     dot,
+    error_and_g,
     framework,
     load_global,
     load_value,
     multiply_add,
-    s_and_g,
     scale,
     shuffle,
     shuffle_xor,
@@ -124,7 +124,7 @@ def add_teams(
     return device(function)
 
 
-def rows_function(plan: Rows, itemsize: int, wide: bool, wanted: Wanted) -> Any:
+def rows_function(plan: Rows, itemsize: int, wide: bool, given: Given, wanted: Wanted) -> Any:
     """The kernel's Python function for one plan, whose ``rows`` and ``slices`` are arguments of the kernel.
 
     Grid: ceil(units / (THREADS / (ROW_THREADS * TEAMS))) blocks of THREADS threads. TEAMS is 1 if a team has more than
@@ -139,8 +139,10 @@ def rows_function(plan: Rows, itemsize: int, wide: bool, wanted: Wanted) -> Any:
     assert WARPS == 1 or (TEAMS == 1 and BLOCK_UNITS == 1), "all of the block meets at a row's barrier"
     SHIFTS, Q_SUMS, W_ROWS = AT_ONCE.bit_length() - 1, 2 * WARPS * AT_ONCE, AT_ONCE * OWN
     LOSS_SUMS, DX_SUMS = (BLOCK_UNITS * TEAMS, BLOCK_UNITS * TEAMS * VECTORS * STEP) if TEAMS > 1 else (1, 1)
-    WANT_LOSS, WANT_DW, WANT_DX = wanted
+    GIVEN_TARGET, GIVEN_COTANGENT = given
+    WANT_LOSS, WANT_DW, WANT_DX, WANT_DQ = wanted
     real, zero, one = framework.REALS[itemsize], TYPES[itemsize](0), TYPES[itemsize](1)
+    e_and_g = error_and_g(given, itemsize)
     load, store = load_row(wide, WIDTH, VECTORS, STEP), store_row(wide, WIDTH, VECTORS, STEP)
     dot_own, add_scaled_own, scale_own = dot(OWN), add_scaled(OWN), scale(OWN)
     sum_q = sum_over_row_threads(WARPS, AT_ONCE, LANES)
@@ -150,9 +152,12 @@ def rows_function(plan: Rows, itemsize: int, wide: bool, wanted: Wanted) -> Any:
     def fused_rows(
         W: Any,  # (B, m, n)
         x: Any,  # (B, n)
+        target: Any,  # (B, m)
+        cotangent: Any,  # (B,)
         loss: Any,  # (units,)
         dW: Any,  # (B, m, n)
         dx: Any,  # (units, n)
+        dq: Any,  # (B, m)
         units: Any,
         m: Any,
         n: Any,
@@ -180,6 +185,9 @@ def rows_function(plan: Rows, itemsize: int, wide: bool, wanted: Wanted) -> Any:
 
         if is_there:
             load(x_own, 0, x, pair * n + first, has_last)
+        c_own, y_first = one, np.int64(pair) * m
+        if GIVEN_COTANGENT and is_there:
+            c_own = load_one(cotangent, pair)
         slice_end = unit % np.uint32(slices) * unit_rows
         i = slice_end + team * AT_ONCE
         W_at = (pair * m + i) * n + first  # of row i, in W and dW
@@ -192,25 +200,30 @@ def rows_function(plan: Rows, itemsize: int, wide: bool, wanted: Wanted) -> Any:
             total = zero
             # The teams of a warp make the same number of steps, even where one has no row.
             while i - team % WARP_TEAMS * AT_ONCE < (slice_end if LANES < WARP else end):
-                # --- W of the rows i to i + AT_ONCE - 1 --------------------------------------------------------------
+                # --- W and target of the rows i to i + AT_ONCE - 1; lane l has the target of row i + l % AT_ONCE -----
                 for k in range(W_ROWS):
                     W_rows[k] = zero
                 for a in range(AT_ONCE):
                     # With a warp or more, row i exists, which the compiler does not infer; so too below.
                     if (a == 0 and LANES == WARP) or i + a < end:
                         load(W_rows, a * OWN, W, W_at + a * n, has_last)
+                y_own, own_row = zero, i + lane % AT_ONCE
+                if GIVEN_TARGET and own_row < end:
+                    y_own = load_one(target, y_first + own_row)
 
                 # --- q = W x -----------------------------------------------------------------------------------------
                 for a in range(AT_ONCE):
                     q[a] = dot_own(W_rows, a * OWN, x_own, 0, zero)
 
-                # --- s, g and loss: lane l does row i + l % AT_ONCE --------------------------------------------------
-                s, g_own = s_and_g(sum_q(q, q_sums, turn * WARPS * AT_ONCE), one)
+                # --- e, g and loss: lane l does row i + l % AT_ONCE --------------------------------------------------
+                e, g_own = e_and_g(sum_q(q, q_sums, turn * WARPS * AT_ONCE), y_own, c_own)
                 turn ^= 1
-                if (AT_ONCE == 1 and LANES == WARP) or i + lane % AT_ONCE < end:
-                    total = multiply_add(s, s, total)
+                if (AT_ONCE == 1 and LANES == WARP) or own_row < end:
+                    total = multiply_add(e, e, total)
                 else:
-                    g_own = zero  # no row: s and g are NaN where x is infinite
+                    g_own = zero  # no row: e and g are NaN where x is infinite
+                if WANT_DQ and own_row < end and t % ROW_THREADS < AT_ONCE:
+                    store_one(dq, y_first + own_row, g_own)
 
                 # --- dW = g x^T, dx += W^T g -------------------------------------------------------------------------
                 for a in range(AT_ONCE):

@@ -9,23 +9,24 @@ from typing import Any
 
 import numpy as np
 
-from sigmoid_l2.kernels import Wanted
+from sigmoid_l2.kernels import Given, Wanted
 from sigmoid_l2.kernels.gpu.common import (
     TYPES,
     add_scaled,
     cuda,
     device,
     dot,
+    error_and_g,
     framework,
+    load_global,
     multiply_add,
-    s_and_g,
     scale,
     shuffle,
     shuffle_xor,
     store_global,
     sum_over_lanes,
 )
-from sigmoid_l2.kernels.gpu.plan import WARP
+from sigmoid_l2.kernels.gpu.plan import SHARED_BYTES, WARP
 from sigmoid_l2.kernels.gpu.plan_types import Staged
 from sigmoid_l2.kernels.gpu.tile import Mover, Tile, twos
 
@@ -57,16 +58,17 @@ def each_row(row: Any, LANE_ROWS: int) -> Any:
     return written_out if LANE_ROWS <= 4 else loop
 
 
-def staged_function(plan: Staged, M: int, N: int, itemsize: int, wide: bool, wanted: Wanted) -> Any:
+def staged_function(plan: Staged, M: int, N: int, itemsize: int, wide: bool, given: Given, wanted: Wanted) -> Any:
     """The kernel's Python function for one (M, N). Grid: ceil(units / BLOCK_UNITS) blocks of THREADS threads.
 
     ROW_LANES lanes of a unit share a row; each owns COLUMNS neighbouring columns of it, the last ones fewer. A lane has
-    LANE_ROWS rows, the last ones fewer. One that owns whole pairs owns LANE_PAIRS. An output that is not wanted is not
-    touched.
+    LANE_ROWS rows, the last ones fewer. One that owns whole pairs owns LANE_PAIRS.
     """
     THREADS, LANES, ROW_LANES, COLUMNS, LANE_ROWS, LANE_PAIRS, ROWS, SLICES = plan[:8]
-    WANT_LOSS, WANT_DW, WANT_DX = wanted
+    GIVEN_TARGET, GIVEN_COTANGENT = given
+    WANT_LOSS, WANT_DW, WANT_DX, WANT_DQ = wanted
     real, zero, one = framework.REALS[itemsize], TYPES[itemsize](0), TYPES[itemsize](1)
+    e_and_g = error_and_g(given, itemsize)
     BLOCK_UNITS, VECTOR = plan.block_units, 16 // itemsize
     W_SIZE, X_SIZE, LANE_SIZE = BLOCK_UNITS * ROWS * N, BLOCK_UNITS * N, LANE_ROWS * COLUMNS
     W_ALL, X_ALL = np.int64(W_SIZE), np.int64(X_SIZE)  # with literals numba would compile the movers twice
@@ -92,6 +94,22 @@ def staged_function(plan: Staged, M: int, N: int, itemsize: int, wide: bool, wan
     OWN_G, SHARES = -(-LANE_ROWS // ROW_LANES), -(-SUMS // TEAMS)  # sums over lanes that a lane is left with
     W_ROOM, X_ROOM, WARP_ROOM = W_Tile.ROOM, X_Tile.ROOM, THREADS // WARP * UNIT_SUMS if LANES > WARP else 1
     W_BEYOND = W_ROOM - W_SIZE
+    # The target and dq go through a tile where a lane's rows follow each other and there is room: one short row has as
+    # much of them as of W. Lanes that share rows have neighbouring ones.
+    Y_SIZE, Y_GRAIN = BLOCK_UNITS * ROWS, twos(LANE_ROWS if BLOCK_UNITS == 1 else LANE_ROWS | ROWS, VECTOR)
+    Y_WIDTH = VECTOR if wide and (Y_SIZE if SLICES == 1 else M) % VECTOR == 0 else 1
+    Y_Tile, C_Tile = Tile(Y_SIZE, LANE_ROWS, Y_GRAIN, itemsize), Tile(BLOCK_UNITS, 1, 1, itemsize)
+    Y_Mover, C_Mover = Mover(Y_Tile, Y_SIZE, Y_WIDTH, THREADS), Mover(C_Tile, BLOCK_UNITS, 1, THREADS)
+    ROOM = W_ROOM + X_ROOM + Y_Tile.ROOM + C_Tile.ROOM + WARP_ROOM
+    Y_STAGED = WHOLE and ROOM * itemsize <= SHARED_BYTES
+    TARGET_STAGED, DQ_STAGED = GIVEN_TARGET and Y_STAGED, WANT_DQ and Y_STAGED
+    Y_ROOM, C_ROOM = Y_Tile.ROOM if Y_STAGED else 1, C_Tile.ROOM
+    Y_BEYOND, Y_ALL, C_ALL = Y_Tile.ROOM - Y_SIZE, np.int64(Y_SIZE), np.int64(BLOCK_UNITS)
+    Y_HELD, C_HELD = Y_Mover.HELD, C_Mover.HELD
+    y_from_global, y_to_tile, y_from_tile, y_to_global = Y_Mover.functions
+    c_from_global, c_to_tile, *_ = C_Mover.functions
+    y_get, y_put, y_at = Y_Tile.get(LANE_ROWS, Y_GRAIN), Y_Tile.put(LANE_ROWS, Y_GRAIN), Y_Tile.at
+    load_one = load_global(True, 1)
     W_HELD, X_HELD = W_Mover.HELD, X_Mover.HELD
     W_from_global, W_to_tile, W_from_tile, W_to_global = W_Mover.functions
     x_from_global, x_to_tile, x_from_tile, x_to_global = X_Mover.functions
@@ -101,6 +119,16 @@ def staged_function(plan: Staged, M: int, N: int, itemsize: int, wide: bool, wan
     sum_rows, sum_lanes = sum_over_lanes(ROW_LANES, LANE_ROWS), sum_over_lanes(TOGETHER, SUMS, ROW_LANES)
     store_one = store_global(True, 1)
     LOSS_SHIFTS = ROW_LANES.bit_length() - 1
+
+    @device
+    def y_row(k: Any, lane: Any) -> Any:
+        if WHOLE:
+            return np.uint32(lane * LANE_ROWS + k)
+        return np.uint32(lane // ROW_LANES + (k * ROW_LANES + lane % ROW_LANES) * STEP)
+
+    @device
+    def y_exists(k: Any, lane: Any, y_rows: Any) -> Any:
+        return (LANE_ROWS % ROW_LANES == 0 or k * ROW_LANES + lane % ROW_LANES < LANE_ROWS) & (y_row(k, lane) < y_rows)
 
     @device
     def q_row(i: Any, W_own: Any, x_own: Any, q: Any, g_own: Any, sums: Any, t: Any) -> None:
@@ -120,17 +148,24 @@ def staged_function(plan: Staged, M: int, N: int, itemsize: int, wide: bool, wan
     def fused_staged(
         W: Any,  # (B, M, N)
         x: Any,  # (B, N)
+        target: Any,  # (B, M)
+        cotangent: Any,  # (B,)
         loss: Any,  # (units,)
         dW: Any,  # (B, M, N)
         dx: Any,  # (units, N)
+        dq: Any,  # (B, M)
         units: Any,
     ) -> None:
         W_tile = cuda.shared.array(W_ROOM, real, 16)  # W first, dW after
         x_tile = cuda.shared.array(X_ROOM, real, 16)  # x first, dx after
+        y_tile = cuda.shared.array(Y_ROOM, real, 16)  # the target first, dq after
+        c_tile = cuda.shared.array(C_ROOM, real, 16)  # the cotangent
         warp_sums = cuda.shared.array(WARP_ROOM, real)
         W_held, x_held = cuda.local.array(W_HELD, real), cuda.local.array(X_HELD, real)
         # On the way out other registers, as each Mover of staged.cuh has its own.
         dW_held, dx_held = cuda.local.array(W_HELD, real), cuda.local.array(X_HELD, real)
+        y_held, dq_held = cuda.local.array(Y_HELD, real), cuda.local.array(Y_HELD, real)
+        y_own, c_held = cuda.local.array(OWN_G, real), cuda.local.array(C_HELD, real)
         W_own, x_own = cuda.local.array(LANE_SIZE, real), cuda.local.array(COLUMNS, real)
         q, g_own = cuda.local.array(LANE_ROWS, real), cuda.local.array(OWN_G, real)
         sums = cuda.local.array(SUMS, real)
@@ -146,18 +181,39 @@ def staged_function(plan: Staged, M: int, N: int, itemsize: int, wide: bool, wan
         row = first % SLICES * ROWS
         rows_left: Any = min(M - row, ROWS)
         rows = np.uint32(rows_left)
-        W_first = (pair * M + row) * N
+        row_first = pair * M + row
+        W_first = row_first * N
         is_full = units_here == BLOCK_UNITS and rows == ROWS
+        # Where target and dq are not staged: the row of the unit of which this lane has them is there if below y_rows.
+        y_rows = rows if t // LANES < units_here else np.uint32(0)
+        y_first = row_first + np.uint32(t // LANES * ROWS)
+        y_here, c_here = np.int64(units_here * rows), np.int64(units_here)  # elements of the tiles
+        c_own = one
 
-        # --- W and x into shared memory ------------------------------------------------------------------------------
-        # copy_in and copy_out of staged.cuh are written out here: as functions they would take eleven arguments.
+        # --- W, x, target and cotangent into shared memory -----------------------------------------------------------
+        # copy_in and copy_out of staged.cuh are written out here: as functions they would take twenty arguments.
+        for k in range(OWN_G):
+            if GIVEN_TARGET and not Y_STAGED:
+                y_own[k] = zero
+                if y_exists(k, lane, y_rows):
+                    load_one(y_own, k, target, y_first + y_row(k, lane))
         if is_full:
             W_from_global(W_held, W, W_first, W_ALL, t)
             x_from_global(x_held, x, pair * N, X_ALL, t)
+            if TARGET_STAGED:
+                y_from_global(y_held, target, row_first, Y_ALL, t)
+            if GIVEN_COTANGENT:
+                c_from_global(c_held, cotangent, pair, C_ALL, t)
             W_to_tile(W_tile, W_held, W_ALL, t)
             x_to_tile(x_tile, x_held, X_ALL, t)
+            if TARGET_STAGED:
+                y_to_tile(y_tile, y_held, Y_ALL, t)
+            if GIVEN_COTANGENT:
+                c_to_tile(c_tile, c_held, C_ALL, t)
             if t < W_BEYOND:
                 W_tile[np.uint32(W_at(W_SIZE + t))] = zero  # a grain may reach beyond the last row
+            if TARGET_STAGED and t < Y_BEYOND:
+                y_tile[np.uint32(y_at(Y_SIZE + t))] = zero
         else:  # units and rows beyond the end are computed like all others, with zeros
             e = t
             while e < W_ROOM:
@@ -167,11 +223,27 @@ def staged_function(plan: Staged, M: int, N: int, itemsize: int, wide: bool, wan
             while e < X_ROOM:
                 x_tile[e] = zero
                 e = np.uint32(e + THREADS)
+            e = t
+            while TARGET_STAGED and e < Y_ROOM:
+                y_tile[e] = zero
+                e = np.uint32(e + THREADS)
+            e = t
+            while GIVEN_COTANGENT and e < C_ROOM:
+                c_tile[e] = zero
+                e = np.uint32(e + THREADS)
             cuda.syncthreads()
             W_from_global(W_held, W, W_first, units_here * rows * N, t)
             x_from_global(x_held, x, pair * N, units_here * N, t)
+            if TARGET_STAGED:
+                y_from_global(y_held, target, row_first, y_here, t)
+            if GIVEN_COTANGENT:
+                c_from_global(c_held, cotangent, pair, c_here, t)
             W_to_tile(W_tile, W_held, units_here * rows * N, t)
             x_to_tile(x_tile, x_held, units_here * N, t)
+            if TARGET_STAGED:
+                y_to_tile(y_tile, y_held, y_here, t)
+            if GIVEN_COTANGENT:
+                c_to_tile(c_tile, c_held, c_here, t)
         cuda.syncthreads()
 
         # The lane's row i is row first_row + i * STEP of its unit, and is there where i * STEP < left.
@@ -181,9 +253,10 @@ def staged_function(plan: Staged, M: int, N: int, itemsize: int, wide: bool, wan
         columns = np.int32(columns_left)  # none where negative
         own = np.int32(columns if not WHOLE else SEGMENT if ALL_ROWS else left * N)  # of a segment
         last = columns if WANT_DX else np.int32(0)  # of the lane's sums
+        own_rows = np.int32(LANE_ROWS if ALL_ROWS else left)
         p = np.uint32(0)
         while p < LANE_PAIRS:
-            # --- W and x of each lane --------------------------------------------------------------------------------
+            # --- W, x, target and cotangent of each lane -------------------------------------------------------------
             unit = np.uint32(p * (THREADS // LANES) + t // LANES)
             for k in range(LANE_SIZE):
                 W_own[k] = zero
@@ -191,25 +264,36 @@ def staged_function(plan: Staged, M: int, N: int, itemsize: int, wide: bool, wan
                 x_own[k] = zero
             for k in range(SUMS):
                 sums[k] = zero
-            W_begin = np.uint32((unit * ROWS + first_row) * N + column)
+            y_begin = unit * ROWS + first_row
+            W_begin = np.uint32(y_begin * N + column)
             for k in range(SEGMENTS):
                 if ALL_ROWS or k * STEP < left:
                     W_get(W_own, k * SEGMENT, W_tile, W_begin + k * STEP * N, own)
             x_get(x_own, 0, x_tile, np.uint32(unit * N + column), columns)
+            if TARGET_STAGED:
+                for k in range(OWN_G):
+                    y_own[k] = zero
+                y_get(y_own, 0, y_tile, np.uint32(y_begin), own_rows)
+            if GIVEN_COTANGENT:
+                c_own = c_tile[unit]
 
             # --- q = W x ---------------------------------------------------------------------------------------------
             q_rows(W_own, x_own, q, g_own, sums, t)
             sum_rows(q, lane)
 
-            # --- s, g and loss: of the lanes that share rows, lane l does rows l, l + ROW_LANES, ... -----------------
+            # --- e, g and loss: of the lanes that share rows, lane l does rows l, l + ROW_LANES, ... -----------------
             for k in range(OWN_G):
                 i = np.int32(k * ROW_LANES + lane % ROW_LANES)
-                s, g = s_and_g(q[k], one)
+                e_own, g = e_and_g(q[k], y_own[k] if GIVEN_TARGET else zero, c_own)
                 if (LANE_ROWS % ROW_LANES == 0 or i < LANE_ROWS) and (ALL_ROWS or i * STEP < left):
-                    sums[0] = multiply_add(s, s, sums[0])
+                    sums[0] = multiply_add(e_own, e_own, sums[0])
                     g_own[k] = g
                 else:
-                    g_own[k] = zero  # no row: s and g are NaN where x is infinite
+                    g_own[k] = zero  # no row: e and g are NaN where x is infinite
+                if WANT_DQ and not Y_STAGED and y_exists(k, lane, y_rows):
+                    store_one(dq, y_first + y_row(k, lane), g_own, k)
+            if DQ_STAGED:
+                y_put(y_tile, np.uint32(y_begin), g_own, 0, own_rows)
 
             # --- dW = g x^T, dx += W^T g -----------------------------------------------------------------------------
             gradients_rows(W_own, x_own, q, g_own, sums, t)
@@ -248,8 +332,11 @@ def staged_function(plan: Staged, M: int, N: int, itemsize: int, wide: bool, wan
             if WANT_DX and lane > 0:
                 store_one(dx, (first + t // LANES) * N + lane - 1, sums, 0)
 
-        # --- dx and dW out of shared memory --------------------------------------------------------------------------
+        # --- dq, dx and dW out of shared memory ----------------------------------------------------------------------
         if is_full:
+            if DQ_STAGED:
+                y_from_tile(dq_held, y_tile, Y_ALL, t)
+                y_to_global(dq, row_first, dq_held, Y_ALL, t)
             if WANT_DX and LANES <= WARP:
                 x_from_tile(dx_held, x_tile, X_ALL, t)
                 x_to_global(dx, first * N, dx_held, X_ALL, t)
@@ -257,6 +344,9 @@ def staged_function(plan: Staged, M: int, N: int, itemsize: int, wide: bool, wan
                 W_from_tile(dW_held, W_tile, W_ALL, t)
                 W_to_global(dW, W_first, dW_held, W_ALL, t)
         else:
+            if DQ_STAGED:
+                y_from_tile(dq_held, y_tile, y_here, t)
+                y_to_global(dq, row_first, dq_held, y_here, t)
             if WANT_DX and LANES <= WARP:
                 x_from_tile(dx_held, x_tile, units_here * N, t)
                 x_to_global(dx, first * N, dx_held, units_here * N, t)

@@ -19,7 +19,7 @@ from gpu.traffic import Traffic
 from sigmoid_l2.kernels.gpu import launch as host
 from sigmoid_l2.kernels.gpu import plan
 
-NAMES = ("W", "x", "loss", "dW", "dx")
+NAMES = ("W", "x", "target", "cotangent", "loss", "dW", "dx", "dq")
 MODULES = {"cupy": "launch_cupy", "numba-cuda": "launch_numba"}
 BUILDERS = ("staged_kernel", "rows_kernel", "long_kernel", "columns_q_kernel", "columns_gradients_kernel")
 BUILDERS += ("finish_kernel",)

@@ -36,7 +36,6 @@ def all_in_one_memory():
 PLAIN = {
     "float32": plain,
     "float64": partial(plain, dtype="float64"),
-    "float16": partial(plain, dtype="float16"),
     "one pair": partial(plain, ()),
     "a batch of one": partial(plain, (1,)),
     "many batch axes": partial(plain, (2, 1, 3)),
