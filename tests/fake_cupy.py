@@ -130,7 +130,7 @@ cuda = SimpleNamespace(
 
 
 class RecordingKernel:
-    """The reference in the place of a GPU kernel: ``calls`` has device and stream, ``pointers`` the addresses of arrays."""
+    """The reference in the place of a GPU kernel: ``calls`` has device and stream, ``pointers`` addresses."""
 
     def __init__(self, computes=reference.fused):
         self.calls, self.pointers, self.computes = [], [], computes
