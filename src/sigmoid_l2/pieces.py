@@ -141,7 +141,7 @@ class _Pass:
                 a = a.transpose(*order, *range(len(batch), a.ndim))
                 if k - INPUTS in summed:
                     self.summed.append(k)
-                    a = a[(slice(None),) * self.cell_axes + (0,) * len(axes)]
+                    a = a[(*(slice(None),) * self.cell_axes, *(0,) * len(axes), ...)]
             self.arrays.append(a)
         # Sums stay in their buffers. So does dW where it is summed; it is most of what a piece writes.
         written = sum(
@@ -229,7 +229,7 @@ class _Pass:
             pairs = 1 if k == DW and self.one_W is not None else self.pairs
             buffers.append(self.xp.empty((pairs, *shape), self.dtype))
             if k < INPUTS and _is_constant(a, self.batch):
-                self.xp.copyto(buffers[k], a[(0,) * len(self.batch)])
+                self.xp.copyto(buffers[k], a[(*(0,) * len(self.batch), ...)])
         return buffers
 
     def _needs_buffer(self, k: int) -> bool:
