@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import sigmoid_l2 as sl2
@@ -13,7 +14,7 @@ DOCUMENTS = sorted(path.relative_to(ROOT).as_posix() for path in (*ROOT.glob("*.
 FOLDERS = ("bench", "docs", "examples", "kernels", "src", "tests")
 FILES = {path.name for folder in FOLDERS for path in (ROOT / folder).rglob("*.*")}
 PATH = re.compile(rf"(?<![\w/])(?:(?:{'|'.join(FOLDERS)})/[\w./*-]*|[\w./*-]*\w\.(?:py|cuh|c|md|txt|toml|json|png)\b)")
-# Named although they are not in the repository: what commands write, and a file that CONTRIBUTING.md has one write.
+# Named although they are not in the repository: what commands write, and files that the reader writes.
 NOT_HERE = re.compile(r"build/|summary\.md$|kernels/cpu/one_row\.py$")
 # An sdist and the copies in which mutants are planted leave some of them out.
 COMPLETE = "CONTRIBUTING.md" in DOCUMENTS and (ROOT / "bench" / "results").is_dir()
@@ -86,6 +87,12 @@ def test_code_of_the_readme():
     names = {}
     exec(program, names)
     assert (names["loss"].shape, names["dW"].shape, names["dx"].shape) == ((10**6,), (10**6, 3, 3), (10**6, 3))
+    start = np.zeros_like(names["W"])
+    start[..., -1] = 20
+    mean_loss = [sl2.value(W, names["x"], names["y"]).mean(dtype=float) for W in (start, names["W"])]
+    assert [f"{loss:.1g}" for loss in mean_loss] == ["3", "0.003"]
+    s = 1 / (1 + np.exp(-(start @ names["x"][..., None])[..., 0]))
+    assert not (s * (1 - s)).any()  # autograd stalls
     answer = session[session.index("dx: WRONG") :].removesuffix("  ...\n")
     report = str(sl2.check_grad(example.W, example.x, dx=example.dx))
     assert " ".join(report.split()).startswith(" ".join(answer.split()))
