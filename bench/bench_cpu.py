@@ -2,10 +2,10 @@
 
 python bench/bench_cpu.py [PART...] [--no-peers] [--quick] [-o FILE.json]
 
-Parts: shapes, huge, subnormal, outputs, threads, reader, pair, small, numpy, batch, fresh. Without any it does all;
---no-peers leaves out the last two, which need other libraries, and takes four minutes. All contenders of a case take
-turns, so that a drift of the machine hits all alike; the results of each are compared with the reference before
-anything is timed. Prints the tables of ``report`` and exits with 1 if a "must" is missed.
+Parts: shapes, huge, subnormal, outputs, wanted, fit, threads, reader, pair, small, numpy, batch, fresh, shared. Without
+any it does all; --no-peers leaves out the last three, which need other libraries, and takes six minutes. All contenders
+of a case take turns, so that a drift of the machine hits all alike; the results of each are compared with the reference
+before anything is timed. Prints the tables of ``report`` and exits with 1 if a "must" is missed.
 """
 
 import argparse
@@ -16,7 +16,10 @@ from typing import Any
 
 import peers
 import reader
+import shared
+import wanted
 from copies import Copy
+from fit import BLOCKS, MODELS, STEPS, Fit, M, N
 from measure import FRESH, GIVEN, Contender, HostTurn, contenders, rows
 from report import report
 from results import COPY, LOOP, RESULTS, Key, Row, cpu_machine, installed, now, results_path, write
@@ -33,6 +36,11 @@ SHAPES_64 = ((3, 3), (8, 8), (64, 64))
 HUGE = (8192, 8192)
 # Pairs of 3x3 whose outputs are new in each call of a loop.
 NEW_OUTPUTS = (10**6, 10**7)
+# Pairs of 3x3 of which more or fewer outputs are wanted.
+WANTED_PAIRS = 10**7
+# W (m, n) of many x, in float32, and the bytes of x: more than the caches have.
+SHARED_SHAPES = ((3, 3), (10, 784), (256, 256))
+SHARED_BYTES = 125 * 10**6
 # Pairs of 3x3 with new outputs beside those who compile.
 FRESH_PAIRS = 10**7
 COMPILERS = (peers.JAX_MATMUL, peers.JAX_SUM, peers.TORCH_COMPILE_VMAP, peers.TORCH_COMPILE_HAND)
@@ -47,6 +55,7 @@ class Bench:
         self.rounds, self.within_s = (5, 3) if quick else (15, 90)
         self.batches = (1, 100, 10**4, 10**6) if quick else tuple(10**k for k in range(8))
         self.bytes_of_W = 10**8 if quick else 4 * 10**8
+        self.bytes_of_x, self.models = SHARED_BYTES, MODELS
         self.most = sl2.get_num_threads()
         self.rows: list[Row] = []
 
@@ -77,6 +86,17 @@ class Bench:
             case = self.case(3, 3, B)
             new = {Key(peers.OURS.name, LOOP, self.most): in_a_loop(Workload(case).call("numba", given=False))}
             self.compare("outputs", Workload(case), [(peers.OURS, GIVEN)], new | self.copies(case))
+
+    def wanted(self) -> None:
+        """A target, and fewer outputs, beside the usual call."""
+        work = Workload(self.case(3, 3, WANTED_PAIRS))
+        self.time("wanted", work.case, wanted.runs(work, self.most))
+
+    def fit(self) -> None:
+        """Steps of gradient descent, by the models in a block, beside a loop by hand."""
+        fit = Fit(self.models)
+        for block in sorted({min(block, self.models) for block in BLOCKS}):
+            self.time("fit", self.case(M, N, block), fit.runs(block, self.most), STEPS)
 
     def threads(self) -> None:
         """Ours and the copies on 1, 2, ... threads."""
@@ -135,6 +155,13 @@ class Bench:
         new = {Key(COPY["cpu"], "fresh", 1): Copy(case).source.copy}
         self.compare("fresh", Workload(case), wanted, new | self.copies(case))
 
+    def shared(self) -> None:
+        """One W for many x, beside those who multiply matrices."""
+        for m, n in SHARED_SHAPES:
+            case = shared.SharedCase.of_x("float32", m, n, self.bytes_of_x)
+            others = [(peer, peer.takes_out) for peer in shared.PEERS]
+            self.compare("shared", shared.SharedWork(case), [(peers.OURS, GIVEN), *others], self.copies(case))
+
     # --- what they have in common -------------------------------------------------------------------------------------
 
     def case(self, m: int, n: int, B: int | None = None, dtype: str = "float32") -> Case:
@@ -155,10 +182,11 @@ class Bench:
         self.rows += gaps
         return measured
 
-    def time(self, part: str, case: Case, runs: Mapping[Key, Run]) -> list[Row]:
-        """Add a row for each of ``runs``."""
+    def time(self, part: str, case: Case, runs: Mapping[Key, Run], steps: int = 1) -> list[Row]:
+        """Add a row for each of ``runs``, which make so many ``steps``."""
         print(f"{part}: {case}", file=sys.stderr)
-        measured = rows(part, case, {key: HostTurn(run) for key, run in runs.items()}, self.rounds, self.within_s)
+        turns = {key: HostTurn(run, steps) for key, run in runs.items()}
+        measured = rows(part, case, turns, self.rounds, self.within_s)
         self.rows += measured
         return measured
 
@@ -174,15 +202,16 @@ def in_a_loop(run: Run) -> Run:
 
 
 # Methods of Bench in the order in which they run: those of other libraries come last, because these start threads.
-PARTS = ("shapes", "huge", "subnormal", "outputs", "threads", "reader", "pair", "small", "numpy", "batch", "fresh")
-NEED_OTHERS = ("batch", "fresh")
+PARTS = ("shapes", "huge", "subnormal", "outputs", "wanted", "fit", "threads", "reader", "pair", "small", "numpy")
+NEED_OTHERS = ("batch", "fresh", "shared")
+PARTS += NEED_OTHERS
 
 
 def main() -> None:
     """Measure, write, report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", nargs="*", metavar="PART", help="default: all")
-    parser.add_argument("--no-peers", action="store_true", help=f"without {' and '.join(NEED_OTHERS)}")
+    parser.add_argument("--no-peers", action="store_true", help=f"without {', '.join(NEED_OTHERS)}")
     parser.add_argument("--quick", action="store_true", help="fewer rounds, batches and bytes: a minute or two")
     parser.add_argument("-o", type=Path, metavar="FILE", help="default: bench/results/<date>-<cpu>.json if all is run")
     args = parser.parse_args()

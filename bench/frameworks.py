@@ -58,7 +58,7 @@ def jax_sum(W: Any, x: Any, out: Any) -> Call:
     return _jax(W, x, lambda W, x: (W * x).sum(-1))
 
 
-def _tensor(a: Any) -> Any:
+def tensor(a: Any) -> Any:
     """A tensor in the memory of an array, NumPy's or CuPy's."""
     import torch
 
@@ -69,7 +69,7 @@ def torch_eager(W: Any, x: Any, out: Any) -> Call:
     """With ``W @ x``, which is faster here than multiply-and-sum and as fast as ``einsum``."""
     import torch
 
-    W, x = _tensor(W).requires_grad_(), _tensor(x).requires_grad_()
+    W, x = tensor(W).requires_grad_(), tensor(x).requires_grad_()
 
     def call() -> tuple[Any, Any, Any]:
         loss = torch.sigmoid((W @ x[:, :, None])[:, :, 0]).square().sum(-1)
@@ -85,7 +85,7 @@ def _torch_vmap(W: Any, x: Any, product: Product, wrap: Callable[[Any], Any]) ->
         return torch.sigmoid(product(W, x)).square().sum()
 
     function = wrap(torch.func.vmap(torch.func.grad_and_value(loss, argnums=(0, 1))))
-    W, x = _tensor(W), _tensor(x)
+    W, x = tensor(W), tensor(x)
 
     def call() -> tuple[Any, Any, Any]:
         (dW, dx), value = function(W, x)
@@ -94,7 +94,7 @@ def _torch_vmap(W: Any, x: Any, product: Product, wrap: Callable[[Any], Any]) ->
     return call
 
 
-def _compiled(function: Any) -> Any:
+def compiled(function: Any) -> Any:
     """``function`` compiled for the exact sizes of each call; torch's limit of recompilations is too low for that."""
     import torch
 
@@ -109,14 +109,14 @@ def torch_vmap(W: Any, x: Any, out: Any) -> Call:
 
 def torch_compile_vmap(W: Any, x: Any, out: Any) -> Call:
     """With multiply-and-sum, which the compiler fuses; it leaves ``W @ x`` to a library."""
-    return _torch_vmap(W, x, lambda W, x: (W * x).sum(-1), _compiled)
+    return _torch_vmap(W, x, lambda W, x: (W * x).sum(-1), compiled)
 
 
 def torch_compile_hand(W: Any, x: Any, out: Any) -> Call:
     """The formulas of the forward and the backward pass, without automatic differentiation."""
     import torch
 
-    @_compiled
+    @compiled
     def formula(W: Any, x: Any, loss: Any, dW: Any, dx: Any) -> tuple[Any, Any, Any]:
         s = torch.sigmoid((W * x[:, None, :]).sum(-1))
         g = 2 * s * s * (1 - s)
@@ -126,7 +126,7 @@ def torch_compile_hand(W: Any, x: Any, out: Any) -> Call:
             torch.sum(g[:, :, None] * W, 1, out=dx),
         )
 
-    tensors = [None if a is None else _tensor(a) for a in (W, x, *(out or (None, None, None)))]
+    tensors = [None if a is None else tensor(a) for a in (W, x, *(out or (None, None, None)))]
     return lambda: formula(*tensors)
 
 

@@ -55,12 +55,14 @@ def seconds(run: Run, calls: int = 1) -> float:
 class HostTurn:
     """One timed turn of ``run`` by the host's clock: the mean of as many calls as fill ``TURN_S``.
 
+    Where ``run`` makes several ``steps``, the time is that of one.
+
     A turn begins with an untimed call, so that caches, threads and free memory are in the state that a call leaves. New
     memory takes ten times as long after a virtual machine has given its free pages back to the host.
     """
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
+    def __init__(self, run: Run, steps: int = 1) -> None:
+        self.run, self.steps = run, steps
         run()
         one = seconds(run)
         if one < 10 * TURN_S:  # the best of three, because an interruption is long beside a short call
@@ -71,7 +73,7 @@ class HostTurn:
     def __call__(self) -> float:
         time.sleep(SETTLE_S)
         self.run()
-        return seconds(self.run, self.calls)
+        return seconds(self.run, self.calls) / self.steps
 
 
 class DeviceTurn:

@@ -4,8 +4,10 @@ from collections.abc import Callable
 from itertools import chain
 from math import log10
 
+import fit
+import wanted
 from report_tables import beside_copy, duration, losses, markdown, notes, speeds, times
-from results import STREAMED, Row, caption, fraction, is_copy, is_ours, same_case
+from results import STREAMED, Row, caption, fraction, is_copy, is_ours, name, same_case
 
 COPIES = (
     "The best copy is the faster of np.copyto and a copy with streaming stores. Both take turns with the call, move as "
@@ -25,12 +27,40 @@ def with_reader(rows: list[Row]) -> str:
     return markdown(["results", *kinds], [[case, *times.values()] for case, times in cases.items()])
 
 
+def by_what_is_wanted(rows: list[Row]) -> str:
+    """A line for each call: its speed beside that of the usual one, and beside what the bytes alone would give."""
+    usual = next(row for row in rows if row["outputs"] == wanted.ALL)
+    lines = []
+    for row in rows:
+        moved, usually = map(wanted.bytes_of_pair, (row, usual))
+        speed, expected = (f"{figure:.2f}" for figure in (usual["median"] / row["median"], usually / moved))
+        lines.append([row["outputs"], str(moved), duration(row["median"]), speed, expected])
+    head = ("read and written, W and x besides", "bytes a pair", "median time", f"x as fast as {wanted.ALL}")
+    return markdown([*head, "by the bytes alone"], lines)
+
+
+def by_blocks(rows: list[Row]) -> str:
+    """A line for each way of a step: the time of a step of all models by the models in a block, and of the loop's."""
+    lines: dict[str, list[str]] = {name(row): [] for row in rows}
+    for row in rows:
+        loop = next(other for other in same_case(rows, row) if other["contender"] == fit.LOOP)
+        lines[name(row)].append(f"{duration(row['median'])} ({row['median'] / loop['median']:.2f})")
+    blocks = [f"{B:,}" for B in dict.fromkeys(row["B"] for row in rows)]
+    head = ["time of a step (of the loop's), by the models in a block", *blocks]
+    return markdown(head, [[who, *times] for who, times in lines.items()])
+
+
 # The parts of bench_cpu in the order of the report, each with a title and its tables.
 OF_CPU: dict[str, tuple[str, tuple[Callable[[list[Row]], str], ...]]] = {
     "shapes": ("Ours beside the best copy of the same bytes, outputs given", (beside_copy,)),
     "huge": ("One pair on all threads, beside a copy of W", (beside_copy,)),
     "subnormal": ("W not scaled by n^-1/2: some results are subnormal numbers", (beside_copy,)),
     "outputs": ("Outputs that are new in each call of a loop, beside given ones", (beside_copy,)),
+    "wanted": ("3x3 float32 with a target, and with other outputs; outputs given", (by_what_is_wanted,)),
+    "fit": (
+        f"Gradient descent of {fit.MODELS:,} models of {fit.M}x{fit.N} float32, {fit.STEPS} steps of a block at a time",
+        (by_blocks,),
+    ),
     "threads": ("Ours over threads", (beside_copy,)),
     "reader": ("A call alone, and a call and then a reader of all results, by the size of the results", (with_reader,)),
     "pair": ("One 3x3 float32 pair without a batch axis, beside the formula by hand", (times, losses)),
@@ -44,6 +74,10 @@ OF_CPU: dict[str, tuple[str, tuple[Callable[[list[Row]], str], ...]]] = {
         (times, speeds, notes, losses),
     ),
     "fresh": ("3x3 float32, fresh outputs", (times, notes, losses)),
+    "shared": (
+        "One W for many x, outputs given where the contender takes them",
+        (times, beside_copy, notes, losses),
+    ),
 }
 
 
@@ -58,7 +92,7 @@ def sections_of_cpu(results: Row, parts: dict[str, list[Row]]) -> list[str]:
 
 
 # The parts of bench_cpu that are shown for several machines.
-SIDE_BY_SIDE = ("shapes", "huge", "subnormal", "outputs", "batch", "pair", "small")
+SIDE_BY_SIDE = ("shapes", "huge", "subnormal", "outputs", "batch", "pair", "small", "shared")
 
 
 def side_by_side(machines: list[Row]) -> str:

@@ -101,7 +101,8 @@ def name(row: Row) -> str:
         on = f", {row['threads']} thread{'s' * (row['threads'] > 1)}" if row.get("threads") else ""
         return row["contender"] + on + ", fresh output" * (row.get("outputs") == "fresh")
     outputs = row.get("outputs") if is_ours(row) or row.get("outputs") == "given" else None
-    return row["contender"] + (f", {outputs} outputs" if outputs else "")
+    told = f"{outputs} outputs" if outputs in ("given", "fresh") else outputs
+    return row["contender"] + (f", {told}" if told else "")
 
 
 def one_line(error: Exception) -> str:

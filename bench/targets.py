@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 
+import fit
+import wanted
 from peers import JAX_MATMUL, JAX_SUM, NUMPY_EINSUM, TORCH_COMPILE_HAND, TORCH_COMPILE_VMAP
 from results import Row, fraction, is_copy, is_ours, label, same_case
 
@@ -23,6 +25,12 @@ FRESH = (
     ("JAX", (JAX_MATMUL, JAX_SUM), 4, 8),
     ("NumPy einsum", (NUMPY_EINSUM,), 10, 20),
 )
+# CPU: times as fast as the usual call, 3x3 float32, outputs given, with fewer outputs: must; the goal is their bytes'.
+WANTED = {wanted.FACTORS: 1.25, wanted.DX: 1.5}
+# CPU: times that a step of a fit of all models takes of the best loop by hand, at most: must.
+OF_LOOP = 1
+# CPU: times as fast as the fastest peer with one W for many x: must, at 3x3 and elsewhere; there is no goal.
+SHARED_3X3, SHARED = 2, 1
 # CPU: times as fast as the fastest NumPy by hand, for one pair and small batches, new outputs: must; there is no goal.
 BY_HAND = 1
 # GPU: part of the speed of a device copy of the least bytes, in every class of sizes: must, goal.
@@ -65,6 +73,19 @@ def on_cpu(rows: list[Row]) -> Iterable[Row]:
             with_given = next(r["median"] for r in same_case(rows, row) if is_ours(r) and r["outputs"] == "given")
             unit = "x the time with given outputs, at most"
             yield judge(f"{case}, new outputs in a loop", unit, *NEW_OUTPUTS, row["median"] / with_given, at_most=True)
+        if part == "wanted" and row["outputs"] in WANTED:
+            usual = next(r for r in same_case(rows, row) if r["outputs"] == wanted.ALL)
+            goal = round(wanted.bytes_of_pair(usual) / wanted.bytes_of_pair(row), 2)
+            measured, must = usual["median"] / row["median"], WANTED[row["outputs"]]
+            yield judge(f"{case}, {row['outputs']}", f"x as fast as {wanted.ALL}", must, goal, measured)
+        if part == "fit" and row["B"] == fit.MODELS and row["outputs"] == fit.COTANGENT:
+            unit, loop = "x the time of the best loop by hand, at most", min(r["median"] for r in others)
+            yield judge(f"a step of {case}", unit, OF_LOOP, None, row["median"] / loop, at_most=True)
+        if part == "shared":
+            fastest = fastest_peer(rows, row)
+            measured = fastest["median"] / row["median"] if fastest else None
+            must = SHARED_3X3 if shape == (3, 3) else SHARED
+            yield judge(f"{case}, one W", "x as fast as the fastest peer", must, None, measured)
         if part == "small" and given and row["B"] == 1:
             unit = "x the time of NumPy by hand, at most"
             measured = row["median"] / min(by_hand)

@@ -47,9 +47,15 @@ class Case:
         return cls(device, dtype, m, n, B // 32 * 32 if device == "gpu" and B > 1000 else B)
 
     @property
+    def matrices(self) -> tuple[int, ...]:
+        """The shape of W and dW."""
+        return self.B, self.m, self.n
+
+    @property
     def traffic(self) -> int:
         """The least bytes that must be moved: W and x read, loss, dW and dx written."""
-        return self.B * (2 * self.m * self.n + 2 * self.n + 1) * np.dtype(self.dtype).itemsize
+        elements = 2 * prod(self.matrices) + self.B * (2 * self.n + 1)
+        return elements * np.dtype(self.dtype).itemsize
 
 
 def library(device: str) -> Any:
@@ -100,11 +106,11 @@ class Workload:
 
     def __init__(self, case: Case, scaled: bool = True) -> None:
         self.case, self.xp = case, library(case.device)
-        B, m, n, dtype = case.B, case.m, case.n, case.dtype
+        B, n, dtype, matrices = case.B, case.n, case.dtype, case.matrices
         numbers = _numbers(dtype)
-        self.W = self._repeated(numbers * numbers.dtype.type(n**-0.5 if scaled else 1), B, m, n)
+        self.W = self._repeated(numbers * numbers.dtype.type(n**-0.5 if scaled else 1), *matrices)
         self.x = self._repeated(numbers[::-1], B, n)
-        self.out = tuple(placed(self.xp, shape, dtype, OUT_AT, LINE) for shape in (B, (B, m, n), (B, n)))
+        self.out = tuple(placed(self.xp, shape, dtype, OUT_AT, LINE) for shape in (B, matrices, (B, n)))
         self.poison()  # also, so that no page fault falls into the timing
 
     def _repeated(self, numbers: Any, *shape: int) -> Any:
@@ -140,8 +146,12 @@ class Workload:
 
     def check(self, results: Any) -> None:
         """AssertionError where loss, dW and dx, arrays of any library, come from a wrong formula."""
-        for name, got, right in zip(self.truth._fields, results, self.truth, strict=True):
-            found = self._some_pairs(got)
+        self.compare(results, self.truth)
+
+    def compare(self, results: Any, truth: Any) -> None:
+        """The same for any results; ``truth`` is a named tuple of theirs for ``some_pairs``."""
+        for name, got, right in zip(truth._fields, results, truth, strict=True):
+            found = self.some_pairs(got)
             assert found.shape == right.shape, f"{name} has shape {found.shape}, not {right.shape}"
             error = np.abs(found - right).max() / np.abs(right).max()
             assert error <= TOLERANCE[self.case.dtype], f"{name} is wrong by {error:.2g} of its largest value"
@@ -149,18 +159,18 @@ class Workload:
     @cached_property
     def truth(self) -> sl2.ValueAndGrad:
         """The results of some pairs in float64."""
-        return sl2.value_and_grad(*(self._some_pairs(a).astype(np.float64) for a in (self.W, self.x)), backend="numpy")
+        return sl2.value_and_grad(*(self.some_pairs(a).astype(np.float64) for a in (self.W, self.x)), backend="numpy")
 
     def subnormal(self) -> dict[str, float]:
         """The share of the elements of g, dW and dx that are subnormal, in the pairs that are compared."""
-        W, x = (self._some_pairs(a) for a in (self.W, self.x))
+        W, x = (self.some_pairs(a) for a in (self.W, self.x))
         q = W @ x[..., None]
         g, _ = sl2.grad(q, np.ones_like(q[:, 0]), backend="numpy")  # dW where x is 1
         dW, dx = sl2.grad(W, x, backend="numpy")
         least = np.finfo(q.dtype).tiny
         return {k: float(((a != 0) & (abs(a) < least)).mean()) for k, a in (("g", g), ("dW", dW), ("dx", dx))}
 
-    def _some_pairs(self, a: Any) -> Any:
+    def some_pairs(self, a: Any) -> Any:
         """The pairs to compare, on the host: evenly spaced ones, but the ends on a GPU, where indexing compiles."""
         B, m, n = self.case.B, self.case.m, self.case.n
         if self.case.device == "cpu":

@@ -107,17 +107,14 @@ def fused(
 ) -> None:
     """Compute loss, dW, dx and dq for a batch, in blocks on all threads; the contract is in ``sigmoid_l2.kernels``."""
     B, m, n = W.shape
-    tiny, half = n <= TINY_N and m * n <= TINY, W.dtype == np.float16
-    compute: Any = _tiny_pairs if tiny else _pairs
-    if half:
-        compute = partial(_in_float32, compute)
+    tiny = n <= TINY_N and m * n <= TINY
+    compute = _tiny_pairs if tiny else _pairs
     at_once = threads.get_num_threads() if W.size >= THREADED else 1
     small = max(1, SMALL_BLOCK // (m * n))
     pairs = min(B, small if tiny else max(small, min(BLOCK // (m * n), -(-B // at_once))))
     blocks = -(-B // pairs)
     # Allocate and drop as much memory as the threads need, so that MemoryError comes before any of them has written.
-    elements = (2 * tiny + 2 * half) * m * n + m * n // 4 + (8 + 2 * half) * m + (2 + 2 * half) * n
-    np.empty((min(at_once, blocks), pairs, elements), np.float32 if half else W.dtype)
+    np.empty((min(at_once, blocks), pairs, 2 * tiny * m * n + m * n // 4 + 8 * m + 2 * n), W.dtype)
     run = partial(_blocks, compute, pairs, (W, x, target, cotangent, loss, dW, dx, dq))
     if at_once == 1:
         run(0, blocks)
@@ -134,15 +131,6 @@ def _blocks(compute: Any, pairs: int, arrays: Any, first: int, last: int) -> Non
         return
     for begin in range(first * pairs, min(B, last * pairs), pairs):
         compute(*[None if a is None else a[begin : begin + pairs] for a in arrays])
-
-
-def _in_float32(compute: Any, W: Any, x: Any, target: Any, cotangent: Any, *results: Any) -> None:
-    """``compute`` a block of float16, in which NumPy is slow, and adds in an order that depends on the layout."""
-    wide = [None if a is None else np.empty(a.shape, np.float32) for a in results]
-    compute(*[None if a is None else a.astype(np.float32) for a in (W, x, target, cotangent)], *wide)
-    for a, b in zip(results, wide, strict=True):
-        if a is not None:
-            a[...] = b
 
 
 def _pairs(W: Any, x: Any, target: Any, cotangent: Any, loss: Any, dW: Any, dx: Any, dq: Any) -> None:

@@ -11,8 +11,10 @@ import pytest
 import sigmoid_l2 as sl2
 from sigmoid_l2 import settings
 
-NAMES = "bench_cpu measure peers reader report report_cpu results workload"
-bench_cpu, measure, peers, reader, report, report_cpu, results, workload = map(importlib.import_module, NAMES.split())
+NAMES = "bench_cpu fit measure peers reader report report_cpu results shared wanted workload"
+bench_cpu, fit, measure, peers, reader, report, report_cpu, results, shared, wanted, workload = map(
+    importlib.import_module, NAMES.split()
+)
 Case, Workload = workload.Case, workload.Workload
 SHAPES = [("float32", *shape) for shape in bench_cpu.SHAPES] + [("float64", *shape) for shape in bench_cpu.SHAPES_64]
 
@@ -94,6 +96,93 @@ def test_a_reader_where_the_library_has_no_threshold(monkeypatch):
         run()
 
 
+# --- other outputs, a target ----------------------------------------------------------------------------------------
+
+
+def test_bytes_of_what_is_wanted():
+    """Of a pair of 3x3 float32: W and x, and what the name of the outputs says."""
+    sizes = {"m": 3, "n": 3, "dtype": "float32"}
+    moved = [wanted.bytes_of_pair(sizes | {"outputs": what}) for what in wanted.CALLS]
+    assert moved == [100, 112, 76, 64, 88]
+
+
+def test_each_call_makes_what_its_name_says(monkeypatch):
+    asked = []
+
+    def value_and_grad(W, x, target, *, wrt, **options):
+        asked.append((target is not None, wrt))
+        return called(W, x, target, wrt=wrt, **options)
+
+    called = sl2.value_and_grad
+    runs = wanted.runs(Workload(Case("cpu", "float32", 3, 3, 70)), threads=2)
+    monkeypatch.setattr(sl2, "value_and_grad", value_and_grad)
+    for run in runs.values():
+        run()
+    assert [key.outputs for key in runs] == [*wanted.CALLS]
+    assert asked == [(what.startswith("target"), wrt) for what, wrt in wanted.CALLS.items()]
+
+
+# --- one W for many x -----------------------------------------------------------------------------------------------
+
+
+def test_the_traffic_of_a_shared_matrix():
+    case = shared.SharedCase.of_x("float32", 10, 784, 10 * 4 * 784)
+    assert (case.B, case.traffic) == (10, 4 * (10 * (2 * 784 + 1) + 2 * 10 * 784))
+
+
+@pytest.mark.parametrize("peer", [*shared.PEERS, peers.OURS], ids=lambda peer: peer.name)
+@pytest.mark.parametrize("given", [False, True])
+def test_everybody_computes_the_sum_over_all_x(peer, given):
+    pytest.importorskip(peer.library.replace("-", "_"))
+    if peer.name.startswith("torch.compile"):
+        pytest.skip("compiles for half a minute")
+    work = shared.SharedWork(shared.SharedCase("cpu", "float32", 4, 5, 3000))
+    results = work.checked(peer.build(work.W, work.x, work.out if given else None))()
+    assert np.asarray(results[1]).shape == (4, 5)
+    if given and peer.takes_out:
+        assert all(a is b for a, b in zip(results, work.out, strict=True))
+
+
+def test_a_sum_that_lacks_a_sample_is_wrong():
+    work = shared.SharedWork(shared.SharedCase("cpu", "float32", 4, 5, 300))
+    loss, dW, dx = sl2.value_and_grad(work.W, work.x)
+    work.check((loss, dW, dx))
+    with pytest.raises(AssertionError, match="dW is wrong"):
+        work.check((loss, sl2.grad(work.W, work.x[1:]).dW, dx))
+
+
+# --- a fit ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("block", [30, 100, 101])
+def test_every_way_of_a_fit_does_the_same(block):
+    models = fit.Fit(101)
+    start, fitted = models.W.copy(), []
+    for run in models.runs(block, threads=2).values():
+        models.W[...] = start
+        run()
+        fitted.append(models.W.copy())
+    assert len(fitted) == 4
+    for W in fitted:
+        np.testing.assert_allclose(W, fitted[0], rtol=0, atol=1e-6)
+    assert np.abs(fitted[0] - start).max() > 0.01
+
+
+def test_a_fit_that_forgets_a_step_is_not_timed(monkeypatch):
+    models = fit.Fit(101)
+    run = models.run(fit.scaled, 50, slice(0, 101))
+    models.checked(run)
+    monkeypatch.setattr(fit, "STEPS", fit.STEPS + 1)
+    with pytest.raises(AssertionError, match="W is wrong"):
+        models.checked(lambda: None)
+
+
+def test_a_time_is_that_of_one_step(monkeypatch):
+    monkeypatch.setattr(measure, "seconds", lambda run, calls=1: 12.0)
+    monkeypatch.setattr(measure, "SETTLE_S", 0)
+    assert (measure.HostTurn(int)(), measure.HostTurn(int, 4)()) == (12, 3)
+
+
 # --- a run, and what it tells ---------------------------------------------------------------------------------------
 
 
@@ -106,6 +195,8 @@ def run(monkeypatch, tmp_path, capsys):
         "HUGE": (30, 40),
         "NEW_OUTPUTS": (50,),
         "FRESH_PAIRS": 50,
+        "WANTED_PAIRS": 50,
+        "SHARED_SHAPES": ((3, 3), (10, 20)),
         "COMPILERS": (peers.NUMPY_MATMUL, peers.Peer("nobody", "numpy", lambda W, x, out: 1 / 0)),
         "NUMPY_SHAPES": ((3, 3),),
         "results_path": lambda folder, cpu: tmp_path / "complete.json",
@@ -113,6 +204,7 @@ def run(monkeypatch, tmp_path, capsys):
         monkeypatch.setattr(bench_cpu, name, value)
     monkeypatch.setattr(reader, "MEGABYTES", (1,))
     monkeypatch.setattr(peers, "PEERS", (peers.NUMPY_EINSUM,))
+    monkeypatch.setattr(shared, "PEERS", shared.PEERS[:1])
     monkeypatch.setattr(measure, "SETTLE_S", 0)
     monkeypatch.setattr(report, "find_spec", lambda name: None)  # no pictures
     made = bench_cpu.Bench.__init__
@@ -120,6 +212,7 @@ def run(monkeypatch, tmp_path, capsys):
     def small(self, quick):
         made(self, quick)
         self.rounds, self.batches, self.bytes_of_W = 3, (1, 100), 20_000
+        self.bytes_of_x, self.models = 20_000, 2_500
 
     monkeypatch.setattr(bench_cpu.Bench, "__init__", small)
     monkeypatch.chdir(tmp_path)
@@ -146,7 +239,7 @@ def test_a_complete_run(run):
         assert f"## {title}\n" in done.told.out, part
     assert "ZeroDivisionError: division by zero: nobody not measured: 3x3 float32, B = 50" in done.told.out
     copies = {(row["part"], row["contender"]) for row in done.rows if results.is_copy(row)}
-    for part in ("shapes", "huge", "subnormal", "outputs", "threads", "numpy", "batch", "fresh"):
+    for part in ("shapes", "huge", "subnormal", "outputs", "threads", "numpy", "batch", "fresh", "shared"):
         assert {(part, "np.copyto"), (part, "streamed copy")} <= copies
     (subnormal,) = (row["subnormal"] for row in done.rows if "subnormal" in row)
     assert subnormal["dW"] > 0
@@ -156,7 +249,7 @@ def test_a_complete_run(run):
 def test_a_run_without_other_libraries_leaves_the_results_alone(run):
     done = run("--no-peers")
     assert done.path.parts[-2:] == ("build", "cpu.json")
-    assert {row["part"] for row in done.rows} == set(bench_cpu.PARTS) - {"batch", "fresh"}
+    assert {row["part"] for row in done.rows} == set(bench_cpu.PARTS) - {"batch", "fresh", "shared"}
 
 
 def test_some_parts(run):

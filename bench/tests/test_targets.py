@@ -5,8 +5,10 @@ import sys
 
 import pytest
 
-NAMES = "bench_cpu report report_cpu results targets workload"
-bench_cpu, report, report_cpu, results, targets, workload = map(importlib.import_module, NAMES.split())
+NAMES = "bench_cpu fit report report_cpu results shared targets wanted workload"
+bench_cpu, fit, report, report_cpu, results, shared, targets, wanted, workload = map(
+    importlib.import_module, NAMES.split()
+)
 # The musts and goals of the CPU: of the best copy; and others, by what is judged.
 OF_COPY = {
     (0.75, 0.90): "1x1 2x2 2x5 3x3 4x4 5x3 8x8 12x12 64x64 100x100 256x256 10x784 784x10",
@@ -62,6 +64,37 @@ def test_numpy_is_at_least_as_fast_as_by_hand(m, goal):
     both = [row("numpy", "numpy", 1, m=m), row("numpy", "NumPy einsum", 1.5, m=m)]
     (judged,) = targets.targets(both)
     assert (judged["must"], judged["goal"], judged["measured"], judged["met"]) == (1, goal, 1.5, True)
+
+
+@pytest.mark.parametrize(("what", "must", "goal"), [("loss, dq, dx", 1.25, 1.32), ("loss, dx", 1.5, 1.56)])
+def test_fewer_outputs_take_less_time(what, must, goal):
+    assert bench_cpu.WANTED_PAIRS == 10**7
+    assert what in wanted.CALLS
+    for times, told in ((must - 0.01, "MISSED"), (must, "must met, goal missed"), (goal, "goal met")):
+        both = [row("wanted", "sigmoid-l2", times, wanted.ALL), row("wanted", "sigmoid-l2", 1, what)]
+        (judged,) = targets.targets(both)
+        assert (judged["must"], judged["goal"], judged["result"]) == (must, goal, told)
+
+
+def test_a_step_of_a_fit_takes_no_longer_than_the_loop():
+    assert (fit.MODELS, fit.M, fit.N) == (2_000_000, 4, 6)
+    for times, told in ((1.01, "MISSED"), (1, "met")):
+        ways = [row("fit", "sigmoid-l2", times, fit.COTANGENT, B=fit.MODELS), row("fit", fit.LOOP, 1, B=fit.MODELS)]
+        ways += [row("fit", "sigmoid-l2", 9, fit.SCALED, B=fit.MODELS)]
+        ways += [row("fit", "sigmoid-l2", 9, fit.COTANGENT, B=2000), row("fit", fit.LOOP, 1, B=2000)]
+        (judged,) = targets.targets(ways)
+        assert (judged["must"], judged["goal"], judged["result"]) == (1, None, told)
+
+
+def test_a_shared_matrix_is_as_fast_as_with_everybody():
+    assert bench_cpu.SHARED_SHAPES == ((3, 3), (10, 784), (256, 256))
+    assert 100e6 <= bench_cpu.SHARED_BYTES <= 200e6
+    for (m, n), must in {(3, 3): 2, (10, 784): 1, (256, 256): 1}.items():
+        for times, told in ((must - 0.01, "MISSED"), (must, "met")):
+            peers = [row("shared", peer.name, times + k, m=m, n=n) for k, peer in enumerate(shared.PEERS)]
+            copy = row("shared", "np.copyto", 0.5, m=m, n=n)
+            (judged,) = targets.targets([row("shared", "sigmoid-l2", 1, m=m, n=n), copy, *peers])
+            assert (judged["must"], judged["goal"], judged["result"]) == (must, None, told)
 
 
 # --- several machines -----------------------------------------------------------------------------------------------

@@ -86,23 +86,38 @@ def compile_kernel(function: Any, name: str, dtype: np.dtype[Any], given: Given)
     leaves it out of the code. An output that is None is not wanted; which ones the code asks when it runs. (To convert
     an array takes 0.1 us, None nothing.) ``streams``: results go past the caches.
     """
-    # numba's disk cache notices changes of the function's own file alone. And it numbers the variants of a function:
-    # when two processes add one each at the same time, the key of one may lead to the code of the other from then on.
-    # A name of its own gives each variant files of its own in the cache.
-    inputs = "_target" * given.target + "_cotangent" * given.cotangent
-    function.__qualname__ = f"{name}{inputs}_{dtype}_{_digest()}"
     real = numba.from_dtype(dtype)
     pairs, vectors, numbers = real[:, :, ::1], real[:, ::1], real[::1]
     inputs_given = vectors if given.target else types.none, numbers if given.cotangent else types.none
     outputs = map(types.Optional, (numbers, pairs, vectors, vectors))
     integers = (types.int64,) * 3
     signature = types.void(pairs, vectors, *inputs_given, *outputs, *integers, types.boolean)
+    inputs = "_target" * given.target + "_cotangent" * given.cotangent
+    return compile_function(function, f"{name}{inputs}_{dtype}", signature)
+
+
+def compile_function(function: Any, name: str, signature: Any) -> Any:
+    """Compile a function for arguments of these types, or load it from numba's disk cache."""
+    # numba's disk cache notices changes of the function's own file alone. And it numbers the variants of a function:
+    # when two processes add one each at the same time, the key of one may lead to the code of the other from then on.
+    # A name of its own gives each variant files of its own in the cache.
+    function.__qualname__ = f"{name}_{_digest()}"
     options = {"nogil": True, "error_model": "numpy"}
     np.empty(COMPILER_BYTES, np.uint8)  # MemoryError, and the process goes on
     try:
         return njit(signature, **options, cache=True)(function)
     except Exception:  # no directory to write to, a full disk, a damaged file: the kernel is compiled all the same
         return njit(signature, **options)(function)
+
+
+def entry_point(function: Any) -> Any:
+    """A compiled function as numba's dispatcher calls it once it has found the type of each argument.
+
+    It takes read-only arrays, too, which are of another type to the dispatcher. It checks neither dtypes nor numbers of
+    axes.
+    """
+    (compiled,) = function.overloads.values()
+    return compiled.entry_point
 
 
 if hasattr(os, "register_at_fork"):

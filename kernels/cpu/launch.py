@@ -13,6 +13,8 @@ import numpy as np
 from sigmoid_l2 import threads
 from sigmoid_l2.kernels import Given
 from sigmoid_l2.kernels.cpu import rows, tall, tiny
+from sigmoid_l2.kernels.cpu.compile import entry_point
+from sigmoid_l2.kernels.cpu.shared import shared as shared  # a part of this module's contract
 from sigmoid_l2.kernels.cpu.simd import lane_count, vector_bytes
 from sigmoid_l2.kernels.cpu.slices import SUM_COLUMNS, rows_of_slice, sums_kernel
 from sigmoid_l2.settings import get_streaming_threshold
@@ -38,13 +40,8 @@ def kernel(m: int, n: int, dtype: np.dtype[Any], given: Given) -> Any:
 
 @lru_cache
 def _entry(m: int, n: int, dtype: np.dtype[Any], target: bool, cotangent: bool) -> Any:
-    """``kernel`` as numba's dispatcher calls it once it has found the type of each argument, which takes 0.3 us.
-
-    It takes read-only arrays, too, which are of another type to the dispatcher. It checks neither dtypes nor numbers of
-    axes.
-    """
-    (compiled,) = kernel(m, n, dtype, Given(target, cotangent)).overloads.values()
-    return compiled.entry_point
+    """What ``kernel`` compiles, without the dispatcher, which takes 0.3 us."""
+    return entry_point(kernel(m, n, dtype, Given(target, cotangent)))
 
 
 def fused(
@@ -100,9 +97,9 @@ def _in_slices(run: Any, arrays: tuple[Any, ...], slices: int, slice_rows: int, 
     losses = np.empty((pairs, slices), W.dtype)
     sums = np.empty((pairs, slices, n), W.dtype)
     for first in range(0, B, pairs):
-        some = [None if a is None else a[first : first + pairs] for a in arrays]
+        some: list[Any] = [None if a is None else a[first : first + pairs] for a in arrays]
         *inputs, loss, dW, dx, dq = some
-        count = len(some[0])
+        count = min(pairs, B - first)
         loss_of_slices = None if loss is None else losses[:count].reshape(-1)
         dx_of_slices = None if dx is None else sums[:count].reshape(-1, n)
         _on_threads(run, (*inputs, loss_of_slices, dW, dx_of_slices, dq), slices, slice_rows, streams)

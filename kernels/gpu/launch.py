@@ -65,7 +65,7 @@ class Batch(NamedTuple):
         m, n = self.m, self.n
         sizes = m * n, n, m, 1, 1, m * n, n, m  # elements of a pair
         begins = [a and a + first * size * self.itemsize for a, size in zip(self[:8], sizes, strict=True)]
-        return Batch._make((*begins, pairs, m, n, self.itemsize))
+        return Batch._make([*begins, pairs, *self[9:]])
 
 
 def fused(
@@ -89,7 +89,7 @@ def fused(
     if max(m, n) >= 1 << 32:  # in the kernels they have 32 bits
         raise ValueError(f"a GPU kernel takes m and n below 2**32, not {m} and {n}; use backend='cpu' with host arrays")
     begins = (0 if a is None else address(a) for a in (W, x, target, cotangent, loss, dW, dx, dq))
-    batch = Batch._make((*begins, B, m, n, W.dtype.itemsize))
+    batch = Batch._make([*begins, B, m, n, W.dtype.itemsize])
     p = plan.for_batch(plan.make_plan(m, n, batch.itemsize), B)
     has_sums = p.slices > 1 and bool(batch.loss or batch.dx)
     if not has_sums and not isinstance(p, Columns):

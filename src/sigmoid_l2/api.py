@@ -78,9 +78,9 @@ def value_and_grad(
         ``dW`` of W's shape, ``dx`` of x's shape or ``dq`` (..., m), (..., m, 1) where x is a column. A gradient of an
         input that was broadcast is the sum over the axes along which it was. They are of W's kind and on W's device
         (CuPy arrays where W's library cannot take them over), in the common dtype of W and x: float32 or float64 by
-        NumPy's promotion, float64 for integers and bool. The backend "numpy" accepts float16. B = 0 pairs give empty
-        results, and 0 for a sum. Without CuPy, numba-cuda returns numba's device arrays, and takes all arrays to be on
-        its current device.
+        NumPy's promotion, float64 for integers and bool. float16 and bfloat16 are storage: the arithmetic is that of
+        float32, and each result is rounded once. B = 0 pairs give empty results, and 0 for a sum. Without CuPy,
+        numba-cuda returns numba's device arrays, and takes all arrays to be on its current device.
 
     Raises
     ------
@@ -126,9 +126,7 @@ def value_and_grad(
     return make(_call(names, W, x, target, cotangent, out, backend, stream))
 
 
-def value(
-    W: Any, x: Any, target: Any = None, *, out: Any = None, backend: str = "auto", stream: Any = None
-) -> Any:
+def value(W: Any, x: Any, target: Any = None, *, out: Any = None, backend: str = "auto", stream: Any = None) -> Any:
     """Compute the loss ||sigmoid(W x) - target||^2 alone, (...), for every pair; ``out`` is one array.
 
     Parameters, dtypes and errors are those of ``value_and_grad``.
@@ -176,7 +174,7 @@ def _call(
 ) -> Sequence[Any]:
     """The outputs ``names``: problem.py checks the arguments, dispatch.py chooses a backend, execute.py runs it."""
     plain = None if out is None or type(W) is np.ndarray else direct(names, (W, x, target, cotangent), out, stream)
-    chosen = choose_for_cuda(plain.dtype, backend) if plain else None
+    chosen = choose_for_cuda(backend) if plain else None
     if plain and chosen:
         with chosen.library_class.on_device(plain.device):
             chosen.kernel.fused(*plain.arrays, stream=plain.stream)
@@ -211,9 +209,12 @@ def _results_class(kind: str, names: tuple[str, ...]) -> Any:
     for known in (ValueAndGrad, Grad):
         if (known.__name__, known._fields) == (kind, names):
             return known
-    made = namedtuple(kind, names, module=__name__)  # type: ignore[misc]  # noqa: PYI024 - of names chosen at run time
-    made.__reduce__ = lambda results: (_unpickled, (kind, names, tuple(results)))  # type: ignore[method-assign]
-    return made
+
+    def reduce(results: Any) -> tuple[Any, ...]:
+        return _unpickled, (kind, names, tuple(results))
+
+    base = namedtuple(kind, names)  # type: ignore[misc]
+    return type(kind, (base,), {"__slots__": (), "__module__": __name__, "__reduce__": reduce})
 
 
 def _unpickled(kind: str, names: tuple[str, ...], results: tuple[Any, ...]) -> Any:

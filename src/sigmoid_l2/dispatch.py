@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
 
-import numpy as np
-
 from sigmoid_l2 import probes
 from sigmoid_l2.gpu.cupy_library import CupyLibrary
 from sigmoid_l2.gpu.numba_library import NumbaLibrary
@@ -43,12 +41,11 @@ class BackendInfo:
 
 @dataclass(frozen=True, eq=False)  # compared and hashed by identity, which is quick
 class Backend:
-    """One way to compute a batch: its name, where it runs, the module of its kernel and the dtypes that it takes."""
+    """One way to compute a batch: its name, where it runs and the module of its kernel."""
 
     name: str
     device: Device
     module: str
-    dtypes: tuple[str, ...]
     probe: Callable[[], None]  # raises probes.NotAvailableError where the backend cannot run
     library_class: Any = None  # the GpuLibrary whose streams and memory a kernel on a GPU uses
 
@@ -62,25 +59,19 @@ class Backend:
         """The module whose ``fused`` keeps the contract of ``sigmoid_l2.kernels``."""
         return importlib.import_module(self.module)
 
-    def reasons(self, dtype: np.dtype[Any] | None = None) -> tuple[str, ...]:
-        """Why the backend cannot compute (in ``dtype``, where given) here; empty where it can."""
+    def reasons(self) -> tuple[str, ...]:
+        """Why the backend cannot compute here; empty where it can."""
         error = why_not(self.probe)
-        reasons = [str(error)] if error else []
-        if dtype is not None and dtype.name not in self.dtypes:
-            reasons.append(
-                f"it computes in {' and '.join(self.dtypes)}, not in {dtype.name}: "
-                "convert W and x, or use backend='numpy'"
-            )
-        return tuple(reasons)
+        return (str(error),) if error else ()
 
 
-_KERNELS, _REALS = "sigmoid_l2.kernels", ("float32", "float64")
+_KERNELS = "sigmoid_l2.kernels"
 # In the order of preference, among those for arrays in the same memory.
 BACKENDS = (
-    Backend("numba", "cpu", f"{_KERNELS}.cpu.launch", _REALS, probes.probe_numba),
-    Backend("numpy", "cpu", f"{_KERNELS}.reference", ("float16", *_REALS), probes.probe_numpy),
-    Backend("cupy", "cuda", f"{_KERNELS}.gpu.launch_cupy", _REALS, probes.probe_cupy, CupyLibrary),
-    Backend("numba-cuda", "cuda", f"{_KERNELS}.gpu.launch_numba", _REALS, probes.probe_numba_cuda, NumbaLibrary),
+    Backend("numba", "cpu", f"{_KERNELS}.cpu.launch", probes.probe_numba),
+    Backend("numpy", "cpu", f"{_KERNELS}.reference", probes.probe_numpy),
+    Backend("cupy", "cuda", f"{_KERNELS}.gpu.launch_cupy", probes.probe_cupy, CupyLibrary),
+    Backend("numba-cuda", "cuda", f"{_KERNELS}.gpu.launch_numba", probes.probe_numba_cuda, NumbaLibrary),
 )
 NAMES = tuple(backend.name for backend in BACKENDS)
 _KNOWN = (*PREFERENCES, *NAMES)
@@ -101,7 +92,7 @@ def choose(problem: Problem, backend: str) -> Backend:
     nothing that was asked for can run.
     """
     name = _asked_for(backend)
-    chosen = _first_available(name, problem.device, problem.dtype, BACKENDS)
+    chosen = _first_available(name, problem.device, BACKENDS)
     if chosen is not None:
         return chosen
     candidates = _candidates(name, problem.device, BACKENDS)
@@ -113,9 +104,9 @@ def choose(problem: Problem, backend: str) -> Backend:
     raise BackendUnavailableError(_why_none(problem, name, candidates)) from why_not(candidates[0].probe)
 
 
-def choose_for_cuda(dtype: np.dtype[Any], backend: str) -> Backend | None:
+def choose_for_cuda(backend: str) -> Backend | None:
     """What ``choose`` returns for CUDA arrays, or None where it raises."""
-    return _first_available(_asked_for(backend), "cuda", dtype, BACKENDS)
+    return _first_available(_asked_for(backend), "cuda", BACKENDS)
 
 
 def _asked_for(backend: str) -> str:
@@ -124,9 +115,9 @@ def _asked_for(backend: str) -> str:
 
 
 @cache
-def _first_available(name: str, device: Device, dtype: np.dtype[Any], table: tuple[Backend, ...]) -> Backend | None:
+def _first_available(name: str, device: Device, table: tuple[Backend, ...]) -> Backend | None:
     get_num_threads()  # nonsense in the environment raises at the first call of each kind, however small
-    return next((b for b in _candidates(name, device, table) if not b.reasons(dtype)), None)
+    return next((b for b in _candidates(name, device, table) if not b.reasons()), None)
 
 
 def _candidates(name: str, device: Device, table: tuple[Backend, ...]) -> list[Backend]:
@@ -159,7 +150,7 @@ def _why_none(problem: Problem, name: str, candidates: Iterable[Backend]) -> str
         f"backend {name!r} cannot compute W {tuple(problem.W.shape)} and x {problem.shapes['dx']}, "
         f"{problem.dtype.name}, {where}:"
     ]
-    lines += [f"  {b.name}: {reason}" for b in candidates for reason in b.reasons(problem.dtype)]
+    lines += [f"  {b.name}: {reason}" for b in candidates for reason in b.reasons()]
     return "\n".join(lines)
 
 

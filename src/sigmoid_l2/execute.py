@@ -63,6 +63,10 @@ def _execute(problem: Problem, names: Sequence[str], backend: Backend, stream: A
         _offload(problem, outputs, backend, stream)
         return results
     arrays = [*problem.inputs, *outputs]
+    shared = getattr(backend.kernel, "shared", None)
+    if shared and not problem.plain and pieces.has_one_W(problem):
+        _shared(problem, arrays, shared)
+        return results
     if not (problem.plain or _fit(problem, arrays)):
         piece_bytes = PIECE_BYTES if xp is np else GPU_PIECE_BYTES
         pieces.compute(problem, outputs, kernel, xp, piece_bytes, parallel=xp is np)
@@ -73,6 +77,18 @@ def _execute(problem: Problem, names: Sequence[str], backend: Backend, stream: A
         arrays = [None if a is None else a.reshape(-1, *s) for a, s in zip(arrays, problem.pair_shapes, strict=True)]
     kernel(*arrays)
     return results
+
+
+def _shared(problem: Problem, arrays: Sequence[Any], kernel: Callable[..., None]) -> None:
+    """Compute host arrays of which all pairs share one W."""
+    *_, dW, _, _ = arrays
+    of_pairs = [None if k in (0, pieces.DW) else a for k, a in enumerate(arrays)]
+    if not (_fit(problem, of_pairs) and all(pieces.fits(a, problem.computed) for a in (problem.W, dW))):
+        pieces.compute(problem, arrays[pieces.INPUTS :], kernel, np, PIECE_BYTES, parallel=True, shared=True)
+        return
+    flat = [None if a is None else a.reshape(-1, *s) for a, s in zip(of_pairs, problem.pair_shapes, strict=True)]
+    flat[0], flat[pieces.DW] = (None if a is None else a.reshape(problem.m, problem.n) for a in (problem.W, dW))
+    kernel(*flat)
 
 
 def _on_stream(gpu: GpuLibrary, backend: Backend) -> Callable[..., None]:
@@ -88,7 +104,7 @@ def _on_stream(gpu: GpuLibrary, backend: Backend) -> Callable[..., None]:
 def _fit(problem: Problem, arrays: Sequence[Any]) -> bool:
     """Whether a kernel can use all ``arrays`` in place."""
     return all(
-        a is None or (pieces.fits(a, problem.dtype) and a.shape == problem.batch + shape)
+        a is None or (pieces.fits(a, problem.computed) and a.shape == problem.batch + shape)
         for a, shape in zip(arrays, problem.pair_shapes, strict=True)
     )
 

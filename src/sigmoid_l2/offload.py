@@ -43,10 +43,11 @@ def compute(
     """
     batch = arrays[0].shape[:-2]
     shapes = [None if a is None else shape for a, shape in zip(arrays, problem.pair_shapes, strict=True)]
-    pair_bytes = sum(prod(shape) for shape in shapes if shape is not None) * problem.dtype.itemsize
-    rounding, limit = ROUNDING * len(arrays), get_device_memory_limit()
+    pair_bytes = sum(prod(shape) for shape in shapes if shape is not None) * problem.computed.itemsize
+    rounding = ROUNDING * sum(shape is not None for shape in shapes)
+    limit = get_device_memory_limit()
     count = max(1, min(SLOTS, limit // (pair_bytes + rounding)))
-    W_bytes = problem.m * problem.n * problem.dtype.itemsize
+    W_bytes = problem.m * problem.n * problem.computed.itemsize
     pairs = min(prod(batch), max(1, min(piece_bytes // W_bytes, (limit // count - rounding) // pair_bytes)))
     piece_shapes = [None if shape is None else (pairs, *shape) for shape in shapes]
     slots: list[_Slot] = []
@@ -56,7 +57,7 @@ def compute(
             number = 0
             for number, index in enumerate(pieces(batch, pairs)):
                 if number < count:
-                    slots.append(_Slot(gpu, fused, kernels, pinned, piece_shapes, problem.dtype))
+                    slots.append(_Slot(gpu, fused, kernels, pinned, piece_shapes, problem.computed))
                 slot = slots[number % count]
                 slot.collect()
                 slot.send([None if a is None else a[index] for a in arrays])

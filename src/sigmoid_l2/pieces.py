@@ -3,7 +3,7 @@
 A piece is some pairs, of which each array that does not fit goes through a buffer: one in another layout, byte order or
 dtype, and one that is broadcast. So what one W shares with many x is copied once a piece, and never for all of them.
 
-The gradient of a broadcast input is the sum over the axes along which it was broadcast. These axes go last here, so that
+The gradient of a broadcast input is the sum over the axes along which it was broadcast. These axes go last here. So
 neighbouring pairs belong to one *cell*, an element of the axes that are left:
 
 * where a cell fits in a piece, the piece has whole cells, and the terms of each are added by halves;
@@ -25,6 +25,7 @@ from sigmoid_l2.problem import Problem
 
 Kernel = Callable[..., None]  # the contract is in sigmoid_l2.kernels
 INPUTS = 4  # of a kernel's arguments, which come first
+DW = INPUTS + 1  # the place of dW among them
 
 # Strands of a cell, at most: enough for as many threads. And bytes that the sums of all strands take, at most.
 STRANDS, STRAND_BYTES = 16, 32 << 20
@@ -78,17 +79,35 @@ def sums_of(problem: Problem, outputs: Sequence[Any]) -> dict[int, tuple[int, ..
     return {k: summed for k, summed in axes.items() if summed and outputs[k] is not None}
 
 
-def compute(problem: Problem, outputs: Sequence[Any], kernel: Kernel, xp: Any, piece_bytes: int, parallel: bool) -> None:
+def has_one_W(problem: Problem) -> bool:  # noqa: N802 - the name of the mathematics
+    """Whether all pairs share one W: it has no batch axes, or there are several pairs."""
+    is_one = problem.W.size == problem.m * problem.n
+    return is_one and (problem.W.ndim - 2 < len(problem.batch) or math.prod(problem.batch) > 1)
+
+
+def compute(
+    problem: Problem,
+    outputs: Sequence[Any],
+    kernel: Kernel,
+    xp: Any,
+    piece_bytes: int,
+    *,
+    parallel: bool = False,
+    shared: bool = False,
+) -> None:
     """Compute ``outputs`` loss, dW, dx and dq (None: not wanted) with ``kernel``, in pieces of so many bytes of W.
 
-    ``xp`` has NumPy's functions for arrays of the kind of problem.W. ``parallel``: on all threads, which the kernel then
-    leaves alone. Two gradients that are summed over different axes are computed one after the other.
+    ``xp`` has NumPy's functions for arrays of the kind of problem.W. ``parallel``: on all threads, which the kernel
+    then leaves alone. ``shared``: the kernel is one for a W that all pairs share. Two gradients that are summed over
+    different axes are computed one after the other.
     """
     summed = sums_of(problem, outputs)
+    if shared and outputs[1] is not None:
+        summed[1] = tuple(range(len(problem.batch)))
     first = True
     for axes in dict.fromkeys(summed.values()) or [()]:
         own = [a if (first and k not in summed) or summed.get(k) == axes else None for k, a in enumerate(outputs)]
-        _Pass(problem, own, axes, set(summed), kernel, xp, piece_bytes).run(parallel)
+        _Pass(problem, own, axes, set(summed), kernel, xp, piece_bytes, shared).run(parallel)
         first = False
 
 
@@ -104,8 +123,9 @@ class _Pass:
         kernel: Kernel,
         xp: Any,
         piece_bytes: int,
+        shared: bool,
     ) -> None:
-        self.kernel, self.xp, self.dtype, self.pair_shapes = kernel, xp, problem.dtype, problem.pair_shapes
+        self.kernel, self.xp, self.dtype, self.pair_shapes = kernel, xp, problem.computed, problem.pair_shapes
         self.copy = threads.copy if xp is np else xp.copyto
         batch = problem.batch
         order = [*(k for k in range(len(batch)) if k not in axes), *axes]
@@ -121,18 +141,29 @@ class _Pass:
                 a = a.transpose(*order, *range(len(batch), a.ndim))
                 if k - INPUTS in summed:
                     self.summed.append(k)
-                    a = a[(slice(None),) * self.cell_axes + (0,) * len(axes)]
+                    a = a[(*(slice(None),) * self.cell_axes, *(0,) * len(axes), ...)]
             self.arrays.append(a)
         # Sums stay in their buffers. So does dW where it is summed; it is most of what a piece writes.
-        written = sum(a.nbytes for k, a in enumerate(self.arrays) if k >= INPUTS and k not in self.summed and a is not None)
-        self.call_bytes = written if INPUTS + 1 not in self.summed else 1
+        stored = (a for k, a in enumerate(self.arrays) if k >= INPUTS and k not in self.summed and a is not None)
+        self.call_bytes = sum(a.nbytes for a in stored) if shared or DW not in self.summed else 1
+        self.one_W: Any = None
+        pair_size = problem.m * problem.n
+        if shared:
+            W = problem.W.reshape(problem.m, problem.n)
+            self.one_W, self.arrays[0] = W if fits(W, self.dtype) else W.astype(self.dtype, order="C"), None
+            pair_size = problem.m + problem.n
         whole = math.prod(batch)
-        self.pairs = min(whole, max(1, piece_bytes // (problem.m * problem.n * problem.dtype.itemsize)))
+        self.pairs = min(whole, max(1, piece_bytes // (pair_size * self.dtype.itemsize)))
         self.work = whole * problem.m * problem.n  # in elements of W
 
     def run(self, parallel: bool) -> None:
         """Compute all pieces."""
         indices = list(pieces(self.batch, self.pairs))
+        if parallel:
+            # Allocate and drop what the threads need, so that MemoryError comes before any of them has written.
+            shared = () if self.one_W is None else (DW,)
+            some = [math.prod(s) for k, s in enumerate(self.pair_shapes) if self._needs_buffer(k) and k not in shared]
+            np.empty((min(threads.get_num_threads(), len(indices)), self.pairs * sum(some)), self.dtype)
         if not self.summed or self.terms <= self.pairs:
             self._on_threads(len(indices), self.work, parallel, lambda first, last: self._whole(indices[first:last]))
             return
@@ -189,17 +220,21 @@ class _Pass:
         """A buffer for each array that needs one; that of an input which is the same in all pairs is filled."""
         buffers: list[Any] = []
         for k, (a, shape) in enumerate(zip(self.arrays, self.pair_shapes, strict=True)):
-            if k not in self.summed and fits(a, self.dtype):
+            if not self._needs_buffer(k):
                 buffers.append(None)
                 continue
-            buffers.append(self.xp.empty((self.pairs, *shape), self.dtype))
+            pairs = 1 if k == DW and self.one_W is not None else self.pairs
+            buffers.append(self.xp.empty((pairs, *shape), self.dtype))
             if k < INPUTS and _is_constant(a, self.batch):
-                self.xp.copyto(buffers[k], a[(0,) * len(self.batch)])
+                self.xp.copyto(buffers[k], a[(*(0,) * len(self.batch), ...)])
         return buffers
+
+    def _needs_buffer(self, k: int) -> bool:
+        return k in self.summed or not fits(self.arrays[k], self.dtype)
 
     def _piece(self, index: Any, buffers: Sequence[Any]) -> list[Any]:
         """Compute a piece; return the sums (cells, *pair_shape) of what is summed, in the memory of its buffer."""
-        size = math.prod(self.arrays[0][index].shape[:-2])
+        size = math.prod(self.arrays[1][index].shape[:-1])
         flat: list[Any] = []
         for k, (a, shape, buffer) in enumerate(zip(self.arrays, self.pair_shapes, buffers, strict=True)):
             if buffer is None:
@@ -209,13 +244,22 @@ class _Pass:
             if k < INPUTS and not _is_constant(a, self.batch):
                 piece = a[index]
                 self.copy(flat[k].reshape(piece.shape), piece)
+        if self.one_W is not None:
+            flat[0] = self.one_W
+            if flat[DW] is not None:
+                flat[DW] = buffers[DW][0]
         self.kernel(*flat, call_bytes=self.call_bytes)
         for k in range(INPUTS, len(flat)):
             if buffers[k] is not None and k not in self.summed:
                 piece = self.arrays[k][index]
                 self.copy(piece, flat[k].reshape(piece.shape))
         cells = max(1, size // self.terms)
-        return [halved(flat[k].reshape(cells, size // cells, *self.pair_shapes[k])) for k in self.summed]
+        return [
+            buffers[k][:1]
+            if k == DW and self.one_W is not None
+            else halved(flat[k].reshape(cells, size // cells, *self.pair_shapes[k]))
+            for k in self.summed
+        ]
 
 
 def _is_constant(a: Any, batch: Sequence[int]) -> bool:

@@ -12,11 +12,12 @@ from sigmoid_l2.shapes import fit
 
 Device = Literal["cpu", "cuda"]
 
-DTYPES = ("float16", "float32", "float64")
-# dtype.num of these dtypes, and of these with bool and the integers. dtype.char would not do: other libraries reuse it.
-_FLOATS = frozenset(np.dtype(name).num for name in DTYPES)
-_NUMBERS = _FLOATS | {np.dtype(char).num for char in "?bBhHiIlLqQ"}
+DTYPES = ("float16", "float32", "float64")  # of results; and bfloat16, a dtype of the package ml_dtypes
+# dtype.num of what is computed in, and of all that can be given. dtype.char would not do: other libraries reuse it.
+_COMPUTED = frozenset(np.dtype(name).num for name in ("float32", "float64"))
+_NUMBERS = frozenset(np.dtype(char).num for char in "?bBhHiIlLqQefd")
 
+_FLOAT32 = np.dtype(np.float32)
 _SEQUENCES = (tuple, list)  # of given outputs; making a union of the two takes as long as the rest of the check
 
 
@@ -34,7 +35,7 @@ class Problem(NamedTuple):
     batch: tuple[int, ...]
     m: int
     n: int
-    dtype: np.dtype[Any]  # of the results: float16, float32 or float64, native byte order
+    dtype: np.dtype[Any]  # of the results: float16, bfloat16, float32 or float64, native byte order
     shapes: dict[str, tuple[int, ...]]  # that the caller gets for the outputs "loss", "dW", "dx" and "dq"
     column: bool  # x came as columns (..., n, 1), so dx and dq are columns
     gpu: GpuLibrary | None  # for CUDA arrays: the library that serves the call, on its device and stream
@@ -45,6 +46,11 @@ class Problem(NamedTuple):
     def device(self) -> Device:
         """Where the arrays are."""
         return "cpu" if self.gpu is None else "cuda"
+
+    @property
+    def computed(self) -> np.dtype[Any]:
+        """The dtype that is computed in: float32 for the shorter ones, which are storage."""
+        return _FLOAT32 if self.dtype.itemsize == 2 else self.dtype
 
     @property
     def inputs(self) -> tuple[Any, ...]:
@@ -108,7 +114,7 @@ def _plain(W: Any, x: Any, target: Any, cotangent: Any, names: Sequence[str], ou
         or 0 in shape
         or given != batch + shape[-1:]
         or x.dtype is not dtype
-        or dtype.num not in _FLOATS
+        or dtype.num not in _COMPUTED
         or not dtype.isnative
         or not (W_flags.c_contiguous and W_flags.aligned and x_flags.c_contiguous and x_flags.aligned)
         or not (target is None or _is_plain(target, dtype, shape[:-1]))
@@ -122,9 +128,7 @@ def _plain(W: Any, x: Any, target: Any, cotangent: Any, names: Sequence[str], ou
         and _out_is_plain((W, x, target, cotangent), dtype, results, names, out)
     ):
         return None
-    return Problem(
-        W, x, target, cotangent, batch, shape[-2], shape[-1], dtype, results, False, None, out, True
-    )
+    return Problem(W, x, target, cotangent, batch, shape[-2], shape[-1], dtype, results, False, None, out, True)
 
 
 def _is_plain(a: Any, dtype: Any, shape: tuple[int, ...]) -> bool:
@@ -196,19 +200,19 @@ def _check_for_device(problem: Problem) -> None:
         return
     names = ("W", "x", "target", "cotangent")
     for name, a, shape in zip(names, problem.inputs, problem.pair_shapes[:4], strict=True):
-        if a is not None and (a.dtype != problem.dtype or a.shape != problem.batch + shape):
+        if a is not None and (a.dtype != problem.computed or a.shape != problem.batch + shape):
             full = (*problem.batch, *shape)
             raise TypeError(
                 f"{name} has shape {a.shape} and dtype {a.dtype}, which only CuPy can broadcast and convert on the "
-                f"device: install it, or pass {name} of shape {full} in {problem.dtype}"
+                f"device: install it, or pass {name} of shape {full} in {problem.computed}"
             )
 
 
 def _checked_out(problem: Problem, names: Sequence[str], out: Any) -> Sequence[Any]:
     """``out`` as arrays of the kind of problem.W; ValueError for anything that a result cannot be written to."""
     if not isinstance(out, _SEQUENCES) or len(out) != len(names):
-        arrays = f"{len(names)} arrays" if len(names) > 1 else "1 array"
-        raise ValueError(f"out must be a tuple of {arrays} ({', '.join(names)}), not {_describe(out)}")
+        count = f"{len(names)} arrays" if len(names) > 1 else "1 array"
+        raise ValueError(f"out must be a tuple of {count} ({', '.join(names)}), not {_describe(out)}")
     gpu = problem.gpu
     if gpu is None and _out_is_plain(problem.inputs, problem.dtype, problem.shapes, names, out):
         return out
@@ -268,16 +272,23 @@ def _holds_masked(a: list[Any] | tuple[Any, ...]) -> bool:
 
 
 def _check_dtype(name: str, a: Any) -> Any:
-    if a.dtype.num not in _NUMBERS:
+    if a.dtype.num not in _NUMBERS and a.dtype.name != "bfloat16":
         raise TypeError(
-            f"{name} has dtype {a.dtype}; supported are {', '.join(DTYPES)}, integers and bool (computed in float64)"
+            f"{name} has dtype {a.dtype}; supported are {', '.join(DTYPES)}, bfloat16, integers and bool (computed in "
+            "float64)"
         )
     return a
 
 
 def _result_dtype(W: Any, x: Any) -> np.dtype[Any]:
     """The common dtype of W and x, in native byte order; float64 for integers and bool."""
-    dtype = np.result_type(W.dtype, x.dtype)
+    dtype: np.dtype[Any]
+    try:
+        dtype = np.result_type(W.dtype, x.dtype)
+    except TypeError:  # of bfloat16 and float16
+        return _FLOAT32
+    if dtype.name == "bfloat16" and W.dtype == x.dtype:
+        return dtype
     return dtype if dtype.kind == "f" else np.dtype(np.float64)
 
 

@@ -26,7 +26,7 @@ def fit(given: Mapping[str, Shape]) -> Shapes:
 
     The batch shapes broadcast by NumPy's rules; those of the cotangent to the shape of the loss. An x of (..., n, 1)
     are columns where n > 1, and so is then a target of (..., m, 1) where m > 1. What could be vectors or columns, and
-    would give a loss of another shape, is refused.
+    would give a loss of another shape, is refused; but not an x of one vector for each W.
     """
     W, x, target = given["W"], given["x"], given.get("target", ())
     if len(W) < 2 or 0 in W[-2:]:
@@ -41,7 +41,8 @@ def fit(given: Mapping[str, Shape]) -> Shapes:
         batch = broadcast(tuple(W_batch), x_batch)
     except ValueError:
         raise _error("the batch shapes of W and x do not broadcast", given) from None
-    target_batch, target_is_column = (), False
+    target_batch: Shape = ()
+    target_is_column = False
     if target:
         target_batch, target_is_column = _read_target(target, m, x_is_column, batch, given)
     try:
@@ -78,7 +79,7 @@ def _read(
 ) -> tuple[Shape | None, bool]:
     """The batch shape of vectors or columns of ``size``, and whether they are columns; None for neither."""
     is_vector, is_column = shape[-1:] == (size,), shape[-2:] == (size, 1)
-    if is_vector and is_column:  # of size 1
+    if is_vector and is_column and shape[:-1] != tuple(batch):  # of size 1
         _refuse_if_ambiguous(name, shape, tuple(batch), given)
     if is_vector:
         return shape[:-1], False

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import fake_cupy
 import numpy as np
 import pytest
-from arrays import CALLS, Arrays, assert_refused, matrix
+from arrays import CALLS, Arrays, assert_refused
 
 import sigmoid_l2 as sl2
 from sigmoid_l2 import dispatch
@@ -42,7 +42,7 @@ FITS = ["x must have shape (..., 4) or, as columns, (..., 4, 1); got W (5, 3, 4)
 BATCH = ["the batch shapes of W and x do not broadcast; got W (5, 3, 4) and x "]
 RANK = ["W must have at least 2 dimensions, (..., m, n); got W "]
 SIZE = ["m and n must be at least 1 in W, (..., m, n); got W "]
-DTYPES = "; supported are float16, float32, float64, integers and bool"
+DTYPES = "; supported are float16, float32, float64, bfloat16, integers and bool"
 
 INPUTS = {  # what is given for W and x, the exception, words of its message
     "x: another batch": (lambda a: (a.W, a.x[:4]), ValueError, [*BATCH, "x (4, 4)"]),
@@ -77,7 +77,6 @@ INPUTS = {  # what is given for W and x, the exception, words of its message
     "W: complex": (lambda a: (a.W + 0j, a.x), TypeError, ["W has dtype complex128" + DTYPES]),
     "x: complex, W: float32": (lambda a: (a.W.astype("f4"), a.x + 0j), TypeError, ["x has dtype complex128" + DTYPES]),
     "W: long double": (lambda a: (a.W.astype(longer_than_double()), a.x), TypeError, ["W has dtype ", DTYPES]),
-    "W: bfloat16": (lambda a: (a.W.astype(ml_dtype("bfloat16")), a.x), TypeError, ["W has dtype bfloat16" + DTYPES]),
     "x: an 8-bit float": (
         lambda a: (a.W, a.x.astype(ml_dtype("float8_e4m3b11fnuz"))),
         TypeError,
@@ -136,23 +135,102 @@ def test_refused_input_of_trace_and_check_grad(given, error, words):
     assert_refused(a, error, words, "check_grad", W=W, x=x, dW=a.dW)
 
 
-@pytest.mark.parametrize("dtype", ["f2", ">f2"])
-def test_float16_where_a_backend_lacks_it(any_backend, dtype):
-    if any_backend == "numpy":
-        pytest.skip("it computes in float16")
-    a = Arrays()
-    out = tuple(array.astype(dtype) for array in a.out())
-    words = [f"  {any_backend}: ", "not in float16: convert W and x, or use backend='numpy'"]
-    given = {"W": a.W.astype(dtype), "x": a.x.astype(dtype), "out": out, "backend": any_backend}
-    assert_refused(a, sl2.BackendUnavailableError, words, **given)
-    assert all((array == array2.astype(dtype)).all() for array, array2 in zip(out, a.out(), strict=True))
-
-
 @pytest.mark.parametrize("call", CALLS)
 def test_results_larger_than_memory(backend, call):
     W, x = np.broadcast_to(1.0, (10**14, 3, 4)), np.broadcast_to(1.0, (10**14, 4))
     with pytest.raises(MemoryError, match="Unable to allocate"):
         getattr(sl2, call)(W, x, backend=backend)
+
+
+# --- target, cotangent and wrt ---------------------------------------------------------------------------------------
+
+GOT = "; got W (5, 3, 4), x (5, 4) and "
+MORE = {  # what is given besides W and x, the exception, words of its message
+    "target: of n values, not m": (
+        lambda a: {"target": np.ones((5, 4))},
+        ValueError,
+        ["for this W, target must have shape (..., 3), or broadcast to it" + GOT + "target (5, 4)"],
+    ),
+    "target: another batch": (
+        lambda a: {"target": np.ones((4, 3))},
+        ValueError,
+        ["the batch shape of target does not broadcast with those of W and x" + GOT + "target (4, 3)"],
+    ),
+    "target: a column for vectors": (lambda a: {"target": np.ones((3, 1))}, ValueError, ["does not broadcast", GOT]),
+    "target: columns of another m": (
+        lambda a: {"x": a.x[..., None], "target": np.ones((5, 2))},
+        ValueError,
+        ["(..., 3) or, as columns, (..., 3, 1), or broadcast to it; got W (5, 3, 4), x (5, 4, 1) and target (5, 2)"],
+    ),
+    "target: vectors or columns of one": (
+        lambda a: {"W": a.W[:, :1], "x": a.x[..., None], "target": np.ones((5, 1, 1))},
+        ValueError,
+        ["target could be vectors, which give a loss of shape (5, 5), or columns, which give (5,)"],
+    ),
+    "target: complex": (lambda a: {"target": 1j}, TypeError, ["target has dtype complex128" + DTYPES]),
+    "target: text": (lambda a: {"target": "1"}, TypeError, ["target has dtype <U1"]),
+    "target: masked": (lambda a: {"target": np.ma.ones((5, 3))}, TypeError, ["target is a masked array"]),
+    "target: ragged": (lambda a: {"target": [[1], [1, 2]]}, ValueError, ["target cannot be made into an array"]),
+    "target: on a device": (
+        lambda a: {"target": SimpleNamespace(__cuda_array_interface__={})},
+        TypeError,
+        ["W and target must be in the same place, but W is in host memory and target is a CUDA array"],
+    ),
+    "cotangent: another batch": (
+        lambda a: {"cotangent": np.ones(4)},
+        ValueError,
+        ["cotangent must have the loss's shape (5,), or broadcast to it" + GOT + "cotangent (4,)"],
+    ),
+    "cotangent: a larger batch": (
+        lambda a: {"cotangent": np.ones((2, 5))},
+        ValueError,
+        ["cotangent must have the loss's shape (5,), or broadcast to it" + GOT + "cotangent (2, 5)"],
+    ),
+    "cotangent: of rows": (
+        lambda a: {"target": 1.0, "cotangent": np.ones((5, 3))},
+        ValueError,
+        ["cotangent must have the loss's shape (5,)", "x (5, 4), target () and cotangent (5, 3)"],
+    ),
+    "cotangent: complex": (lambda a: {"cotangent": np.ones(5) + 0j}, TypeError, ["cotangent has dtype complex128"]),
+    "wrt: unknown": (
+        lambda a: {"wrt": "w"},
+        ValueError,
+        ["wrt must be one or several of 'W', 'x', 'q', each once, not 'w'"],
+    ),
+    "wrt: the name of a result": (lambda a: {"wrt": ("dW",)}, ValueError, ["'W', 'x', 'q', each once, not ('dW',)"]),
+    "wrt: twice": (lambda a: {"wrt": ("x", "x")}, ValueError, ["each once, not ('x', 'x')"]),
+    "wrt: nothing": (lambda a: {"wrt": ()}, ValueError, ["one or several of 'W', 'x', 'q', each once, not ()"]),
+    "wrt: None": (lambda a: {"wrt": None}, ValueError, ["wrt must be a name or a tuple of names, not None"]),
+    "wrt: a number": (lambda a: {"wrt": 0}, ValueError, ["wrt must be a name or a tuple of names, not 0"]),
+    "wrt: numbers": (lambda a: {"wrt": (0, 1)}, ValueError, ["each once, not (0, 1)"]),
+    "wrt: lists in it": (lambda a: {"wrt": (["x"],)}, ValueError, ["wrt must be a name or a tuple of names"]),
+    "out: memory of the target": (
+        lambda a: {"target": a.dW[:, :, 0]},
+        ValueError,
+        ["out: dW shares memory with target; every output needs memory of its own"],
+    ),
+    "out: memory of the cotangent": (
+        lambda a: {"cotangent": a.dx[:, 0]},
+        ValueError,
+        ["out: dx shares memory with cotangent"],
+    ),
+    "out: of other gradients": (lambda a: {"wrt": ("x", "W")}, ValueError, ["out: dx must have shape (5, 4)"]),
+    "out: too many": (lambda a: {"wrt": ("x",)}, ValueError, ["out must be a tuple of 2 arrays (loss, dx)"]),
+    "out: dW of the pairs, not of the one W": (
+        lambda a: {"W": a.W[0]},
+        ValueError,
+        ["out: dW must have shape (3, 4), not (5, 3, 4)"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("given", "error", "words"), MORE.values(), ids=MORE)
+def test_refused_target_cotangent_and_wrt(given, error, words, any_backend):
+    a = Arrays()
+    arguments = {"W": a.W, "x": a.x, "out": a.out(), "backend": any_backend, **given(a)}
+    assert_refused(a, error, words, **arguments)
+    if "wrt" not in arguments:
+        assert_refused(a, error, words, "grad", **{**arguments, "out": a.out("grad")})
 
 
 # --- host and device ------------------------------------------------------------------------------------------------

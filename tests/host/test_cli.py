@@ -16,7 +16,9 @@ import pytest
 from processes import run_python
 
 import sigmoid_l2 as sl2
+from sigmoid_l2.cli import commands
 from sigmoid_l2.cli import main as cli
+from sigmoid_l2.problem import validate
 
 pytestmark = pytest.mark.usefixtures("directory")
 W, X = np.arange(24.0).reshape(4, 3, 2) / 24, np.arange(8.0).reshape(4, 2) - 3
@@ -113,7 +115,7 @@ def test_trace_checks_the_gradients_that_a_file_holds(capsys, given, suffix):
 @pytest.mark.parametrize("shape", [(3, 2), (0, 3, 2), (1, 3, 2), (7, 3, 2), (5, 2, 3, 2), (0, 4, 3, 2), (4, 0, 3, 2)])
 @pytest.mark.parametrize("column", [False, True])
 def test_grad_is_value_and_grad(capsys, monkeypatch, dtype, shape, column):
-    monkeypatch.setattr(cli, "PIECE_BYTES", 100)  # a piece of one to four pairs: several pieces, an odd last one
+    monkeypatch.setattr(commands, "PIECE_BYTES", 100)  # a piece of one to four pairs: several pieces, an odd last one
     rng = np.random.default_rng(1)
     a = rng.standard_normal(shape).astype(dtype)
     b = rng.standard_normal((*shape[:-2], 2, *[1] * column)).astype(dtype)
@@ -152,11 +154,11 @@ def test_grad_of_memory_mapped_files_on_the_default_backend():
 
 def test_pieces_cover_the_batch_once_and_are_large():
     big = np.broadcast_to(np.float32(0), (10**8, 3, 3))
-    pieces = cli._pieces(big)
+    pieces = commands._pieces(validate(big, big[:, 0]))
     assert pieces[0].start == 0
     assert all(a.stop == b.start for a, b in itertools.pairwise(pieces))
     assert pieces[-1].stop >= len(big) > pieces[-1].start
-    assert pieces[0].stop * 36 > 0.99 * cli.PIECE_BYTES
+    assert pieces[0].stop * 36 > 0.99 * commands.PIECE_BYTES
 
 
 def test_sample_is_reproducible(capsys):
@@ -197,7 +199,7 @@ def test_errors_of_the_library(capsys, monkeypatch, error, line):
     def fails(*_args, **_options):
         raise error
 
-    monkeypatch.setattr(cli, "value_and_grad", fails)
+    monkeypatch.setattr(commands, "value_and_grad", fails)
     assert error_of(capsys, "grad", "in.npz", "-o", "out.npz") == f"sigmoid-l2: error: {line}\n"
 
 

@@ -12,7 +12,7 @@ from attack.fuzz import make_seeds
 from attack.fuzz.make_seeds import saved
 
 from host.test_cli import W, X, error_of, names
-from sigmoid_l2.cli import files
+from sigmoid_l2.cli import commands, files
 from sigmoid_l2.cli import main as cli
 from sigmoid_l2.cli.files import InputError, read_arrays, write_npz
 
@@ -129,7 +129,7 @@ def test_bad_files(capsys, command, paths, words):
 
 
 BAD_ARRAYS = {
-    "shapes": ({"W": W, "x": X[:, :1]}, ["(4, 2)", "(4, 1)"]),
+    "shapes": ({"W": W, "x": X[:, :1]}, ["(..., 2)", "(4, 1)"]),
     "complex": ({"W": W + 1j, "x": X}, ["W", "complex128"]),
     "structured": ({"W": W, "x": np.zeros((4, 2), "f4,i4")}, ["x", "dtype"]),
 }
@@ -184,7 +184,7 @@ def test_bad_out(capsys, out, word):
 
 def test_out_is_checked_before_the_work(capsys, monkeypatch):
     np.savez("in.npz", W=W, x=X)
-    monkeypatch.setattr(cli, "read_arrays", lambda _: pytest.fail("began to work"))
+    monkeypatch.setattr(commands, "read_arrays", lambda *_, **__: pytest.fail("began to work"))
     error_of(capsys, "grad", "in.npz", "-o", "no/out.npz")
 
 

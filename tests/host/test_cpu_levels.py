@@ -34,7 +34,7 @@ def child(script, cache, cpu, features, *arguments, **variables):
 RUN = """
 import sys
 import numpy as np
-from host import test_simd, test_stream
+from host import test_cpu_target, test_simd, test_stream
 from contract import assert_contract
 import sigmoid_l2 as sl2
 from sigmoid_l2.kernels.cpu import simd
@@ -58,6 +58,7 @@ for m, n in ((3, 3), (8, 8), (50, 5), (16, 16), (3, 300)):  # tiny, tall and row
 test_stream.assert_streams()
 for case in test_stream.FEW:
     test_stream.assert_same_bits_anywhere(*case)
+test_cpu_target.assert_results()
 for dtype in test_simd.DTYPES:
     arguments = test_simd.float32_arguments(997) if dtype == "f4" else [-rng.uniform(0, 700, 1 << 18)]
     normal, subnormal = test_simd.largest_errors(dtype, arguments)
@@ -84,6 +85,7 @@ COMPILE_FOR_ARM = """
 import re, sys
 import numpy as np
 from llvmlite import binding
+from sigmoid_l2.kernels import Given
 from sigmoid_l2.kernels.cpu import launch, simd
 
 assert simd.vector_bytes() == 16  # those of NEON as well
@@ -92,7 +94,7 @@ binding.initialize_all_asmprinters()
 target = binding.Target.from_triple(sys.argv[1]).create_target_machine(cpu="generic", opt=3)
 for m, n, dtype in ((3, 3, "f4"), (5, 2, "f8"), (40, 40, "f4"), (40, 40, "f8")):
     dtype = np.dtype(dtype)
-    (text,) = launch.kernel(m, n, dtype).inspect_llvm().values()
+    (text,) = launch.kernel(m, n, dtype, Given(True, True)).inspect_llvm().values()
     module = binding.parse_assembly(re.sub("^target .*", "", text, flags=re.M))
     module.triple, module.data_layout = sys.argv[1], str(target.target_data)
     module.verify()

@@ -5,6 +5,7 @@ import runpy
 from pathlib import Path
 
 import fake_cupy
+import numpy as np
 import pytest
 from processes import run_python
 
@@ -27,6 +28,12 @@ PRINTED = {
         r"dx of pair 7: +\[ 0\.3245\d+ +0\.3620\d+ +-0\.162\d+ *\]\n",
         r"by central differences: +\[ 0\.3245\d+ +0\.3620\d+ +-0\.162\d+ *\]\n",
         r"after 10 steps of gradient descent: 0\.13\d\d\n",
+    ),
+    "fit": (
+        r"10,000 models of 4x6, 4 samples each",
+        r"\n +0 +0\.01% +2\.009850 +0\.01% +2\.009850\n",  # ours, and the textbook's
+        r"\n +60 +9\d\.\d\d% +0\.00\d+ +0\.01% +2\.009850\n",
+        r"\n +120 +100\.00% +0\.00000\d +0\.01% +2\.009850\n$",
     ),
     "given_outputs": (
         r"new arrays, in new memory .* ms a call, +52\.0 MB allocated",
@@ -57,6 +64,18 @@ def test_every_example_is_here():
 @pytest.mark.parametrize("name", PRINTED)
 def test_example(name):
     assert_printed(run_python((EXAMPLES / f"{name}.py").read_text(encoding="utf-8")), PRINTED[name])
+
+
+def test_the_picture_of_the_fit(monkeypatch, tmp_path):
+    """And that the textbook's gradient is 0 all the time."""
+    pytest.importorskip("matplotlib").use("Agg")
+    monkeypatch.setattr("sys.argv", ["fit.py", str(tmp_path / "fit.png")])
+    names = runpy.run_path(str(EXAMPLES / "fit.py"))
+    assert (tmp_path / "fit.png").read_bytes().startswith(b"\x89PNG")
+    start = np.zeros_like(names["dW"])
+    start[..., -1] = 25
+    assert not names["textbook"](start).any()
+    assert (names["ours"](start) != 0).any(axis=(-2, -1)).mean() > 0.99
 
 
 def test_gpu_arrays_where_there_is_a_gpu(monkeypatch, capsys):

@@ -17,51 +17,58 @@ from host.test_simd import needs_long_double
 DIGITS = 50
 
 
-def loss(W, x, b):
-    """||sigmoid(W x + b)||^2 of lists of mpmath numbers, real or complex; d/db_i is g_i."""
+def loss(W, x, b, y):
+    """||sigmoid(W x + b) - y||^2 of lists of mpmath numbers, real or complex; d/db_i is g_i."""
     q = [mpmath.fdot(row, x) + shift for row, shift in zip(W, b, strict=True)]
-    return mpmath.fsum((1 / (1 + mpmath.exp(-value))) ** 2 for value in q)
+    return mpmath.fsum((1 / (1 + mpmath.exp(-value)) - target) ** 2 for value, target in zip(q, y, strict=True))
 
 
-def central(W, x, b, numbers, k):
+def central(f, numbers, k):
     """(f(a + h) - f(a - h)) / 2h for a = numbers[k]: off by h^2 times the third derivative, and by 10^-DIGITS / h."""
     a, h = numbers[k], mpmath.mpf(10) ** -(DIGITS // 3)
     values = []
     for numbers[k] in (a + h, a - h):
-        values.append(loss(W, x, b))
+        values.append(f())
     numbers[k] = a
     return (values[0] - values[1]) / (2 * h)
 
 
-def complex_step(W, x, b, numbers, k):
+def complex_step(f, numbers, k):
     """Im f(a + ih) / h for a = numbers[k]: nothing is subtracted, so h can be so small that h^2 does not count."""
     a, h = numbers[k], mpmath.mpf(10) ** -DIGITS
     numbers[k] = mpmath.mpc(a, h)
-    value = loss(W, x, b)
+    value = f()
     numbers[k] = a
     return value.imag / h
 
 
-def differentiated(W, x, derivative):
+def differentiated(W, x, y, cotangent, derivative):
     """What ``oracle.pair`` gives, by a ``derivative`` in every element of W and x and in b = 0."""
     W, x = [[mpmath.mpf(float(w)) for w in row] for row in W], [mpmath.mpf(float(v)) for v in x]
-    b = [mpmath.mpf(0)] * len(W)
+    b, y = [mpmath.mpf(0)] * len(W), [mpmath.mpf(0 if y is None else float(y[i])) for i in range(len(W))]
     s = [1 / (1 + mpmath.exp(-mpmath.fdot(row, x))) for row in W]
+
+    def by_each(numbers):
+        factor = 1 if cotangent is None else mpmath.mpf(cotangent)
+        return [factor * derivative(lambda: loss(W, x, b, y), numbers, k) for k in range(len(numbers))]
+
     return oracle.Truth(
-        [derivative(W, x, b, b, i) for i in range(len(b))],
-        loss(W, x, b),
-        [[derivative(W, x, b, row, j) for j in range(len(x))] for row in W],
-        [derivative(W, x, b, x, j) for j in range(len(x))],
-        s,
+        by_each(b),
+        loss(W, x, b, y),
+        [by_each(row) for row in W],
+        by_each(x),
+        [a - target for a, target in zip(s, y, strict=True)],
         [a * (1 - a) for a in s],
     )
 
 
 def random_pair(seed):
-    """W and x with random m and n from 1 to 5, and q of a few units."""
+    """W and x with random m and n from 1 to 5, and q of a few units; a target and a cotangent in 2 of 4."""
     rng = np.random.default_rng(seed)
     m, n = rng.integers(1, 6, 2)
-    return rng.standard_normal((m, n)), rng.standard_normal(n)
+    W, x = rng.standard_normal((m, n)), rng.standard_normal(n)
+    target = rng.choice([0, 1, 0.5, *rng.uniform(-1, 2, 4)], m) if seed % 2 else None
+    return W, x, target, float(rng.standard_normal()) if seed % 4 > 1 else None
 
 
 def distance(a, b):
@@ -73,22 +80,23 @@ def distance(a, b):
 @pytest.mark.parametrize("seed", range(20))
 def test_oracle_is_the_derivative(seed):
     """The truth of all other tests, against both kinds of differences."""
-    W, x = random_pair(seed)
+    inputs = random_pair(seed)
     with mpmath.workdps(DIGITS):
-        true = oracle.pair(W, x)
-        assert distance(differentiated(W, x, complex_step), true) < 1e-40
-        assert distance(differentiated(W, x, central), true) < 1e-25
+        true = oracle.pair(*inputs)
+        assert distance(differentiated(*inputs, complex_step), true) < 1e-40
+        assert distance(differentiated(*inputs, central), true) < 1e-25
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_backend_is_the_derivative(backend, seed):
     """Every backend, against the differences themselves."""
-    W, x = random_pair(seed)
-    results = Results(*sl2.value_and_grad(W, x, backend=backend))
+    W, x, y, c = random_pair(seed)
+    results = Results(*sl2.value_and_grad(W, x, y, cotangent=c, wrt=("W", "x", "q"), backend=backend))
     for derivative in (central, complex_step):
         with mpmath.workdps(DIGITS):
-            true = differentiated(W, x, derivative)
-        for ratio, line in worst(W, x, results, allowed(W, x, true, backend=backend), true).values():
+            true = differentiated(W, x, y, c, derivative)
+        limits = allowed(W, x, true, target=y, cotangent=c, backend=backend)
+        for ratio, line in worst(W, x, results, limits, true).values():
             assert ratio <= 1, f"{derivative.__name__}: {line}"
 
 
@@ -146,8 +154,9 @@ def test_frameworks_agree(backend, framework, dtype_name, m, n):
 
 @needs_long_double
 @pytest.mark.parametrize(("m", "n"), SMALL)
-def test_directional_derivative(backend, m, n):
-    """d/dh f(W + h V, x + h v) = <dW, V> + <dx, v> for any direction (V, v), for pairs of every size of q.
+@pytest.mark.parametrize("full", [False, True], ids=["plain", "target and cotangent"])
+def test_directional_derivative(backend, m, n, full):
+    """d/dh c f(W + h V, x + h v) = <dW, V> + <dx, v> for any direction (V, v), for pairs of every size of q.
 
     The left side is a complex step in long double, which has 11 bits more: its own error is made of the same roundings
     as the contract's bound, of at most 4 times as many, hence below 2^-9 of it. The right side may be off by what the
@@ -156,18 +165,23 @@ def test_directional_derivative(backend, m, n):
     B, rng = 800, np.random.default_rng([m, n])
     (W, x), (V, v) = pairs((B,), m, n), pairs((B,), m, n, seed=1)
     W *= (2.0 ** rng.uniform(-20, 9, B) / n**0.5)[:, None, None]
-    _, dW, dx = sl2.value_and_grad(W, x, backend=backend)
+    y = rng.choice([0, 1, 0.5, *rng.uniform(-1, 2, 40)], (B, m)) if full else np.zeros((B, m))
+    cotangent = rng.standard_normal(B) if full else np.ones(B)
+    _, dW, dx = sl2.value_and_grad(W, x, y if full else None, cotangent=cotangent if full else None, backend=backend)
 
     h = np.longdouble(2.0**-200)
     q = ((W + 1j * h * V) * (x + 1j * h * v)[:, None, :]).sum(axis=-1)
-    left = ((1 / (1 + np.exp(-q))) ** 2).sum(axis=-1).imag / h
+    error = np.where(y > 0.5, (1 - y) - 1 / (1 + np.exp(q)), 1 / (1 + np.exp(-q)) - y)
+    left = cotangent * (error**2).sum(axis=-1).imag / h
     right = (dW.astype(np.longdouble) * V).sum(axis=(1, 2)) + (dx.astype(np.longdouble) * v).sum(axis=-1)
 
     q = q.real.astype(float)
     s, c = 1 / (1 + np.exp(-q.astype(np.longdouble))), 1 / (1 + np.exp(q.astype(np.longdouble)))
-    g = 2 * s * s * c
+    e = np.where(y > 0.5, (1 - y) - c, s - y)
+    g = cotangent[:, None] * 2 * e * s * c
     for b in range(B):
-        truth = oracle.Truth(g[b], (s[b] * s[b]).sum(), g[b, :, None] * x[b], None, s[b], s[b] * c[b])
-        limits = allowed(W[b], x[b], truth, backend=backend)
+        truth = oracle.Truth(g[b], (e[b] * e[b]).sum(), g[b, :, None] * x[b], None, e[b], s[b] * c[b])
+        more = {"target": y[b], "cotangent": cotangent[b]} if full else {}
+        limits = allowed(W[b], x[b], truth, backend=backend, **more)
         limit = (limits.dW * abs(V[b])).sum() + (limits.dx * abs(v[b])).sum()
         assert abs(left[b] - right[b]) <= limit * (1 + 2.0**-9)

@@ -17,13 +17,15 @@ SHAPES = [((), 3, 3), ((), 4, 2), ((), 2, 5), ((6,), 3, 3), ((2, 3), 3, 4)]
 SAYS = {
     "extra 2": "an extra factor 2",
     "missing 2": "the factor 2 is missing",
-    "twice": "df/ds = 2s is applied twice",
-    "no ds": "df/ds = 2s is left out",
+    "twice": "df/ds = 2{e} is applied twice",
+    "no ds": "df/ds = 2{e} is left out",
     "no dq": "ds/dq = s(1 - s) is left out",
     "no 1-s": "(1 - s) is missing",
     "sign": "the opposite sign",
     "transposed": "dW is transposed",
     "no outer": "elementwise product of g and x",
+    "no e": "the error e is left out, the derivative is taken of s only",
+    "no y": "y is left out, as in the gradient of ||s||²",
     "W": "W instead of Wᵀ",
     "row": "elementwise product with Wᵀ",
 }
@@ -31,7 +33,7 @@ SAYS = {
 
 def says(mistakes):
     """The mistakes by their keys in SAYS; "shape" and "k digits" for those two."""
-    keys = {begin: key for key, begin in SAYS.items()}
+    keys = {begin.replace("{e}", e): key for key, begin in SAYS.items() for e in "se"}
     found = []
     for sentence in mistakes:
         key = next((key for begin, key in keys.items() if sentence.startswith(begin)), sentence)
@@ -43,12 +45,13 @@ def says(mistakes):
     return sorted(found)
 
 
-def by_hand(name, W, x, wrong=(), digits=None):
-    """One gradient of a batch, computed the way its author would, with the mistakes ``wrong``."""
+def by_hand(name, W, x, wrong=(), digits=None, y=None):
+    """One gradient of a batch, computed the way its author would, with the mistakes ``wrong``; ``y`` is the target."""
     r = functools.partial(np.round, decimals=digits) if digits else np.asarray
     q = r(np.einsum("...ij,...j->...i", W, x))
     s = r(1 / (1 + np.exp(-q)))
-    df_ds = r(2 * s)
+    e = s if y is None or "no y" in wrong else y - s if "y - s" in wrong else r(s - y)
+    df_ds = np.full_like(s, 2) if "no e" in wrong else r(2 * e)
     ds_dq = s if "no 1-s" in wrong else r(s * (1 - s))
     g = df_ds if "no dq" in wrong else ds_dq if "no ds" in wrong else r(ds_dq * df_ds)
     if "twice" in wrong:
@@ -67,8 +70,8 @@ def by_hand(name, W, x, wrong=(), digits=None):
     return r(factor * out)
 
 
-def check(name, W, x, gradient, **options):
-    return getattr(sl2.check_grad(W, x, **{name: gradient}, **options), name)
+def check(name, W, x, gradient, target=None, **options):
+    return getattr(sl2.check_grad(W, x, target, **{name: gradient}, **options), name)
 
 
 def test_the_example_is_explained():

@@ -20,7 +20,7 @@ from arrays import pairs
 from fake_gpu import early
 
 import sigmoid_l2 as sl2
-from sigmoid_l2 import dispatch, offload, settings
+from sigmoid_l2 import dispatch, offload, settings, threads
 from sigmoid_l2.gpu.cupy_library import CupyLibrary
 from sigmoid_l2.gpu.numba_library import NumbaLibrary
 from sigmoid_l2.kernels import reference
@@ -208,11 +208,11 @@ class Failing:
 
 
 @pytest.mark.parametrize("error", [RuntimeError("a kernel failed"), KeyboardInterrupt(), MemoryError()])
-@pytest.mark.parametrize("where", ["fused", "copy_in", "copy_out", "wait", "empty", "_copy"])
+@pytest.mark.parametrize("where", ["fused", "copy_in", "copy_out", "wait", "empty", "copy"])
 @pytest.mark.parametrize("number", [1, 3, 5, 8])
 def test_nothing_is_left_behind_after_an_error(gpu, where, number, error, monkeypatch):
     """The memory that queued copies use is given back after they are done, and before the caller goes on."""
-    owner = offload if where == "_copy" else gpu
+    owner = threads if where == "copy" else gpu
     monkeypatch.setattr(owner, where, Failing(getattr(owner, where), number, error))
     with pytest.raises(type(error)):
         compute(gpu, *pairs((23,)))

@@ -11,12 +11,13 @@ from processes import run_python
 
 pytest.importorskip("numba")
 
+from sigmoid_l2.kernels import Given
 from sigmoid_l2.kernels.cpu import rows, stream, tall, tiny
 from sigmoid_l2.kernels.cpu.simd import lane_count
 
 LINE, CANARY = 64, 0xAB
 F4, F8 = np.dtype("f4"), np.dtype("f8")
-KERNELS = {"tiny": tiny.kernel, "tall": tall.kernel, "rows": lambda m, n, dtype: rows.kernel(dtype)}
+KERNELS = {"tiny": tiny.kernel, "tall": tall.kernel, "rows": lambda m, n, dtype, given: rows.kernel(dtype, given)}
 TINY = [(1, 1), (3, 3), (2, 5), (8, 8)]
 # Fewer rows than lanes and more, whole blocks and a rest, more than one chain of sums; elements that fill no lines.
 TALL = [(5, 2), (9, 4), (16, 4), (37, 3), (300, 1), (12, 12), (16, 16), (21, 13), (8, 8), (150, 7)]
@@ -34,7 +35,7 @@ FEW = [
 each_case = pytest.mark.parametrize(("name", "m", "n", "dtype"), CASES, ids=lambda value: str(value))
 
 
-class Given:
+class Output:
     """An array of NaN that begins some elements after a line, between canaries."""
 
     def __init__(self, shape, dtype, offset):
@@ -55,22 +56,22 @@ def inputs(B, m, n, dtype):
     return tuple(rng.standard_normal(shape).astype(dtype) for shape in ((B, m, n), (B, n)))
 
 
-def run(name, W, x, *, streams, offsets=(0, 0, 0), wanted=(True, True, True), slice_rows=None, ranges=None):
-    """The bytes of loss, dW and dx, b"" for one that is not wanted; ``ranges`` of slices run in that order."""
+def run(name, W, x, *, streams, offsets=(0, 0, 0, 0), wanted=(True,) * 4, slice_rows=None, ranges=None):
+    """The bytes of loss, dW, dx and dq, b"" for one that is not wanted; ``ranges`` of slices run in that order."""
     B, m, n = W.shape
     slice_rows = slice_rows or m
     count = B * -(-m // slice_rows)
-    shapes = ((count,), W.shape, (count, n))
+    shapes = ((count,), W.shape, (count, n), (B, m))
     out = [
-        Given(shape if is_wanted else (0,) * len(shape), W.dtype, offset)
+        Output(shape, W.dtype, offset) if is_wanted else None
         for shape, is_wanted, offset in zip(shapes, wanted, offsets, strict=True)
     ]
-    kernel = KERNELS[name](m, n, W.dtype)
+    kernel = KERNELS[name](m, n, W.dtype, Given(False, False))
     for first, last in ranges or [(0, count)]:
-        kernel(W, x, *(given.array for given in out), first, last, slice_rows, streams)
-    for given in out:
-        given.assert_intact()
-    return [given.array.tobytes() for given in out]
+        kernel(W, x, None, None, *(output and output.array for output in out), first, last, slice_rows, streams)
+    for output in filter(None, out):
+        output.assert_intact()
+    return [output.array.tobytes() if output else b"" for output in out]
 
 
 def assert_same_bits_anywhere(name, m, n, dtype):
@@ -81,7 +82,7 @@ def assert_same_bits_anywhere(name, m, n, dtype):
         expected = run(name, W, x, streams=False)
         assert not np.isnan(np.frombuffer(b"".join(expected), dtype)).any(), "all is written"
         for k in range(16):
-            offsets = (k, (k + 5) % 16, (k + 11) % 16)
+            offsets = (k, (k + 5) % 16, (k + 11) % 16, (k + 2) % 16)
             cuts = sorted({0, B // 3, (k * B) // 16, B})
             ranges = list(pairwise(cuts))[::-1]
             for streams in (True, False):
@@ -99,10 +100,10 @@ def test_every_subset(name, m, n, dtype):
     """Of the outputs: those that are not wanted are not touched, and the others have the same bits."""
     W, x = inputs(37, m, n, dtype)
     expected = run(name, W, x, streams=False)
-    for wanted in product((True, False), repeat=3):
+    for wanted in product((True, False), repeat=4):
         some = [bits if is_wanted else b"" for bits, is_wanted in zip(expected, wanted, strict=True)]
         for k, streams in product((0, 3, 13), (True, False)):
-            assert run(name, W, x, streams=streams, offsets=(k, k, k), wanted=wanted) == some, (wanted, k)
+            assert run(name, W, x, streams=streams, offsets=(k, k, k, k), wanted=wanted) == some, (wanted, k)
 
 
 @pytest.mark.parametrize("dtype", [F4, F8], ids=str)
@@ -118,18 +119,18 @@ def test_slices(name, blocks, dtype):
     parts = [np.ascontiguousarray(W[:, i : i + slice_rows]) for i in range(0, W.shape[1], slice_rows)]
     outs = [run(name, part, x, streams=False, slice_rows=slice_rows) for part in parts]
     losses, dxs = (np.stack([np.frombuffer(out[k], dtype).reshape(B, -1) for out in outs], 1) for k in (0, 2))
-    dW = np.concatenate([np.frombuffer(out[1], dtype).reshape(B, -1) for out in outs], 1)
-    expected = [losses.tobytes(), dW.tobytes(), dxs.tobytes()]
+    dW, dq = (np.concatenate([np.frombuffer(out[k], dtype).reshape(B, -1) for out in outs], 1) for k in (1, 3))
+    expected = [losses.tobytes(), dW.tobytes(), dxs.tobytes(), dq.tobytes()]
     count = B * len(parts)
     for ranges in ([(0, count)], [(4, count), (1, 4), (0, 1)]):
         for k, streams in product((0, 7), (True, False)):
-            got = run(name, W, x, streams=streams, offsets=(k, k, k), slice_rows=slice_rows, ranges=ranges)
+            got = run(name, W, x, streams=streams, offsets=(k, k, k, k), slice_rows=slice_rows, ranges=ranges)
             assert got == expected, (ranges, k, streams)
 
 
 def streaming_stores(name, m, n, dtype):
     """How many instructions of a kernel, compiled in this process, store past the caches."""
-    (assembly,) = KERNELS[name](m, n, dtype).inspect_asm().values()
+    (assembly,) = KERNELS[name](m, n, dtype, Given(False, False)).inspect_asm().values()
     assert re.search(r"\t(?:v?movups|v?movupd)\t", assembly), "stores are found at all"
     return len(re.findall(r"\tv?movnt\w+\t", assembly))
 

@@ -11,6 +11,7 @@ import oracle
 from contract import allowed, roundings_of_q
 
 import sigmoid_l2 as sl2
+from sigmoid_l2.kernels import Given
 from sigmoid_l2.kernels.cpu import launch
 from sigmoid_l2.kernels.cpu.simd import lane_count
 from sigmoid_l2.kernels.cpu.slices import rows_of_slice
@@ -19,18 +20,23 @@ MANY = 1 << 22
 WIDTHS = [(n, np.dtype(d)) for d in ("f4", "f8") for n in (1, 3, 4, 7, 12, 16, 33, 100)]
 
 
-def results(W, x):
-    """loss, dW and dx of one pair."""
+PLAIN, FULL = Given(False, False), Given(True, True)
+
+
+def results(W, x, given=PLAIN):
+    """loss, dW and dx of one pair; a target that is given is 0.25, a cotangent is -1.5."""
     (m, n), dtype = W.shape, W.dtype
+    target = np.full((1, m), 0.25, dtype) if given.target else None
+    cotangent = np.full(1, -1.5, dtype) if given.cotangent else None
     loss, dW, dx = np.empty(1, dtype), np.empty((1, m, n), dtype), np.empty((1, n), dtype)
-    launch.kernel(m, n, dtype)(W[None], x[None], loss, dW, dx, 0, 1, m, False)
+    launch.kernel(m, n, dtype, given)(W[None], x[None], target, cotangent, loss, dW, dx, None, 0, 1, m, False)
     return loss[0], dW[0], dx[0]
 
 
 def roundings(m, n, dtype):
     """At most so many has a sum over m rows, beside those of products: in trees, in chains, and one of all chains."""
     lanes = lane_count(dtype)
-    match launch.kernel(m, n, dtype).py_func.__name__:
+    match launch.kernel(m, n, dtype, PLAIN).py_func.__name__:
         case "tiny":  # a tree that adds the last one of an odd number of terms by itself
             return m.bit_length() + m.bit_count() - 2
         case "tall":
@@ -48,10 +54,11 @@ def assert_exact(got, terms, most, dtype):
 
 @pytest.mark.parametrize(("n", "dtype"), WIDTHS)
 @pytest.mark.parametrize("m", [2, 15, 16, 100, 128, 129, 1000, 20_011])
-def test_any_rows(m, n, dtype):
+@pytest.mark.parametrize("given", [PLAIN, FULL], ids=["plain", "target and cotangent"])
+def test_any_rows(m, n, dtype, given):
     """dx against the exact sum of g_i W_ij, with the g of dW = g x^T where x = 1."""
     W = np.random.default_rng([m, n]).uniform(-1, 2, (m, n)).astype(dtype)
-    _, dW, dx = results(W, np.ones(n, dtype))
+    _, dW, dx = results(W, np.ones(n, dtype), given)
     g = dW[:, 0].astype(float)
     for j in range(n):
         assert_exact(dx[j], (g * W[:, j]).tolist(), roundings(m, n, dtype), dtype)
@@ -74,17 +81,18 @@ def test_errors_of_errors(lanes):
 
 @pytest.mark.parametrize("backend", ["numpy", "numba"])
 @pytest.mark.parametrize(("m", "n"), [(MANY, 1), (MANY // 16, 20)])
-def test_contract_of_many_equal_rows(backend, m, n):
+@pytest.mark.parametrize(("target", "cotangent"), [(None, None), (0.25, -1.5)])
+def test_contract_of_many_equal_rows(backend, m, n, target, cotangent):
     """loss and dx of 2^22 or 2^18 equal rows are as many times those of one row, in exact arithmetic."""
     W, x = np.full((m, n), 0.7, "f4"), np.full(n, 0.9 / n, "f4")
-    results = sl2.value_and_grad(W, x, backend=backend)
-    one = oracle.pair(W[:1], x)
-    limits = allowed(W[:1], x, one, backend=backend)
+    results = sl2.value_and_grad(W, x, target, cotangent=cotangent, backend=backend)
+    one = oracle.pair(W[:1], x, target, cotangent)
+    limits = allowed(W[:1], x, one, target=target, cotangent=cotangent, backend=backend)
     eps = np.finfo("f4").eps
     loss, dx = float(one.loss) * m, np.array(one.dx, float) * m
     more = (math.ceil(math.log2(m)) + 1 - 1 / 2) * eps  # S = 1/2 for a single row
     assert abs(float(results.loss) - loss) <= m * float(limits.loss) + more * loss
-    assert (abs(results.dx - dx) <= m * limits.dx + more * dx).all()
+    assert (abs(results.dx - dx) <= m * limits.dx + more * abs(dx)).all()
 
 
 @pytest.mark.parametrize("backend", ["numpy", "numba"])
@@ -101,18 +109,21 @@ def test_contract_of_long_rows(backend):
     assert (abs(dW - true) <= (2 * relative * q + 7 * np.finfo(dtype).eps) * true).all()
 
 
-def test_many_equal_rows():
+@pytest.mark.parametrize("given", [PLAIN, FULL], ids=["plain", "target and cotangent"])
+def test_many_equal_rows(given):
     """Their sums are those of a block, as often: a plain sum would be off by thousands of eps."""
     dtype = np.dtype("f4")
     lanes = lane_count(dtype)
     eps = np.finfo(dtype).eps
     W, x = np.full((MANY, 1), 0.7, dtype), np.full(1, 0.9, dtype)
-    loss, dW, dx = results(W, x)
-    one_loss, one_dW, one_dx = results(W[:lanes], x)  # a block, whose sums are exact: a number times a power of 2
+    loss, dW, dx = results(W, x, given)
+    one_loss, one_dW, one_dx = results(
+        W[:lanes], x, given
+    )  # a block, whose sums are exact: a number times a power of 2
     assert dW.tobytes() == np.repeat(one_dW[:1], MANY, axis=0).tobytes()
     for got, one in ((loss, one_loss), (dx[0], one_dx[0])):
         exact = float(one) * (MANY // lanes)
-        assert abs(float(got) - exact) <= 11 * eps / 2 * exact, (float(got) / exact - 1) / eps
+        assert abs(float(got) - exact) <= 11 * eps / 2 * abs(exact), (float(got) / exact - 1) / eps
 
 
 def test_overflow():

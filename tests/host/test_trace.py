@@ -2,8 +2,10 @@
 
 import sys
 
+import contract
 import fake_cupy
 import numpy as np
+import oracle
 import pytest
 from arrays import pairs
 
@@ -62,6 +64,102 @@ def test_agrees_with_value_and_grad(dtype):
     np.testing.assert_allclose(t.dx, dx, rtol=rtol, atol=rtol * np.abs(W).max())
 
 
+TARGETS = {"0": 0, "1": 1.0, "0 and 1": [0, 1, 1], "between": [0.25, 0.5, 0.75], "outside": [-2.0, 3.0, 0.5]}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+@pytest.mark.parametrize("scale", [1, 30])
+def test_a_target_is_right_in_both_tails(dtype, target, scale):
+    W, x = pairs((20,), 3, 4, dtype)
+    W *= dtype(scale)  # |q| up to 150: where 1 - s is 0 and s is below the smallest number
+    t = sl2.trace(W, x, target)
+    for k in range(20):
+        truth = oracle.pair(W[k], x[k], target)
+        limits = contract.allowed(W[k], x[k], truth, target=target)
+        for name, given, true, limit in (
+            ("loss", t.loss[k], truth.loss, limits.loss),
+            ("dW", t.dW[k], truth.dW, limits.dW),
+            ("dx", t.dx[k], truth.dx, limits.dx),
+            ("dloss_dq", t.dloss_dq[k], truth.g, limits.dq),
+        ):
+            assert np.all(np.abs(given - np.array(true, float)) <= limit), name
+        np.testing.assert_array_equal(t.y[k], np.broadcast_to(target, 3))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("q", [-90.0, -20.0, -1.0, 0.0, 1.0, 20.0, 80.0])
+def test_the_error_does_not_cancel_at_0_and_1(dtype, q):
+    for target in (0, 1):
+        t = sl2.trace(np.array([[q]], dtype), np.ones(1, dtype), target)
+        truth = oracle.pair([[q]], [1.0], target)
+        info = np.finfo(dtype)
+        np.testing.assert_allclose(t.e, np.array(truth.e, float), rtol=4 * info.eps, atol=info.tiny)
+        np.testing.assert_array_equal(t.dloss_ds, 2 * t.e)
+
+
+def test_without_a_target_there_is_no_y():
+    t = sl2.trace(*pairs((5,), 3, 4))
+    assert t.y is t.e is None
+    np.testing.assert_array_equal(t.dloss_ds, 2 * t.s)
+
+
+@pytest.mark.parametrize("batch", [(), (7,), (0,)])
+@pytest.mark.parametrize("column", [False, True])
+def test_shapes_of_a_target(batch, column):
+    W, x = pairs(batch, 3, 4, np.float32)
+    x = x[..., None] if column else x
+    y = np.arange(3) / 4
+    targets = [y, np.broadcast_to(y, (*batch, 3)), *[y[:, None], np.broadcast_to(y, (*batch, 3))[..., None]] * column]
+    traces = [sl2.trace(W, x, target) for target in (*targets, y.tolist(), y.astype(np.float32))]
+    for t in traces:
+        for name in ("y", "e"):
+            assert getattr(t, name).shape == t.q.shape == (*batch, 3, *[1] * column)
+            assert getattr(t, name).dtype == np.float32
+            np.testing.assert_array_equal(getattr(t, name), getattr(traces[0], name))
+    for number in (1, 1.0, True, np.float16(1), [1]):
+        np.testing.assert_array_equal(sl2.trace(W, x, number).y, np.ones_like(traces[0].q))
+
+
+@pytest.mark.parametrize("column", [False, True])
+@pytest.mark.parametrize(
+    ("W_batch", "x_batch", "y_batch"), [((), (6,), None), ((6,), (), ()), ((2, 1), (3,), (2, 3)), ((), (), (6,))]
+)
+def test_gradients_of_what_pairs_share_are_sums(W_batch, x_batch, y_batch, column):
+    (W, _), (_, x) = pairs(W_batch, 3, 4), pairs(x_batch, 3, 4)
+    y = None if y_batch is None else pairs(y_batch, 3, 3)[1]
+    batch = np.broadcast_shapes(W_batch, x_batch, y_batch or ())
+    t = sl2.trace(W, x[..., None] if column else x, y)
+    assert t.loss.shape == batch
+    assert (t.W.shape, t.dW.shape, t.dx.shape) == (W.shape, W.shape, t.x.shape)
+    full = np.broadcast_to(W, (*batch, 3, 4)), np.broadcast_to(x, (*batch, 4))
+    whole = sl2.trace(*full, None if y is None else np.broadcast_to(y, (*batch, 3)))
+    for name, own in (("dW", W_batch), ("dx", x_batch)):
+        terms = getattr(whole, name)
+        axes = tuple(k for k in range(len(batch)) if (*[1] * (len(batch) - len(own)), *own)[k] == 1)
+        np.testing.assert_allclose(getattr(t, name).ravel(), terms.sum(axes).ravel(), rtol=1e-13, atol=1e-15)
+    assert str(t).count("summed over the pairs that share") == (W_batch != batch) + (x_batch != batch)
+
+
+BAD_TARGETS = {
+    "two of three": ([0, 1], ValueError, ["W (3, 4)", "x (4,)", "target (2,)"]),
+    "of x's length": (np.zeros((3, 4)), ValueError, ["W (3, 4)", "x (4,)", "target (3, 4)"]),
+    "complex": ([1j, 0, 0], TypeError, ["target has dtype complex128"]),
+    "text": (["0", "1", "1"], TypeError, ["target has dtype <U1"]),
+    "ragged": ([[0], [0, 1]], ValueError, ["target cannot be made into an array"]),
+    "masked": (np.ma.array([0, 1, 1]), TypeError, ["target is a masked array"]),
+}
+
+
+@pytest.mark.parametrize(("target", "error", "words"), BAD_TARGETS.values(), ids=BAD_TARGETS)
+def test_refused_targets(target, error, words):
+    W, x = pairs((), 3, 4)
+    for call in (lambda: sl2.trace(W, x, target), lambda: sl2.check_grad(W, x, target, dW=W)):
+        with pytest.raises(error) as raised:
+            call()
+        assert all(word in str(raised.value) for word in words), raised.value
+
+
 def test_every_pair_of_a_batch_is_traced_alone():
     W, x = pairs((5,), 3, 4)
     whole, third = sl2.trace(W, x), sl2.trace(W[2], x[2])
@@ -86,11 +184,13 @@ def test_large_q_keeps_its_complement():
 
 def test_a_trace_does_not_follow_its_inputs():
     W, x = pairs((), 3, 3)
-    t = sl2.trace(W, x)
+    y = np.ones(3)
+    t = sl2.trace(W, x, y)
     before = t.W.copy(), t.x.copy()
-    W[:], x[:] = 0, 0
+    W[:], x[:], y[:] = 0, 0, 0
     np.testing.assert_array_equal(t.W, before[0])
     np.testing.assert_array_equal(t.x, before[1])
+    np.testing.assert_array_equal(t.y, [1, 1, 1])
 
 
 def test_cuda_arrays_are_brought_to_the_host(monkeypatch):
@@ -100,6 +200,12 @@ def test_cuda_arrays_are_brought_to_the_host(monkeypatch):
     for name in FIELDS:
         assert type(getattr(on_device, name)) is np.ndarray, name
     np.testing.assert_array_equal(on_device.dx, sl2.trace(W, x).dx)
+    y = np.ones((5, 3))
+    on_device = sl2.trace(fake_cupy.asarray(W), fake_cupy.asarray(x), fake_cupy.asarray(y))
+    assert type(on_device.y) is np.ndarray
+    np.testing.assert_array_equal(on_device.dx, sl2.trace(W, x, y).dx)
+    with pytest.raises(TypeError, match="target"):
+        sl2.trace(fake_cupy.asarray(W), fake_cupy.asarray(x), y)
 
 
 def test_printing_shows_every_step():
@@ -128,6 +234,25 @@ def test_printing_shows_every_step():
         assert value in text
 
 
+def test_printing_shows_the_error_of_a_target():
+    text = str(sl2.trace(example.W, example.x, [1, 0, 1]))
+    for line in (
+        "f(W, x) = ||sigmoid(W x) - y||²",
+        "  y  ",
+        "  e = s - y ",
+        "e_i = s_i - y_i",
+        "  loss = ||e||² ",
+        "the sum over i of e_i²",
+        "  dloss_ds = 2 e ",
+        "  ds_dq = s (1 - s) ",
+        "g_i = 2 e_i · s_i (1 - s_i)",
+    ):
+        assert line in text, line
+    for value in ("-0.440286", "0.727077", "-0.217003"):
+        assert value in text
+    assert "{" not in text
+
+
 @pytest.mark.parametrize(
     ("batch", "column", "shape"), [((), False, "(n,) = (4,)"), ((9,), True, "(..., n, 1) = (9, 4, 1)")]
 )
@@ -136,9 +261,21 @@ def test_printing_names_the_axes(batch, column, shape):
     assert shape in str(sl2.trace(W, x[..., None] if column else x))
 
 
+def test_printing_names_the_axes_of_what_is_shared():
+    (W, _), (_, x) = pairs((), 3, 4), pairs((9,), 3, 4)
+    lines = str(sl2.trace(W, x, 1)).splitlines()
+    shapes = {
+        name: next(line for line in lines if line.startswith(f"  {name} ")) for name in ("W", "x", "y", "q", "dW")
+    }
+    ends = {"W": "(m, n) = (3, 4)", "x": "(..., n) = (9, 4)", "y": "(..., m) = (9, 3)", "q": "(..., m) = (9, 3)"}
+    for name, end in {**ends, "dW": ends["W"]}.items():
+        assert shapes[name].endswith(f" {end}")
+
+
+@pytest.mark.parametrize("target", [None, 1])
 @pytest.mark.parametrize(("batch", "m", "n"), [((), 3, 3), ((1000,), 30, 40), ((), 200, 300), ((2, 3, 4), 5, 6)])
-def test_printing_fits_a_terminal(batch, m, n):
-    lines = str(sl2.trace(*pairs(batch, m, n, np.float32))).splitlines()
+def test_printing_fits_a_terminal(batch, m, n, target):
+    lines = str(sl2.trace(*pairs(batch, m, n, np.float32), target)).splitlines()
     assert max(map(len, lines)) <= 100
     assert len(lines) < 500
     assert not any(line != line.rstrip() for line in lines)

@@ -110,13 +110,17 @@ def test_any_broadcast_is_the_sum_over_pairs(entry, shapes, size, data):
     W, x, y, c = inputs(shapes, 2, 3, np.float64)
     batch = np.broadcast_shapes(*shapes[:3])
     assume(np.broadcast_shapes(batch, shapes[3]) == batch)
-    full = [np.broadcast_to(a, batch + tail) for a, tail in zip((W, x, y, c), ((2, 3), (3,), (2,), ()), strict=True)]
-    expected = sl2.value_and_grad(*map(np.array, full[:3]), cotangent=np.array(full[3]), wrt=("W", "x", "q"), backend=entry.name)
+    tails = (2, 3), (3,), (2,), ()
+    *full, c_full = (np.array(np.broadcast_to(a, batch + t)) for a, t in zip((W, x, y, c), tails, strict=True))
+    expected = sl2.value_and_grad(*full, cotangent=c_full, wrt=("W", "x", "q"), backend=entry.name)
     with pytest.MonkeyPatch.context() as monkeypatch:
         for name in ("PIECE_BYTES", "GPU_PIECE_BYTES", "OFFLOAD_PIECE_BYTES"):
             monkeypatch.setattr(execute, name, size * 6 * 8)
         got = sl2.value_and_grad(W, x, y, cotangent=c, wrt=("W", "x", "q"), backend=entry.name)
-    assert bits([got.loss, got.dq]) == bits([expected.loss, expected.dq])
+    if W.size > 6:  # one W for all has a kernel of its own
+        assert bits([got.loss, got.dq]) == bits([expected.loss, expected.dq])
+    np.testing.assert_allclose(got.loss, expected.loss, rtol=1e-14, atol=0)
+    np.testing.assert_allclose(got.dq, expected.dq, rtol=1e-14, atol=1e-15)
     for name, a, axes in (("dW", W, 2), ("dx", x, 1)):
         terms = getattr(expected, name)
         extra = tuple(range(terms.ndim - a.ndim))
@@ -174,8 +178,8 @@ def test_nan_stays_in_its_pair_and_in_the_sum(backend):
     loss, dW, dx, dq = sl2.value_and_grad(W, x, y, cotangent=c, wrt=("W", "x", "q"), backend=backend)
     others = np.arange(50) != 7
     assert bits([loss[others], dx[others], dq[others]]) == bits([clean[0][others], clean[2][others], clean[3][others]])
-    assert np.isnan(loss[7]) and np.isnan(dx[7]).all() and np.isnan(dq[7, 1]) and dq[7, 0] == clean.dq[7, 0]
-    assert np.isnan(dW[1]).all() and bits([dW[::2]]) == bits([clean.dW[::2]])
+    assert np.isnan([loss[7], *dx[7], dq[7, 1], *dW[1]]).all()
+    assert bits([dq[7, ::2], dW[::2]]) == bits([clean.dq[7, ::2], clean.dW[::2]])
 
 
 def test_columns(backend):
@@ -187,7 +191,7 @@ def test_columns(backend):
         got = sl2.value_and_grad(W, x[..., None], target, cotangent=c, wrt=("W", "x", "q"), backend=backend)
         assert bits(got) == bits([loss, dW, dx[..., None], dq[..., None]])
     one = sl2.value_and_grad(W[0], x[0][:, None], y[0][:, None], backend=backend)
-    assert bits(one) == bits(sl2.value_and_grad(W[0], x[0], y[0], backend=backend)[:2] + (one.dx,))
+    assert bits(one) == bits((*sl2.value_and_grad(W[0], x[0], y[0], backend=backend)[:2], one.dx))
     out = tuple(map(np.empty_like, got))
     sl2.value_and_grad(W, x[..., None], y, cotangent=c, wrt=("W", "x", "q"), out=out, backend=backend)
     assert bits(out) == bits(got)
@@ -198,7 +202,13 @@ def test_other_dtypes_and_layouts_of_target_and_cotangent(backend):
     y, c = np.random.default_rng(0).integers(0, 2, (50, 3)), np.arange(50)
     expected = sl2.value_and_grad(W, x, y.astype("f4"), cotangent=c.astype("f4"), backend=backend)
     assert expected.dW.dtype == np.float32
-    for convert in (np.asarray, lambda a: a.astype(">f8"), strided, np.ndarray.tolist, lambda a: a.astype("f4")[::-1][::-1]):
+    for convert in (
+        np.asarray,
+        lambda a: a.astype(">f8"),
+        strided,
+        np.ndarray.tolist,
+        lambda a: a.astype("f4")[::-1][::-1],
+    ):
         got = sl2.value_and_grad(W, x, convert(y), cotangent=convert(c), backend=backend)
         assert bits(got) == bits(expected)
     got = sl2.value_and_grad(W, x, y == 1, cotangent=True, backend=backend)

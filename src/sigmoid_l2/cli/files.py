@@ -64,6 +64,15 @@ def read_arrays(paths: Sequence[str | Path], optional: Sequence[str] = ()) -> di
     raise InputError(f"give one .npz or .json file, or two .npy files (W first, then x); got {given or 'none'}")
 
 
+def read_array(path: str | Path) -> Array:
+    """Read the array of one .npy file, as a read-only memory map; InputError for every way in which it can be bad."""
+    path = Path(path)
+    kind = _format(path)
+    if kind != "npy":
+        raise InputError(f"{path}: numbers or an .npy file are needed here, not .{kind}")
+    return _read_npy(path)
+
+
 def check_output(path: str | Path) -> None:
     """Raise OSError if ``write_npz(path, ...)`` could not begin, so that no long computation fails at its end."""
     path = Path(path)

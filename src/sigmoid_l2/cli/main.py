@@ -5,28 +5,19 @@ Every command returns the text to print, so that there is one place where standa
 
 import argparse
 import contextlib
-import io
-import math
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sigmoid_l2.api import value_and_grad
-from sigmoid_l2.cli.files import InputError, check_output, read_arrays, write_npz
-from sigmoid_l2.dispatch import NAMES, PREFERENCES, BackendUnavailableError, show_config
-from sigmoid_l2.explain import example
-from sigmoid_l2.explain.check_grad import check_grad
-from sigmoid_l2.explain.trace import trace
-from sigmoid_l2.problem import validate
+from sigmoid_l2.api import WRT
+from sigmoid_l2.cli import commands
+from sigmoid_l2.cli.files import InputError
+from sigmoid_l2.dispatch import NAMES, PREFERENCES, BackendUnavailableError
 from sigmoid_l2.version import __version__
-
-# Bytes of W between two steps of the progress bar: about 10 ms of work, next to which a call's fixed cost is nothing.
-PIECE_BYTES = 32 << 20
 
 # Errors that are not a mistake of this program: they are reported in one line, without a traceback.
 _FAILURES = (InputError, BackendUnavailableError, ValueError, TypeError, OSError, MemoryError)
@@ -76,89 +67,6 @@ def _fail(error: BaseException) -> int:
     return 2
 
 
-def _info(_: argparse.Namespace) -> str:
-    with contextlib.redirect_stdout(io.StringIO()) as text:
-        show_config()
-    return text.getvalue()
-
-
-@contextlib.contextmanager
-def _errors_name(files: Sequence[str]) -> Iterator[None]:
-    """Add the names of the files to an error that the library raises about their arrays."""
-    try:
-        yield
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{', '.join(files)}: {error}") from error
-
-
-def _trace(args: argparse.Namespace) -> str:
-    arrays = {name: getattr(example, name) for name in ("W", "x", "dW", "dx")}
-    if args.files:
-        arrays = read_arrays(args.files, optional=("dW", "dx"))
-    with _errors_name(args.files):
-        text = f"{trace(arrays['W'], arrays['x'])}\n"
-        if len(arrays) > 2:
-            text += f"\nthe hand-written gradient, checked:\n{check_grad(**arrays)}\n"
-    return text
-
-
-def _grad(args: argparse.Namespace) -> str:
-    check_output(args.out)
-    W, x = read_arrays(args.files).values()
-    if any(args.out.exists() and args.out.samefile(file) for file in args.files):
-        raise InputError(f"{args.out}: is an input too and would be lost; give another name after -o")
-    with _errors_name(args.files):
-        problem = validate(W, x)
-    results = {name: np.empty(problem.shapes[name], problem.dtype) for name in ("loss", "dW", "dx")}
-    start = time.perf_counter()
-    with _progress(problem.B) as advance:
-        for piece in _pieces(W):
-            out = tuple(result[piece] for result in results.values())
-            value_and_grad(W[piece], x[piece], out=out, backend=args.backend)
-            advance(out[0].size)
-    seconds = time.perf_counter() - start
-    write_npz(args.out, results)
-    return (
-        f"{_count(problem.B)}: W {W.shape}, x {x.shape}, {problem.dtype}, backend {args.backend}, {seconds:.3g} s; "
-        f"loss, dW and dx are in {args.out}\n"
-    )
-
-
-@contextlib.contextmanager
-def _progress(pairs: int) -> Iterator[Callable[[int], object]]:
-    """A progress bar for long work where standard error is a terminal; yields the function that advances it."""
-    try:
-        from tqdm import tqdm
-    except ImportError:  # the bar is a convenience: everything works with NumPy alone
-        yield lambda done: None
-        return
-    tqdm.monitor_interval = 0  # otherwise tqdm starts a thread, and warns where none can be started
-    with tqdm(total=pairs, unit=" pairs", unit_scale=True, disable=None, delay=1, leave=False) as bar:
-        yield bar.update
-
-
-def _pieces(W: Any) -> list[Any]:
-    """Indices that cover the first batch axis of ``W (..., m, n)``, or all of a single pair; at least one."""
-    if W.ndim == 2:
-        return [...]
-    rows = max(1, PIECE_BYTES // max(1, W.itemsize * math.prod(W.shape[1:])))
-    return [slice(first, first + rows) for first in range(0, max(1, len(W)), rows)]
-
-
-def _sample(args: argparse.Namespace) -> str:
-    check_output(args.out)
-    m, n = args.shape
-    rng = np.random.default_rng(args.seed)
-    W = rng.standard_normal((args.batch, m, n), np.dtype(args.dtype))
-    x = rng.standard_normal((args.batch, n), np.dtype(args.dtype))
-    write_npz(args.out, {"W": W, "x": x})
-    return f"{_count(args.batch)}: W {W.shape}, x {x.shape}, {args.dtype}, seed {args.seed}, are in {args.out}\n"
-
-
-def _count(pairs: int) -> str:
-    return "1 pair" if pairs == 1 else f"{pairs} pairs"
-
-
 def _at_least(least: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
         with contextlib.suppress(ValueError):
@@ -169,17 +77,36 @@ def _at_least(least: int) -> Callable[[str], int]:
     return parse
 
 
+def _numbers_or_file(text: str) -> Any:
+    """Numbers with commas between them as an array; anything else is the name of a file."""
+    try:
+        numbers = [float(number) for number in text.split(",")]
+    except ValueError:
+        return text
+    return np.array(numbers if len(numbers) > 1 else numbers[0])
+
+
+def _wrt(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    if not set(names) <= set(WRT) or len(set(names)) < len(names):
+        raise argparse.ArgumentTypeError(
+            f"some of W, x and q are needed, each once, with commas between them, not {text!r}"
+        )
+    return names
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="sigmoid-l2",
-        description="The loss f(W, x) = ||sigmoid(W x)||^2 and its gradients df/dW and df/dx, for one pair or many.",
+        description="The loss f(W, x) = ||sigmoid(W x) - y||^2 and its gradients df/dW and df/dx for one pair or many. "
+        "The target y is 0 by default.",
         epilog="Start with `sigmoid-l2 trace`, which shows every step on a 3x3 example.",
     )
     parser.add_argument("--version", action="version", version=f"sigmoid-l2 {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, run: Callable[[argparse.Namespace], str], help: str, example: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(
+        command = subparsers.add_parser(
             name,
             help=help,
             description=help[0].upper() + help[1:] + ".",
@@ -194,27 +121,46 @@ def _parser() -> argparse.ArgumentParser:
             "-o", "--out", metavar="OUT", type=Path, required=True, help=f"the .npz file to write, with {content}"
         )
 
+    def add_option(command: argparse.ArgumentParser, name: str, purpose: str, shape: str) -> None:
+        command.add_argument(
+            f"--{name}",
+            metavar="VALUES",
+            type=_numbers_or_file,
+            help=f"{purpose}: a number for all, or numbers with commas between them, or an .npy file; of shape {shape} "
+            f"or what broadcasts to it. Used instead of {name} in an .npz or .json file",
+        )
+
+    target = "target", "y of ||sigmoid(W x) - y||^2, by default 0", "(..., m)"
+    cotangent = "cotangent", "c, by default 1: the gradients are those of the sum of c times loss", "(...)"
+
     inputs = "one .npz or .json file with W and x, or two .npy files, W first: W (..., m, n), x (..., n)"
+    more = "an .npz or .json file may also hold"
 
-    add("info", _info, "show the versions in use and which backends can run here", "")
+    add("info", commands.info, "show the versions in use and which backends can run here", "")
 
-    command = add("trace", _trace, "show every intermediate of the computation, with its shape", "mine.json")
+    command = add("trace", commands.trace, "show every intermediate of the computation, with its shape", "mine.json")
     command.add_argument(
         "files",
         metavar="FILE",
         nargs="*",
-        help=inputs + "; dW or dx in an .npz or .json file is a gradient of your own, which is checked. "
+        help=f"{inputs}; {more} target, and dW or dx, a gradient of your own, which is checked. "
         "Without a file: a 3x3 example, with a gradient that was written by hand",
     )
+    add_option(command, *target)
 
-    command = add("grad", _grad, "compute loss, dW and dx of every pair in a file", "batch.npz -o gradients.npz")
-    command.add_argument("files", metavar="IN", nargs="+", help=inputs)
-    add_out(command, "loss (...), dW and dx of the shapes of W and x")
+    purpose = "compute loss, dW and dx of every pair in a file"
+    command = add("grad", commands.grad, purpose, "batch.npz -o gradients.npz")
+    command.add_argument("files", metavar="IN", nargs="+", help=f"{inputs}; {more} target and cotangent")
+    add_out(command, "loss (...), and dW and dx of the shapes of W and x, or those of --wrt; dq is (..., m)")
+    add_option(command, *target)
+    add_option(command, *cotangent)
+    wrt = "what the gradients are with respect to: some of W, x and q = W x, with commas between them (default: W,x)"
+    command.add_argument("--wrt", metavar="NAMES", type=_wrt, default=("W", "x"), help=wrt)
     backends = f"where to compute: {', '.join((*PREFERENCES, *NAMES))} (default: auto)"
     command.add_argument("--backend", metavar="NAME", default="auto", help=backends)
 
     purpose = "write random pairs, standard normal, to try the other commands on"
-    command = add("sample", _sample, purpose, "--batch 1000000 --shape 3 3 -o batch.npz")
+    command = add("sample", commands.sample, purpose, "--batch 1000000 --shape 3 3 -o batch.npz")
     command.add_argument("--batch", metavar="B", type=_at_least(0), required=True, help="the number of pairs")
     command.add_argument(
         "--shape", metavar=("M", "N"), nargs=2, type=_at_least(1), required=True, help="rows and columns of each W"

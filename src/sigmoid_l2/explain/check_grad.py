@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sigmoid_l2.explain.mistakes import Pairs, name_mistakes, true_gradient
-from sigmoid_l2.problem import on_host, validate
+from sigmoid_l2.explain.mistakes import name_mistakes
+from sigmoid_l2.explain.recipes import Pairs, true_gradient
+from sigmoid_l2.pieces import shared_axes
+from sigmoid_l2.problem import Problem, on_host, validate
 
 Array = npt.NDArray[Any]
 
@@ -55,7 +57,7 @@ class ArrayCheck:
             yield _wrap(
                 "  ",
                 "No known mistake explains it. Check values that are not rounded, and compare each of your steps with "
-                "print(trace(W, x)).",
+                "those that trace prints for the same arguments.",
             )
         if self.true.size <= _SMALL:
             yield f"  the true {self.name}:"
@@ -88,9 +90,16 @@ class GradCheck:
 
 
 def check_grad(
-    W: Any, x: Any, *, dW: Any = None, dx: Any = None, rtol: float | None = None, atol: float = 0.0
+    W: Any,
+    x: Any,
+    target: Any = None,
+    *,
+    dW: Any = None,
+    dx: Any = None,
+    rtol: float | None = None,
+    atol: float = 0.0,
 ) -> GradCheck:
-    """Say whether gradients of f(W, x) = ||sigmoid(W x)||^2 are right and, if not, which mistakes made them.
+    """Say whether gradients of f(W, x) = ||sigmoid(W x) - y||^2 are right and, if not, which mistakes made them.
 
     The true gradient is computed in float64. A value is right if its error is at most ``rtol`` times the true value,
     plus ``atol``, plus what rounding in the given array's own dtype may cause: as much as the accuracy contract of this
@@ -100,10 +109,13 @@ def check_grad(
     ----------
     W : array (..., m, n)
     x : array (..., n) or (..., n, 1)
+    target : array (..., m), or what broadcasts to it, such as a number; optional
+        y, which is 0 by default. Where x is given as columns, also (..., m, 1). The leading shapes of W, x and target
+        are the same, or broadcast; the gradient of what several pairs share is the sum over these pairs.
     dW : array of W's shape, optional
     dx : array of x's shape, optional
         The gradients to check, at least one of them. A wrong shape is reported and raises nothing.
-        All four are NumPy or CuPy arrays, or array-likes, of floats, integers or bool.
+        All five are NumPy or CuPy arrays, or array-likes, of floats, integers or bool.
     rtol : float, optional
         The relative error that still counts as right; by default 1e-5, for float32 3.5e-4, for float16 0.03.
     atol : float
@@ -112,27 +124,41 @@ def check_grad(
     Raises
     ------
     TypeError
-        W and x in different places; a dtype that is complex or not numeric.
+        W, x and target in different places; a dtype that is complex or not numeric.
     ValueError
-        Shapes of W and x that do not fit; neither dW nor dx given; rtol or atol negative or not finite.
+        Shapes of W, x and target that do not fit; neither dW nor dx given; rtol or atol negative or not finite.
     """
-    problem = validate(W, x)
+    problem = validate(W, x, target)
     if dW is None and dx is None:
         raise ValueError("nothing to check: give dW=..., dx=... or both")
     for name, tolerance in (("rtol", rtol), ("atol", atol)):
         if tolerance is not None and not 0 <= tolerance < math.inf:
             raise ValueError(f"{name} must be at least 0 and finite, not {tolerance}")
-    W = problem.on_host(problem.W).reshape(-1, problem.m, problem.n)
-    x = problem.on_host(problem.x).reshape(-1, problem.n)
     with np.errstate(all="ignore"):
-        pairs = Pairs.of(W.astype(np.float64), x.astype(np.float64))
         return GradCheck(
-            None if dW is None else _check("dW", dW, problem.shapes["dW"], pairs, rtol, atol),
-            None if dx is None else _check("dx", dx, problem.shapes["dx"], pairs, rtol, atol),
+            None if dW is None else _check("dW", dW, problem, rtol, atol),
+            None if dx is None else _check("dx", dx, problem, rtol, atol),
         )
 
 
-def _check(name: str, a: Any, shape: tuple[int, ...], pairs: Pairs, rtol: float | None, atol: float) -> ArrayCheck:
+def _pairs(name: str, problem: Problem) -> Pairs:
+    """The pairs of the problem, in such an order that those whose terms of the gradient are added are neighbours."""
+    batch, m, n = problem.batch, problem.m, problem.n
+    summed = shared_axes(problem.W, (m, n), batch) if name == "dW" else shared_axes(problem.x, (n,), batch)
+    order = [*(k for k in range(len(batch)) if k not in summed), *summed]
+    terms = math.prod(batch[k] for k in summed)
+    cells = math.prod(batch[k] for k in order[: len(batch) - len(summed)])
+
+    def flat(a: Any, *pair: int) -> Array:
+        full = np.broadcast_to(problem.on_host(a), (*batch, *pair)).astype(np.float64)
+        return full.transpose(*order, *range(len(batch), full.ndim)).reshape(cells * terms, *pair)
+
+    y = None if problem.target is None else flat(problem.target, m)
+    return Pairs.of(flat(problem.W, m, n), flat(problem.x, n), y, cells, terms)
+
+
+def _check(name: str, a: Any, problem: Problem, rtol: float | None, atol: float) -> ArrayCheck:
+    pairs, shape = _pairs(name, problem), problem.shapes[name]
     given: Array = np.asarray(on_host(name, a))
     dtype = given.dtype if given.dtype.kind == "f" else np.dtype(np.float64)
     given = given.astype(np.float64)

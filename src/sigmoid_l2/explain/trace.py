@@ -15,19 +15,22 @@ Array = npt.NDArray[Any]
 
 _WIDTH = 100  # columns of the printed trace
 
-# Each step: name, axes, formula, and what the formula means for one element. A string alone is a heading.
+# Each step: name, axes, formula, and what the formula means for one element. A string alone is a heading. {e} is the
+# error: e where there is a target, else s. Steps whose array a trace does not have are left out.
 _STEPS: tuple[str | tuple[str, str, str, str], ...] = (
     "Given",
     ("W", "mn", "", ""),
     ("x", "n", "", ""),
+    ("y", "m", "", ""),
     "Forward: from W and x to the loss",
     ("q", "m", "W x", "q_i = sum over j of W_ij x_j"),
     ("s", "m", "sigmoid(q)", "s_i = 1 / (1 + exp(-q_i))"),
-    ("loss", "", "||s||²", "the sum over i of s_i²: one number"),
+    ("e", "m", "s - y", "the error, or residual: e_i = s_i - y_i, in this order"),
+    ("loss", "", "||{e}||²", "the sum over i of {e}_i²: one number"),
     "Backward: from the loss to W and x, by the chain rule",
-    ("dloss_ds", "m", "2 s", "because the loss is the sum of the s_i²"),
+    ("dloss_ds", "m", "2 {e}", "because the loss is the sum of the {e}_i²"),
     ("ds_dq", "m", "s (1 - s)", "element by element, because s_i depends on q_i alone"),
-    ("dloss_dq", "m", "dloss_ds · ds_dq", "g for short: g_i = 2 s_i · s_i (1 - s_i), each factor once"),
+    ("dloss_dq", "m", "dloss_ds · ds_dq", "g for short: g_i = 2 {e}_i · s_i (1 - s_i), each factor once"),
     ("dW", "mn", "g xᵀ", "dW_ij = g_i x_j: an outer product, the shape of W"),
     ("dx", "n", "Wᵀ g", "dx_j = sum over i of W_ij g_i: a matrix product, the shape of x"),
 )
@@ -42,22 +45,24 @@ _WHY = (
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Trace:
-    """Every intermediate of f(W, x) = ||sigmoid(W x)||^2 and its gradients; ``print`` it to read it.
+    """Every intermediate of f(W, x) = ||sigmoid(W x) - y||^2 and its gradients; ``print`` it to read it.
 
-    All fields are NumPy arrays of one dtype and belong to the trace alone. Where x is given as columns (..., n, 1),
-    the vectors are columns too: (..., m, 1) for (..., m), (..., n, 1) for (..., n).
+    All fields are NumPy arrays of one dtype and belong to the trace alone, but y and e are None without a target. Where
+    x is given as columns (..., n, 1), the vectors are columns too: (..., m, 1) for (..., m), (..., n, 1) for (..., n).
     """
 
     W: Array  # (..., m, n)
     x: Array  # (..., n)
+    y: Array | None  # (..., m)     the target
     q: Array  # (..., m)     W x
     s: Array  # (..., m)     sigmoid(q)
-    loss: Array  # (...)     sum of s**2
-    dloss_ds: Array  # (..., m)     2 s
+    e: Array | None  # (..., m)     s - y
+    loss: Array  # (...)     sum of e**2; without a target e is s, here and below
+    dloss_ds: Array  # (..., m)     2 e
     ds_dq: Array  # (..., m)     s (1 - s)
     dloss_dq: Array  # (..., m)     g = dloss_ds * ds_dq
-    dW: Array  # (..., m, n)     g x^T
-    dx: Array  # (..., n)     W^T g
+    dW: Array  # (..., m, n)     g x^T, summed over the pairs that share W
+    dx: Array  # (..., n)     W^T g, summed over the pairs that share x
 
     def __str__(self) -> str:
         return "\n".join(self._lines())
@@ -65,17 +70,22 @@ class Trace:
     __repr__ = __str__  # what the REPL shows
 
     def _lines(self) -> Iterator[str]:
-        yield _line("f(W, x) = ||sigmoid(W x)||²", str(self.loss.dtype))
+        e, minus_y = ("s", "") if self.e is None else ("e", " - y")
+        yield _line(f"f(W, x) = ||sigmoid(W x){minus_y}||²", str(self.loss.dtype))
         for step in _STEPS:
-            yield ""
             if isinstance(step, str):
-                yield from (step, "-" * len(step))
+                yield from ("", step, "-" * len(step))
                 continue
             name, axes, formula, meaning = step
-            array: Array = getattr(self, name)
-            yield _line(f"  {name} = {formula}" if formula else f"  {name}", self._shape(axes, array))
+            array: Array | None = getattr(self, name)
+            if array is None:
+                continue
+            yield ""
+            yield _line(f"  {name} = {formula.format(e=e)}" if formula else f"  {name}", self._shape(axes, array))
             if meaning:
-                yield f"      {meaning}"
+                yield f"      {meaning.format(e=e)}"
+            if name in ("dW", "dx") and self._batch(axes, array) != self.loss.shape:
+                yield f"      summed over the pairs that share {name[1]}"
             # A batch of matrices gets long, so fewer values are shown along each axis.
             edge = max(1, min(3, 5 - array.ndim))
             values = np.array2string(
@@ -86,15 +96,24 @@ class Trace:
         for reason in _WHY:
             yield textwrap.fill(reason, _WIDTH, subsequent_indent="  ")
 
+    def _pair_axes(self, axes: str) -> list[str]:
+        """The letters of the axes of one pair: those of a column have a 1."""
+        column = len(axes) == 1 and self.q.ndim == self.loss.ndim + 2
+        return [*axes, *["1"] * column]
+
+    def _batch(self, axes: str, array: Array) -> tuple[int, ...]:
+        """The batch shape of ``array``."""
+        return array.shape[: array.ndim - len(self._pair_axes(axes))]
+
     def _shape(self, axes: str, array: Array) -> str:
         """The shape in letters and in numbers, as in (m, n) = (3, 3)."""
-        letters = ["..."] * (self.loss.ndim > 0) + list(axes)
-        letters += ["1"] * (array.ndim - self.loss.ndim - len(axes))  # the 1 of a column
-        comma = "," if len(letters) == 1 and self.loss.ndim == 0 else ""
+        batch = ["..."] * bool(self._batch(axes, array))
+        letters = batch + self._pair_axes(axes)
+        comma = "," if len(letters) == 1 and not batch else ""
         return f"({', '.join(letters)}{comma}) = {array.shape}" if letters else str(array.shape)
 
 
-def trace(W: Any, x: Any) -> Trace:
+def trace(W: Any, x: Any, target: Any = None) -> Trace:
     """Compute every step from W and x to the gradients, to learn them and to debug a program step by step.
 
     Parameters
@@ -102,35 +121,58 @@ def trace(W: Any, x: Any) -> Trace:
     W : array (..., m, n)
         NumPy array, CuPy array (copied to the host) or array-like; float16, float32, float64, integers or bool.
     x : array (..., n) or (..., n, 1)
-        The same leading (batch) shape as W, which may be ().
+        The leading (batch) shapes of W, x and target are the same, or broadcast by NumPy's rules.
+    target : array (..., m), or what broadcasts to it, such as a number; optional
+        y of the loss ||sigmoid(W x) - y||^2. Where x is given as columns, also (..., m, 1).
 
     Returns
     -------
     Trace
-        NumPy arrays in the inputs' common dtype (float64 for integers and bool), all intermediates of batch size.
+        NumPy arrays in the common dtype of W and x (float64 for integers and bool), all intermediates of batch size;
+        dW and dx have the shapes of W and x, so they are summed over the pairs that share one.
 
     Raises
     ------
     TypeError
-        W and x in different places, or a dtype or kind of array that is not supported.
+        W, x and target in different places, or a dtype or kind of array that is not supported.
     ValueError
-        Shapes that do not fit, with both shapes.
+        Shapes that do not fit, with all of them.
     """
-    problem = validate(W, x)
-    given = (problem.on_host(a) for a in (problem.W, problem.x))
-    # Copies, because a trace must not change when the caller changes W and x later.
-    W, x = (np.array(a, problem.dtype, order="C") for a in given)  # (..., m, n), (..., n)
+    problem = validate(W, x, target)
+    vector = (*problem.batch, problem.m)
+    # Copies, because a trace must not change when the caller changes its arrays later.
+    W, x = (np.array(problem.on_host(a), problem.dtype, order="C") for a in (problem.W, problem.x))
+    y = None
     with np.errstate(all="ignore"):
-        q = (W * x[..., None, :]).sum(axis=-1)  # (..., m)
-        s, complement = sigmoid_and_complement(q)
-        dloss_ds = 2 * s
+        if problem.target is not None:
+            y = np.array(np.broadcast_to(problem.on_host(problem.target), vector), problem.dtype, order="C")
+        q = np.broadcast_to((W * x[..., None, :]).sum(axis=-1), vector).copy()
+        s, complement = sigmoid_and_complement(q)  # (..., m), as all others but W, x and their gradients
+        e = s if y is None else residual(s, complement, y)
+        dloss_ds = 2 * e
         ds_dq = s * complement
         g = dloss_ds * ds_dq
-        dx = (g[..., None] * W).sum(axis=-2)
-        vectors = dict(x=x, q=q, s=s, dloss_ds=dloss_ds, ds_dq=ds_dq, dloss_dq=g, dx=dx)
+        dW = _sum_to(W.shape, g[..., None] * x[..., None, :])
+        dx = _sum_to(x.shape, (g[..., None] * W).sum(axis=-2))
+        vectors = dict(x=x, y=y, q=q, s=s, dloss_ds=dloss_ds, ds_dq=ds_dq, dloss_dq=g, dx=dx)
+        vectors["e"] = None if y is None else e
         if problem.column:
-            vectors = {name: a[..., None] for name, a in vectors.items()}
-        return Trace(W=W, loss=np.asarray((s * s).sum(axis=-1)), dW=g[..., None] * x[..., None, :], **vectors)
+            vectors = {name: None if a is None else a[..., None] for name, a in vectors.items()}
+        return Trace(W=W, loss=np.asarray((e * e).sum(axis=-1)), dW=dW, **vectors)
+
+
+def residual(s: Array, complement: Array, y: Array) -> Array:
+    """Return s - y, which keeps its digits where y is 0 or 1, for the ``complement`` 1 - s."""
+    return np.where(y > 0.5, (1 - y) - complement, s - y)
+
+
+def _sum_to(shape: tuple[int, ...], a: Array) -> Array:
+    """The sum of ``a`` over the axes along which an array of ``shape`` was broadcast to the shape of ``a``."""
+    if a.shape == shape:
+        return a
+    missing = a.ndim - len(shape)
+    axes = tuple(k for k in range(a.ndim) if k < missing or (shape[k - missing] == 1 and a.shape[k] != 1))
+    return np.asarray(a.sum(axis=axes, dtype=np.float64)).astype(a.dtype).reshape(shape)
 
 
 def _line(left: str, right: str) -> str:

@@ -51,7 +51,7 @@ def check(paths: list[str]) -> bool:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         try:
-            arrays = read_arrays(paths, optional=("dW", "dx"))
+            arrays = read_arrays(paths, optional=("target", "cotangent", "dW", "dx"))
         except InputError as error:
             message = str(error)
             assert message.startswith(f"{paths[0]}: "), message

@@ -77,6 +77,12 @@ GOOD = {
     "deflated.npz": npz(saved(W), method=zipfile.ZIP_DEFLATED),
     "without-suffix.npz": archive(W=saved(W), x=saved(X)),
     "gradients.npz": archive(**{"W.npy": saved(W), "x.npy": saved(X), "dW.npy": saved(W), "dx.npy": saved(X)}),
+    "target.npz": archive(
+        **{"W.npy": saved(W), "x.npy": saved(X), "target.npy": saved(X[:, :2]), "cotangent.npy": saved(X[:, 0])}
+    ),
+    "target.json": b'{"W": [[1, 0.5], [-2.5, 2]], "x": [1, -1], "target": [1, 0], "cotangent": 2, "dW": [[0, 1]]}',
+    "target-shared.json": b'{"W": [[1, 0.5], [-2.5, 2]], "x": [[1, -1], [0, 1], [2, 3]], "target": [[0.5]], "dx": 1}',
+    "target-unfit.json": b'{"W": [[1, 0.5], [-2.5, 2]], "x": [1, -1], "target": [1, 0, 1], "cotangent": [[1e400]]}',
     "batch.json": json.dumps({"W": W.tolist(), "x": X.tolist()}).encode(),
     "pair.json": b'{"W": [[1, true], [-2.5e1, NaN]], "x": [[1], [Infinity]], "dx": [0.25, 0.5]}',
 }

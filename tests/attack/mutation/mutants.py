@@ -18,12 +18,15 @@ REFERENCE = ("tests/host/test_reference.py",)
 ERRORS = ("tests/host/test_error.py",)
 SIMD = ("tests/host/test_simd.py",)
 STREAM = ("tests/host/test_stream.py",)
+CPU_TARGET = ("tests/host/test_cpu_target.py",)
 SUMS = ("tests/host/test_sums.py",)
 THREADS = ("tests/host/test_threads.py", "tests/attack/test_faults.py")
 OUT = ("tests/host/test_bad_output.py",)
 PLAIN = ("tests/host/test_plain.py",)
 TRACE = ("tests/host/test_trace.py",)
 CHECK = ("tests/host/test_check_grad.py",)
+TARGET = ("tests/host/test_mistakes_target.py",)
+CLI = ("tests/host/test_cli_target.py",)
 MEMORY = ("tests/host/test_memory.py",)
 KEPT = ("tests/host/test_kept_memory.py",)
 
@@ -68,6 +71,66 @@ MUTANTS = (
     Mutant(
         "cpu: s and 1 - s swapped for q < 0", "kernels/cpu/sigmoid.py", "negative, r, tr", "negative, tr, r", PARITY
     ),
+    Mutant(
+        "cpu: the residual as s - y alone",
+        "kernels/cpu/sigmoid.py",
+        'b.select(b.fcmp_ordered(">", target, v.constant(0.5)), from_above, b.fsub(s, target))',
+        "b.fsub(s, target)",
+        CPU_TARGET,
+    ),
+    Mutant(
+        "cpu: the residual from above for every target",
+        "kernels/cpu/sigmoid.py",
+        "v.constant(0.5)), from_above",
+        "v.constant(-9)), from_above",
+        CPU_TARGET,
+    ),
+    Mutant(
+        "cpu: the cotangent left out",
+        "kernels/cpu/sigmoid.py",
+        "factor = b.fmul(factor, cotangent)",
+        "pass",
+        CPU_TARGET,
+    ),
+    Mutant(
+        "cpu: tiny, the cotangent of another pair", "kernels/cpu/tiny.py", "[e // m for e", "[e // n for e", CPU_TARGET
+    ),
+    Mutant("cpu: tiny, dq is the error", "kernels/cpu/tiny.py", "lambda: g)", "lambda: e)", CPU_TARGET),
+    Mutant(
+        "cpu: tall, the last rows of dq not masked",
+        "kernels/cpu/tall.py",
+        "rows, [are_rows])",
+        "rows, [None])",
+        CPU_TARGET,
+    ),
+    Mutant(
+        "cpu: tall, a stream of dq not ended",
+        "kernels/cpu/tall.py",
+        "((self.dW_stream, self.wanted.dW), (self.dq_stream, self.wanted.dq))",
+        "((self.dW_stream, self.wanted.dW),)",
+        STREAM,
+    ),
+    Mutant(
+        "cpu: tall, the target of rows that are none is read",
+        "kernels/cpu/tall.py",
+        "v.load(self.target, row, are_rows)",
+        "v.load(self.target, row)",
+        CPU_TARGET,
+    ),
+    Mutant(
+        "cpu: rows, the target of rows that are none is read",
+        "kernels/cpu/rows.py",
+        "v.load(target, k, are_rows)",
+        "v.load(target, k)",
+        CPU_TARGET,
+    ),
+    Mutant(
+        "cpu: rows, dq of each slice begins at the pair's",
+        "kernels/cpu/rows.py",
+        "rows.write_g(v.at(dq, first_of_W))",
+        "rows.write_g(v.at(dq, b.mul(pair, m)))",
+        CPU_TARGET,
+    ),
     Mutant("cpu: x of another pair", "kernels/cpu/tiny.py", "e // (m * n) * n + e % n", "e % n", PARITY),
     Mutant(
         "cpu: odd terms of a sum forgotten", "kernels/cpu/simd.py", "size % 2 == 0", "size % 2 == 0 or size > 8", PARITY
@@ -75,8 +138,8 @@ MUTANTS = (
     Mutant(
         "cpu: tall, the last rows not masked",
         "kernels/cpu/tall.py",
-        "b.select(v.mask_first(INDEX(rows)), s, v.constant(0))",
-        "s",
+        "b.select(are_rows, e, v.constant(0)) if are_rows else e",
+        "e",
         PARITY,
     ),
     Mutant(
@@ -118,8 +181,8 @@ MUTANTS = (
     Mutant(
         "cpu: padding rows add to the loss",
         "kernels/cpu/rows.py",
-        "b.select(v.mask_first(rest), b.fmul(s, s), v.constant(0))",
-        "b.fmul(s, s)",
+        "b.select(are_rows, b.fmul(e, e), v.constant(0))",
+        "b.fmul(e, e)",
         PARITY,
     ),
     Mutant("cpu: scaled by the exponent of another", "kernels/cpu/simd.py", "a, exponent, a,", "a, a, a,", SIMD),
@@ -184,6 +247,31 @@ MUTANTS = (
     Mutant("problem: read-only outputs accepted", "sigmoid_l2/problem.py", "not array.flags.writeable", "False", OUT),
     # Trace and check
     Mutant("trace: ds/dq = s", "sigmoid_l2/explain/trace.py", "ds_dq = s * complement", "ds_dq = s", TRACE),
+    Mutant("trace: y - s", "sigmoid_l2/explain/trace.py", "complement, s - y)", "complement, y - s)", TRACE),
+    Mutant("trace: 1 subtracted from s", "sigmoid_l2/explain/trace.py", "(1 - y) - complement", "s - y", TRACE),
+    Mutant("trace: a sum over one axis less", "sigmoid_l2/explain/trace.py", "if k < missing or", "if", TRACE),
+    Mutant(
+        "check_grad: e may not cancel",
+        "sigmoid_l2/explain/recipes.py",
+        "np.where((y == 0) | (y == 1), np.abs(e), s + np.abs(y))",
+        "np.abs(e)",
+        TARGET,
+    ),
+    Mutant(
+        "check_grad: a residual without y is right",
+        "sigmoid_l2/explain/recipes.py",
+        "e = residual(s, c, y)",
+        "e = s",
+        TARGET,
+    ),
+    Mutant("grad: columns are not flattened", "sigmoid_l2/cli/commands.py", "if problem.column:", "if False:", CLI),
+    Mutant(
+        "grad: a target is not cut",
+        "sigmoid_l2/cli/commands.py",
+        "a[piece] if own else a",
+        "a[piece] if own and a is not problem.target else a",
+        CLI,
+    ),
     Mutant(
         "check_grad: everything is right",
         "sigmoid_l2/explain/check_grad.py",

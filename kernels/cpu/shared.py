@@ -1,0 +1,242 @@
+"""One W for many x, on all cores: dW is the sum over the batch.
+
+The batch is cut into units by the shapes alone. A thread has a range of them. Each unit leaves a sum of dW, and these
+are added in their order, so that the bits of dW do not depend on the number of threads. Those of a sample's loss, dx
+and dq depend on nothing but the sample.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sigmoid_l2 import threads
+from sigmoid_l2.kernels import Given
+from sigmoid_l2.kernels.cpu import shared_blocks, shared_tiny
+from sigmoid_l2.kernels.cpu.compile import entry_point
+from sigmoid_l2.kernels.cpu.shared_product import allowed_roundings, roundings_of_chains
+from sigmoid_l2.kernels.cpu.shared_sums import sums_kernel
+from sigmoid_l2.kernels.cpu.simd import lane_count
+from sigmoid_l2.settings import get_streaming_threshold
+
+# Size of the largest tiny W, in elements: its code, with the time to compile it, grows with them.
+TINY = 64
+# Size of a unit, in samples, at least, and the number of units, at most, where they are not larger than MOST_TERMS.
+UNIT, UNITS = 1 << 10, 64
+# Sums that a unit adds with their errors, at most: the errors of the errors grow with the square of the number.
+MOST_TERMS = 1 << 13
+# Samples of a block, and the most memory of a block, in bytes.
+BLOCK_ROWS, BLOCK_BYTES = 96, 1 << 20
+# The largest part of W whose dW is computed at a time, in bytes.
+STRIP_BYTES = 1 << 22
+# Size of the dx whose sum over strips is computed at a time, in bytes; there are four more arrays of this size.
+CHUNK_BYTES = 1 << 22
+# What the blocks of a call allocate, at most, in bytes, where a row of x has up to 512 KiB: a tile has 12 of them.
+MOST_BYTES = 40 << 20
+
+
+class Arrays(NamedTuple):
+    """The arrays of a call but W and dW; all but x may be None."""
+
+    x: Any
+    target: Any
+    cotangent: Any
+    loss: Any
+    dx: Any
+    dq: Any
+
+    def part(self, first: int, last: int) -> "Arrays":
+        """The samples first..last."""
+        return Arrays(*(None if a is None else a[first:last] for a in self))
+
+
+def shared(
+    W: Any, x: Any, target: Any, cotangent: Any, loss: Any, dW: Any, dx: Any, dq: Any, *, call_bytes: int = 0
+) -> None:
+    """Compute the outputs that are wanted, for W (m, n) and x (B, n); dW (m, n) is a sum over the batch."""
+    arrays = Arrays(x, target, cotangent, loss, dx, dq)
+    written = call_bytes or sum(a.nbytes for a in arrays[3:] if a is not None)
+    streams = written >= get_streaming_threshold()
+    if W.size <= TINY:
+        _tiny(W, arrays, dW, streams)
+        return
+    strip = max(1, STRIP_BYTES // (W.itemsize * W.shape[1]))
+    if strip >= len(W):
+        _blocks(W, arrays, dW, 0, streams)
+    else:
+        _in_strips(W, arrays, dW, strip, streams)
+
+
+def _unit(B: int, multiple: int, most: int) -> int:
+    """How many samples a unit has: of the shapes alone, because the order of the sums must be."""
+    size = min(max(UNIT, -(-B // UNITS)), most)
+    return -(-size // multiple) * multiple
+
+
+def _aligned(rows: int, columns: int, dtype: np.dtype[Any]) -> Any:
+    """Memory that begins at a multiple of 64 bytes."""
+    memory = np.empty(rows * columns + 64 // dtype.itemsize, dtype)
+    begin = -memory.ctypes.data % 64 // dtype.itemsize
+    return memory[begin : begin + rows * columns].reshape(rows, columns)
+
+
+def _waves(units: int, count: int) -> Iterator[tuple[int, int]]:
+    """Ranges of at most ``count`` units."""
+    for first in range(0, units, count):
+        yield first, min(first + count, units)
+
+
+def _tiny(W: Any, arrays: Arrays, dW: Any, streams: bool) -> None:
+    m, n = W.shape
+    lanes, B, dtype = lane_count(W.dtype), len(arrays.x), W.dtype
+    run = entry_point(shared_tiny.kernel(m, n, dtype, Given(arrays.target is not None, arrays.cotangent is not None)))
+    chain = lanes * shared_tiny.CHAIN
+    unit = _unit(B, chain, MOST_TERMS * chain)
+    units = -(-B // unit)
+    sums = np.empty((units if dW is not None else 1, 2 * m * n), dtype)
+
+    def run_range(first: int, last: int) -> None:
+        run(W, *arrays, sums.reshape(-1), dW is not None, first, last, unit, streams)
+
+    threads.for_ranges(units, B * W.size, run_range)
+    if dW is not None:
+        totals = np.zeros(2 * m * n, dtype)
+        entry_point(sums_kernel(dtype))(sums, units, totals, 0, 1, m * n, True)
+        dW[...] = totals[: m * n].reshape(m, n)
+
+
+def _blocks(W: Any, arrays: Arrays, dW: Any, column: int, streams: bool) -> None:
+    """All rows of W, whose targets begin at ``column``."""
+    m, n = W.shape
+    B, dtype = len(arrays.x), W.dtype
+    row = next((a.shape[1] for a in (arrays.target, arrays.dq) if a is not None), m)
+    m_vectors, n_vectors, rows, _ = shape = shared_blocks.tile_shape(m, n, dtype)
+    lanes, of_tile = lane_count(dtype), shared_blocks.rows_of_tile()
+    m_panel, n_panel = m_vectors * lanes, n_vectors * lanes
+    m_panels, n_panels, m_tiles = -(-m // m_panel), -(-n // n_panel), -(-m // rows)
+    given = Given(arrays.target is not None, arrays.cotangent is not None)
+    run = entry_point(shared_blocks.kernel(*shape, dtype, given))
+    sample_size = 2 * n_panels * n_panel + m_panels * m_panel
+    block = max(min(BLOCK_ROWS, BLOCK_BYTES // (sample_size * dtype.itemsize)) // of_tile, 1) * of_tile
+    unit = _unit(B, block, MOST_TERMS * block)
+    units = -(-B // unit)
+    tile, tiles = rows * n_panel, n_panels * m_tiles if dW is not None else 0
+    room = -(-(2 * tile * tiles + block * sample_size) // lanes) * lanes
+    packed = _packed(W, n_panel), _packed(W.T, m_panel)
+    totals = np.zeros(2 * tile * tiles, dtype)
+    allocated = sum(a.nbytes for a in (*packed, totals))
+    wave = min(units, max(1, (MOST_BYTES - allocated) // (room * dtype.itemsize)))
+    memory = _aligned(wave, room, dtype)
+    chains = _chains_of_panel(m, m_panel), _chain_of_sums(B, block)
+    for first, last in _waves(units, wave):
+        part = arrays.part(first * unit, last * unit)
+
+        def run_range(begin: int, end: int, first: int = first, part: Arrays = part) -> None:
+            run(
+                *packed,
+                *part,
+                memory,
+                dW is not None,
+                m,
+                row,
+                column,
+                begin,
+                end,
+                unit,
+                block,
+                *chains,
+                streams,
+            )
+
+        def add(begin: int, end: int, count: int = last - first, is_last: bool = last == units) -> None:
+            entry_point(sums_kernel(dtype))(memory, count, totals, begin, end, tile, is_last)
+
+        threads.for_ranges(last - first, len(part.x) * W.size, run_range)
+        if dW is not None:
+            threads.for_ranges(tiles, (last - first) * W.size, add)
+    if dW is not None:
+        sums = totals.reshape(n_panels, m_tiles, 2, rows, n_panel)[:, :, 0].transpose(1, 2, 0, 3)
+        dW[...] = sums.reshape(m_tiles * rows, n_panels * n_panel)[:m, :n]
+
+
+def _packed(W: Any, width: int) -> Any:
+    """W's panels of ``width`` columns, with zeros after the last column."""
+    m, n = W.shape
+    panels = -(-n // width)
+    packed = _aligned(panels, m * width, W.dtype).reshape(panels, m, width)
+    whole = n // width
+    packed[:whole] = W[:, : whole * width].reshape(m, whole, width).transpose(1, 0, 2)
+    if whole < panels:
+        packed[whole] = 0
+        packed[whole, :, : n - whole * width] = W[:, whole * width :]
+    return packed.reshape(-1)
+
+
+def _chains_of_panel(m: int, panel: int) -> int:
+    """How many chains of a sum of dx each panel has: as few as the contract allows, and none of them empty."""
+    most = min(allowed_roundings(m), m)
+    for chains in range(1, panel):
+        length = -(-panel // chains)
+        count = m // panel * chains + -(-(m % panel) // length)
+        if (chains - 1) * length < panel and min(length, m) - 1 + (count - 1).bit_length() <= most:
+            return chains
+    return panel
+
+
+def _chain_of_sums(B: int, block: int) -> int:
+    """How many samples a chain of dW has: as many as the contract allows, with two roundings of units and of all."""
+    terms = min(B, block)
+    return max(k for k in range(1, terms + 1) if k == 1 or roundings_of_chains(terms, k) + 2 <= allowed_roundings(B))
+
+
+def _in_strips(W: Any, arrays: Arrays, dW: Any, strip: int, streams: bool) -> None:
+    """Some rows of W at a time: dW over all samples, and then the others, which are sums over the strips.
+
+    So q is computed twice where both are wanted, which is a third more of the work, and no memory is as large as W.
+    """
+    B, n = arrays.x.shape
+    strips = [(i, min(i + strip, len(W))) for i in range(0, len(W), strip)]
+    if dW is not None:
+        inputs = arrays._replace(loss=None, dx=None, dq=None)
+        for i, end in strips:
+            _blocks(W[i:end], inputs, dW[i:end], i, False)
+    if all(a is None for a in arrays[3:]):
+        return
+    samples = max(1, CHUNK_BYTES // (n * W.itemsize))
+    for first, last in _waves(B, samples):
+        part = arrays.part(first, last)
+        sums = [None if a is None else _Sum(a) for a in (part.loss, part.dx)]
+        for i, end in strips:
+            loss, dx = (None if a is None else a.next for a in sums)
+            _blocks(W[i:end], part._replace(loss=loss, dx=dx), None, i, streams)
+            for total in sums:
+                if total is not None:
+                    total.take()
+        for total in sums:
+            if total is not None:
+                total.end()
+
+
+class _Sum:
+    """The sum of arrays, in ``to``, with the errors of its additions; ``next`` is where the next one goes."""
+
+    def __init__(self, to: Any) -> None:
+        self.to, self.next = to, np.empty_like(to)
+        self.to[...] = 0
+        self.errors = np.zeros_like(to)
+
+    def take(self) -> None:
+        """Add what is in ``next``: TwoSum, as ``sums.add_exactly``."""
+        with np.errstate(all="ignore"):  # an infinite sum has errors of NaN
+            high = self.to + self.next
+            added = high - self.to
+            self.next -= added
+            np.subtract(high, added, out=added)
+            self.to -= added
+            self.next += self.to
+            self.errors += self.next
+        self.to[...] = high
+
+    def end(self) -> None:
+        """Add the errors, but where they are NaN, because the sum is infinite."""
+        self.to += np.where(np.isnan(self.errors), 0, self.errors)

@@ -1,0 +1,398 @@
+"""One W for many x, larger than tiny: three products of matrices for a block of samples, which stays in cache.
+
+A thread has a range of units of the batch, and takes a unit in blocks. For a block it packs x, then computes q = x W^T,
+then e and g, then dx = g W, then adds g^T x to the unit's dW. Compiled for each number of vectors that a row of W and
+of W^T has, up to two, and for each number of rows of W up to MOST_ROWS.
+
+All matrices in between are packed in panels: of each row as many elements as a tile is wide, the rows one after
+another. So a tile reads neighbours, and each address is one from the begin of the panel that is known when compiled.
+"""
+
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+
+from sigmoid_l2.kernels import Given, Wanted
+from sigmoid_l2.kernels.cpu.compile import compile_function, vector_code
+from sigmoid_l2.kernels.cpu.loops import maximum, minimum
+from sigmoid_l2.kernels.cpu.shared_product import MOST_IN_CHAIN, Tile, least
+from sigmoid_l2.kernels.cpu.sigmoid import error_and_g, side_by_side
+from sigmoid_l2.kernels.cpu.simd import INDEX, VectorBuilder, lane_count, vector_bytes
+from sigmoid_l2.kernels.cpu.stream import can_stream
+from sigmoid_l2.kernels.cpu.sums import Total, add_exactly
+
+
+def rows_of_tile() -> int:
+    """Samples of a tile of q and dx. AVX-512 has 32 registers for the 12 x 2 sums, others 16 for 6 x 2."""
+    return 12 if vector_bytes() == 64 else 6
+
+
+# Rows of a tile of dW by those of a tile of q, where W has more: they divide a panel's elements.
+OTHER_ROWS = {12: 8, 6: 4}
+
+
+@vector_code(constants=4)
+def units(
+    v: VectorBuilder,
+    W: Any,
+    W_transposed: Any,
+    x: Any,
+    target: Any,
+    cotangent: Any,
+    loss: Any,
+    dx: Any,
+    dq: Any,
+    memory: Any,
+    wanted: Wanted,
+    m: Any,
+    n: Any,
+    row: Any,
+    column: Any,
+    first: Any,
+    last: Any,
+    unit: Any,
+    batch: Any,
+    block_rows: Any,
+    chains_of_panel: Any,
+    dW_chain: Any,
+    room: Any,
+    streams: Any,
+    m_vectors: int,
+    n_vectors: int,
+    dW_rows: int,
+    is_one_chain: int,
+) -> None:
+    """Compute the units first..last of ``unit`` samples each.
+
+    W and its transpose are packed. A row of target and dq has ``row`` elements, and their m ones begin at ``column``.
+    ``memory`` has ``room`` elements for each unit; the first ones get the sum of dW, high and low parts of a tile one
+    after another. A panel of a sum for dx is cut into ``chains_of_panel`` chains, a sum of dW into chains of
+    ``dW_chain`` samples.
+    """
+    b = v.builder
+    v.align_stack()
+    sizes = Sizes(b, m, n, block_rows, m_vectors * v.width, n_vectors * v.width)
+    with cgutils.for_range_slice(b, first, last, INDEX(1), intp=INDEX) as (number, _):
+        sums = v.at(memory, b.mul(number, room))
+        begin = b.mul(number, unit)
+        end = minimum(b, b.add(begin, unit), batch)
+        # What follows the sums, if they are there.
+        dW_size = b.mul(b.mul(sizes.n_panels, INDEX(2 * sizes.n_panel)), sizes.rounded_up(m, dW_rows))
+        buffers = v.at(sums, b.select(wanted.dW, dW_size, INDEX(0)))
+        block = Block(v, sizes, buffers, m_vectors, n_vectors, dW_rows)
+        with cgutils.for_range_slice(b, begin, end, block_rows, intp=INDEX) as (sample, _):
+            count = minimum(b, block_rows, b.sub(end, sample))
+            block.take(count)
+            block.pack_x(v.at(x, b.mul(sample, n)))
+            block.compute_q(W_transposed)
+            at = b.add(b.mul(sample, row), column)
+            y = target and v.at(target, at)
+            c = cotangent and v.at(cotangent, sample)
+            block.compute_g(y, c, v.at(loss, sample), v.at(dq, at), row, wanted)
+            with b.if_then(wanted.dx):
+                block.compute_dx(W, chains_of_panel, bool(is_one_chain))
+                block.write_dx(v.at(dx, b.mul(sample, n)), streams)
+            with b.if_then(wanted.dW):
+                block.add_gradient(sums, dW_chain, b.icmp_signed("==", sample, begin))
+    if can_stream():
+        with b.if_then(streams):
+            v.fence()
+
+
+class Sizes:
+    """The sizes of matrices and panels, in elements: LLVM values, but the widths of panels are ints."""
+
+    def __init__(self, b: Any, m: Any, n: Any, rows: Any, m_panel: int, n_panel: int) -> None:
+        self.b, self.m, self.n, self.rows, self.m_panel, self.n_panel = b, m, n, rows, m_panel, n_panel
+        self.m_panels, self.n_panels = self.quotient(m, m_panel), self.quotient(n, n_panel)
+
+    def quotient(self, number: Any, divisor: int) -> Any:
+        """The quotient rounded up."""
+        return self.b.udiv(self.b.add(number, INDEX(divisor - 1)), INDEX(divisor))
+
+    def rounded_up(self, number: Any, divisor: int) -> Any:
+        """The next multiple."""
+        return self.b.mul(self.quotient(number, divisor), INDEX(divisor))
+
+
+class Block:
+    """Some samples: x, g (first q) and dx in ``memory``, x and g in panels, dx in the order of memory."""
+
+    def __init__(
+        self, v: VectorBuilder, sizes: Sizes, memory: Any, m_vectors: int, n_vectors: int, dW_rows: int
+    ) -> None:
+        b = v.builder
+        self.v, self.sizes, self.m_vectors, self.n_vectors, self.dW_rows = v, sizes, m_vectors, n_vectors, dW_rows
+        self.x_panel, self.g_panel = (b.mul(sizes.rows, INDEX(p)) for p in (sizes.n_panel, sizes.m_panel))
+        self.x = memory
+        self.g = v.at(self.x, b.mul(sizes.n_panels, self.x_panel))
+        self.dx = v.at(self.g, b.mul(sizes.m_panels, self.g_panel))
+
+    def take(self, count: Any) -> None:
+        """Go to other samples, ``count`` of them."""
+        self.count = count
+
+    def for_tiles(self, panels: Any, rows: int, count: Any, step: Callable[[Any, Any], None]) -> None:
+        """Build ``step(panel, row)`` for each tile."""
+        b = self.v.builder
+        tiles_of_panel = partial(cgutils.for_range_slice, b, INDEX(0), count, INDEX(rows), intp=INDEX)
+        with cgutils.for_range(b, panels, intp=INDEX) as panel, tiles_of_panel() as (row, _):
+            step(panel.index, row)
+
+    def pack_x(self, x: Any) -> None:
+        """Copy x to panels, with zeros after a row's last element."""
+        v, b, n = self.v, self.v.builder, self.sizes.n
+        with cgutils.for_range(b, self.count, intp=INDEX) as row:
+            source = v.at(x, b.mul(row.index, n))
+            to = v.at(self.x, b.mul(row.index, INDEX(self.sizes.n_panel)))
+            whole = b.udiv(n, INDEX(self.sizes.n_panel))
+
+            def copy(panel: Any, is_masked: bool) -> None:
+                at = b.mul(panel, INDEX(self.sizes.n_panel))
+                for u in range(self.n_vectors):
+                    j = b.add(at, INDEX(u * v.width))
+                    left = maximum(b, b.sub(n, j), INDEX(0))
+                    value = v.load(source, j, v.mask_first(left) if is_masked else None)
+                    v.store(value, to, b.add(b.mul(panel, self.x_panel), INDEX(u * v.width)))
+
+            with cgutils.for_range(b, whole, intp=INDEX) as panel:
+                copy(panel.index, False)
+            with b.if_then(b.icmp_signed("<", whole, self.sizes.n_panels)):
+                copy(whole, True)
+
+    def compute_q(self, W_transposed: Any) -> None:
+        """q = x W^T. A term of q is rounded n times at most: a sum is one chain, in the order of the columns."""
+        v, b, sizes, rows = self.v, self.v.builder, self.sizes, rows_of_tile()
+
+        def compute(i_panel: Any, row: Any) -> None:
+            tile = Tile(v, rows, self.m_vectors)
+            tile.clear()
+            W_panel = v.at(W_transposed, b.mul(b.mul(i_panel, sizes.n), INDEX(sizes.m_panel)))
+            x_row = v.at(self.x, b.mul(row, INDEX(sizes.n_panel)))
+            with cgutils.for_range(b, sizes.n_panels, intp=INDEX) as panel:
+                j = b.mul(panel.index, INDEX(sizes.n_panel))
+                count = minimum(b, INDEX(sizes.n_panel), b.sub(sizes.n, j))
+                x_part = v.at(x_row, b.mul(panel.index, self.x_panel))
+                tile.add_products(count, x_part, sizes.n_panel, 1, v.at(W_panel, b.mul(j, INDEX(sizes.m_panel))))
+            to = v.at(self.g, b.add(b.mul(i_panel, self.g_panel), b.mul(row, INDEX(sizes.m_panel))))
+            v.store_block(map(b.load, tile.sums), to)
+
+        self.for_tiles(sizes.m_panels, rows, self.count, compute)
+
+    def compute_g(self, target: Any, cotangent: Any, loss: Any, dq: Any, row_size: Any, wanted: Wanted) -> None:
+        """g in the place of q; the loss and dq."""
+        v, b, sizes = self.v, self.v.builder, self.sizes
+        with cgutils.for_range(b, self.count, intp=INDEX) as row:
+            total = Total(v)
+            total.begin(v.constant(0))
+            c = cotangent and v.broadcast(b.load(v.at(cotangent, row.index)))
+            of_row = b.mul(row.index, row_size)
+            g_row = v.at(self.g, b.mul(row.index, INDEX(sizes.m_panel)))
+            with cgutils.for_range(b, sizes.m_panels, intp=INDEX) as panel:
+                i = [b.add(b.mul(panel.index, INDEX(sizes.m_panel)), INDEX(u * v.width)) for u in range(self.m_vectors)]
+                masks = [v.mask_first(maximum(b, b.sub(sizes.m, i_u), INDEX(0))) for i_u in i]
+                g_panel = v.at(g_row, b.mul(panel.index, self.g_panel))
+                q = v.load_block(g_panel, self.m_vectors)
+                y = [target and v.load(target, b.add(of_row, i_u), mask) for i_u, mask in zip(i, masks, strict=True)]
+                results = side_by_side(error_and_g(v, q_u, y_u, c) for q_u, y_u in zip(q, y, strict=True))
+                v.store_block((g for _, g in results), g_panel)
+                with b.if_then(wanted.dq):
+                    for (_, g), i_u, mask in zip(results, i, masks, strict=True):
+                        v.store(g, dq, b.add(of_row, i_u), mask)
+                with b.if_then(wanted.loss):
+                    for (e, _), mask in zip(results, masks, strict=True):
+                        total.add(b.select(mask, b.fmul(e, e), v.constant(0)))
+            with b.if_then(wanted.loss):
+                b.store(v.sum_lanes(total.value()), v.at(loss, row.index))
+
+    def compute_dx(self, W: Any, chains_of_panel: Any, is_one_chain: bool) -> None:
+        """dx = g W; ``is_one_chain``: a sum has one chain, which stays in registers."""
+        v, b, sizes, rows = self.v, self.v.builder, self.sizes, rows_of_tile()
+        length = b.udiv(b.add(INDEX(sizes.m_panel - 1), chains_of_panel), chains_of_panel)
+        rest = b.urem(sizes.m, INDEX(sizes.m_panel))
+        chains = b.mul(b.udiv(sizes.m, INDEX(sizes.m_panel)), chains_of_panel)
+        chains = b.add(chains, b.udiv(b.add(rest, b.sub(length, INDEX(1))), length))
+
+        def compute(j_panel: Any, row: Any) -> None:
+            tile = Tile(v, rows, self.n_vectors)
+            W_panel = v.at(W, b.mul(b.mul(j_panel, sizes.m), INDEX(sizes.n_panel)))
+            g_row = v.at(self.g, b.mul(row, INDEX(sizes.m_panel)))
+
+            def add_chain(chain: Any) -> None:
+                panel = b.udiv(chain, chains_of_panel)
+                k = b.mul(b.urem(chain, chains_of_panel), length)  # in the panel
+                i = b.add(b.mul(panel, INDEX(sizes.m_panel)), k)
+                count = least(b, length, b.sub(INDEX(sizes.m_panel), k), b.sub(sizes.m, i))
+                g_part = v.at(g_row, b.add(b.mul(panel, self.g_panel), k))
+                W_part = v.at(W_panel, b.mul(i, INDEX(sizes.n_panel)))
+                tile.add_products(count, g_part, sizes.m_panel, 1, W_part)
+
+            if is_one_chain:
+                tile.clear()
+                add_chain(INDEX(0))
+            else:
+                tile.sum_chains(chains, add_chain)
+            j = b.mul(j_panel, INDEX(sizes.n_panel))
+            to = v.at(self.dx, b.add(b.mul(row, sizes.n), j))
+            with b.if_else(b.icmp_signed(">=", b.sub(sizes.n, j), INDEX(sizes.n_panel))) as (whole, part):
+                with whole:
+                    self._store_rows(tile, to, [None] * self.n_vectors)
+                with part:
+                    left = [b.sub(b.sub(sizes.n, j), INDEX(u * v.width)) for u in range(self.n_vectors)]
+                    self._store_rows(tile, to, [v.mask_first(maximum(b, k, INDEX(0))) for k in left])
+
+        self.for_tiles(sizes.n_panels, rows, self.count, compute)
+
+    def _store_rows(self, tile: Tile, to: Any, masks: list[Any]) -> None:
+        v, b = self.v, self.v.builder
+        for r in range(tile.rows):
+            v.store_block(map(b.load, tile.of_row(r)), v.at(to, b.mul(INDEX(r), self.sizes.n)), masks)
+
+    def write_dx(self, dx: Any, streams: Any) -> None:
+        """Copy dx to its place."""
+        v, b, width = self.v, self.v.builder, INDEX(self.v.width)
+        size = b.mul(self.count, self.sizes.n)
+
+        def copy(begin: Any, end: Any, step: Callable[[Any, Any, Any], None]) -> None:
+            with cgutils.for_range_slice(b, begin, end, width, intp=INDEX) as (k, _):
+                step(v.load(self.dx, k), dx, k)
+
+        def copy_part(begin: Any, count: Any) -> None:
+            mask = v.mask_first(count)
+            v.store(v.load(self.dx, begin, mask), dx, begin, mask)
+
+        if not can_stream():
+            streams = ir.Constant(ir.IntType(1), 0)
+        # Up to the first whole line, which the block before has a part of.
+        head = b.select(streams, b.and_(b.neg(v.part_of_line(dx)), INDEX(v.width - 1)), INDEX(0))
+        head = minimum(b, head, size)
+        tail = b.sub(size, b.urem(b.sub(size, head), width))
+        copy_part(INDEX(0), head)
+        with b.if_else(streams) as (streamed, stored):
+            with streamed:
+                copy(head, tail, v.stream)
+            with stored:
+                copy(head, tail, v.store)
+        copy_part(tail, b.sub(size, tail))
+
+    def add_gradient(self, sums: Any, chain: Any, is_first: Any) -> None:
+        """Add g^T x to the unit's sums, and the errors of these additions to the sums' low parts."""
+        v, b, sizes, rows = self.v, self.v.builder, self.sizes, self.dW_rows
+        chains = b.udiv(b.sub(b.add(self.count, chain), INDEX(1)), chain)
+        tile_size = INDEX(2 * rows * sizes.n_panel)
+        m_tiles = sizes.quotient(sizes.m, rows)
+
+        def add(j_panel: Any, row: Any) -> None:
+            tile = Tile(v, rows, self.n_vectors)
+            x_panel = v.at(self.x, b.mul(j_panel, self.x_panel))
+            panel, i = b.udiv(row, INDEX(sizes.m_panel)), b.urem(row, INDEX(sizes.m_panel))
+            g_panel = v.at(self.g, b.add(b.mul(panel, self.g_panel), i))
+
+            def add_chain(number: Any) -> None:
+                k = b.mul(number, chain)
+                g_part = v.at(g_panel, b.mul(k, INDEX(sizes.m_panel)))
+                x_part = v.at(x_panel, b.mul(k, INDEX(sizes.n_panel)))
+                tile.add_products(minimum(b, chain, b.sub(self.count, k)), g_part, 1, sizes.m_panel, x_part)
+
+            tile.sum_chains(chains, add_chain)
+            number = b.add(b.mul(j_panel, m_tiles), b.udiv(row, INDEX(rows)))
+            high = v.at(sums, b.mul(number, tile_size))
+            low = v.at(high, INDEX(rows * sizes.n_panel))
+            at = [INDEX(k * v.width) for k in range(len(tile.sums))]
+            with b.if_else(is_first) as (begins, goes_on):
+                with begins:
+                    for k, total in zip(at, tile.sums, strict=True):
+                        v.store(b.load(total), high, k)
+                        v.store(v.constant(0), low, k)
+                with goes_on:
+                    for k, total in zip(at, tile.sums, strict=True):
+                        added, error = add_exactly(b, v.load(high, k), b.load(total))
+                        v.store(added, high, k)
+                        v.store(b.fadd(v.load(low, k), error), low, k)
+
+        self.for_tiles(sizes.n_panels, rows, sizes.m, add)
+
+
+@cache
+def kernel(m_vectors: int, n_vectors: int, dW_rows: int, is_one_chain: int, dtype: np.dtype[Any], given: Given) -> Any:
+    """The compiled function; the last three but two arguments are as ``units`` says."""
+
+    def shared_blocks(
+        W: Any,
+        W_transposed: Any,
+        x: Any,
+        target: Any,
+        cotangent: Any,
+        loss: Any,
+        dx: Any,
+        dq: Any,
+        memory: Any,
+        dW_wanted: bool,
+        m: int,
+        row: int,
+        column: int,
+        first: int,
+        last: int,
+        unit: int,
+        block_rows: int,
+        chains_of_panel: int,
+        dW_chain: int,
+        streams: bool,
+    ) -> None:
+        wanted = Wanted(loss is not None, dW_wanted, dx is not None, dq is not None)
+        batch, n = x.shape
+        units(
+            W,
+            W_transposed,
+            x,
+            target,
+            cotangent,
+            loss,
+            dx,
+            dq,
+            memory,
+            wanted,
+            m,
+            n,
+            row,
+            column,
+            first,
+            last,
+            unit,
+            batch,
+            block_rows,
+            chains_of_panel,
+            dW_chain,
+            memory.shape[1],
+            streams,
+            m_vectors,
+            n_vectors,
+            dW_rows,
+            is_one_chain,
+        )
+
+    real = numba.from_dtype(dtype)
+    numbers, vectors = real[::1], real[:, ::1]
+    inputs = vectors if given.target else types.none, numbers if given.cotangent else types.none
+    outputs = map(types.Optional, (numbers, vectors, vectors))
+    signature = types.void(
+        numbers, numbers, vectors, *inputs, *outputs, vectors, types.boolean, *(types.int64,) * 9, types.boolean
+    )
+    name = "_target" * given.target + "_cotangent" * given.cotangent
+    return compile_function(
+        shared_blocks, f"shared_blocks_{m_vectors}_{n_vectors}_{dW_rows}_{is_one_chain}{name}_{dtype}", signature
+    )
+
+
+def tile_shape(m: int, n: int, dtype: np.dtype[Any]) -> tuple[int, int, int, int]:
+    """Vectors in a panel of q, and of x, rows in a tile of dW, and whether a sum of dx is one chain."""
+    lanes, most = lane_count(dtype), rows_of_tile()
+    m_vectors, n_vectors = (1 if size <= lanes else 2 for size in (m, n))
+    dW_rows = m if m_vectors == 1 and m <= most else min(OTHER_ROWS[most], lanes * m_vectors)
+    return m_vectors, n_vectors, dW_rows, int(m_vectors == 1 and m <= MOST_IN_CHAIN)
