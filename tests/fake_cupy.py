@@ -99,6 +99,21 @@ def asnumpy(a):
     return np.array(a)
 
 
+def full(shape, value):
+    return np.full(shape, value).view(ndarray)
+
+
+def broadcast_to(a, shape):
+    return np.broadcast_to(a, shape, subok=True)
+
+
+def where(condition, a, b):
+    return np.where(condition, a, b).view(ndarray)
+
+
+zeros_like, empty_like, isnan = np.zeros_like, np.empty_like, np.isnan
+
+
 def copyto(to, values):
     assert isinstance(to, ndarray)
     assert isinstance(values, ndarray), "a device array is filled from a device array"
@@ -115,7 +130,7 @@ cuda = SimpleNamespace(
 
 
 class RecordingKernel:
-    """The reference in the place of a GPU kernel: ``calls`` has device and stream, ``pointers`` the addresses."""
+    """The reference in the place of a GPU kernel: ``calls`` has device and stream, ``pointers`` addresses."""
 
     def __init__(self, computes=reference.fused):
         self.calls, self.pointers, self.computes = [], [], computes
@@ -126,7 +141,7 @@ class RecordingKernel:
         assert all(a is None or address(a) == on_host(a).ctypes.data for a in given)
         log.append(("kernel", stream))
         self.calls.append((current()[0], stream))
-        self.pointers.append([None if a is None else a.ctypes.data for a in arrays])
+        self.pointers.append([a.ctypes.data for a in arrays if a is not None])
         queue(Stream(handle=stream), Operation("kernel", lambda: self.computes(*arrays)))
 
 

@@ -74,12 +74,12 @@ class Launched(NamedTuple):
 def launches_of(backend: str, case: Case) -> tuple[Launched, ...]:
     """The launches of a call: one, or for pairs that are cut up two for each part of the batch."""
     B, m, n, dtype = case.B, case.m, case.n, case.dtype
-    arrays = [_zeros(shape, dtype) for shape in ((B, m, n), (B, n), (B,), (B, m, n), (B, n))]
+    W, x, loss, dW, dx = (_zeros(shape, dtype) for shape in ((B, m, n), (B, n), (B,), (B, m, n), (B, n)))
     itemsize = np.dtype(dtype).itemsize
     sums = sums_of_pair(plan.make_plan(m, n, itemsize), m, n)
     pairs = max(1, min(B, plan.WORKSPACE_BYTES // (itemsize * max(1, sums))))
     with mock.patch.object(launches, "WORKSPACE_PAIRS", pairs):
-        launched, memory = launches.launches_of(backend, *arrays)
+        launched, memory = launches.launches_of(backend, W, x, None, None, loss, dW, dx, None)
     works: dict[tuple[str, int], Work] = {}  # the first parts of a batch do the same
     for launch in launched:
         if (launch.name, launch.blocks) not in works:

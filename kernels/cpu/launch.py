@@ -97,9 +97,9 @@ def _in_slices(run: Any, arrays: tuple[Any, ...], slices: int, slice_rows: int, 
     losses = np.empty((pairs, slices), W.dtype)
     sums = np.empty((pairs, slices, n), W.dtype)
     for first in range(0, B, pairs):
-        some = [None if a is None else a[first : first + pairs] for a in arrays]
+        some: list[Any] = [None if a is None else a[first : first + pairs] for a in arrays]
         *inputs, loss, dW, dx, dq = some
-        count = len(some[0])
+        count = min(pairs, B - first)
         loss_of_slices = None if loss is None else losses[:count].reshape(-1)
         dx_of_slices = None if dx is None else sums[:count].reshape(-1, n)
         _on_threads(run, (*inputs, loss_of_slices, dW, dx_of_slices, dq), slices, slice_rows, streams)

@@ -22,7 +22,7 @@ from sigmoid_l2.settings import get_streaming_threshold
 # Size of the largest tiny W, in elements: its code, with the time to compile it, grows with them.
 TINY = 64
 # Size of a unit, in samples, at least, and the number of units, at most, where they are not larger than MOST_TERMS.
-UNIT, UNITS = 1 << 13, 64
+UNIT, UNITS = 1 << 10, 64
 # Sums that a unit adds with their errors, at most: the errors of the errors grow with the square of the number.
 MOST_TERMS = 1 << 13
 # Samples of a block, and the most memory of a block, in bytes.
@@ -31,7 +31,7 @@ BLOCK_ROWS, BLOCK_BYTES = 96, 1 << 20
 STRIP_BYTES = 1 << 22
 # Size of the dx whose sum over strips is computed at a time, in bytes; there are four more arrays of this size.
 CHUNK_BYTES = 1 << 22
-# What the blocks of a call allocate, at most, in bytes, where a row of x has up to LONG_ROW bytes.
+# What the blocks of a call allocate, at most, in bytes, where a row of x has up to 512 KiB: a tile has 12 of them.
 MOST_BYTES = 40 << 20
 
 
@@ -101,7 +101,7 @@ def _tiny(W: Any, arrays: Arrays, dW: Any, streams: bool) -> None:
     threads.for_ranges(units, B * W.size, run_range)
     if dW is not None:
         totals = np.zeros(2 * m * n, dtype)
-        sums_kernel(dtype)(sums, units, totals, 0, 1, m * n, True)
+        entry_point(sums_kernel(dtype))(sums, units, totals, 0, 1, m * n, True)
         dW[...] = totals[: m * n].reshape(m, n)
 
 
@@ -110,7 +110,7 @@ def _blocks(W: Any, arrays: Arrays, dW: Any, column: int, streams: bool) -> None
     m, n = W.shape
     B, dtype = len(arrays.x), W.dtype
     row = next((a.shape[1] for a in (arrays.target, arrays.dq) if a is not None), m)
-    m_vectors, n_vectors, rows = shape = shared_blocks.tile_shape(m, n, dtype)
+    m_vectors, n_vectors, rows, _ = shape = shared_blocks.tile_shape(m, n, dtype)
     lanes, of_tile = lane_count(dtype), shared_blocks.rows_of_tile()
     m_panel, n_panel = m_vectors * lanes, n_vectors * lanes
     m_panels, n_panels, m_tiles = -(-m // m_panel), -(-n // n_panel), -(-m // rows)
@@ -127,7 +127,7 @@ def _blocks(W: Any, arrays: Arrays, dW: Any, column: int, streams: bool) -> None
     allocated = sum(a.nbytes for a in (*packed, totals))
     wave = min(units, max(1, (MOST_BYTES - allocated) // (room * dtype.itemsize)))
     memory = _aligned(wave, room, dtype)
-    chains = _chains_of_panel(m, m_panel), _chain_of_dW(B, block)
+    chains = _chains_of_panel(m, m_panel), _chain_of_sums(B, block)
     for first, last in _waves(units, wave):
         part = arrays.part(first * unit, last * unit)
 
@@ -149,7 +149,7 @@ def _blocks(W: Any, arrays: Arrays, dW: Any, column: int, streams: bool) -> None
             )
 
         def add(begin: int, end: int, count: int = last - first, is_last: bool = last == units) -> None:
-            sums_kernel(dtype)(memory, count, totals, begin, end, tile, is_last)
+            entry_point(sums_kernel(dtype))(memory, count, totals, begin, end, tile, is_last)
 
         threads.for_ranges(last - first, len(part.x) * W.size, run_range)
         if dW is not None:
@@ -173,16 +173,17 @@ def _packed(W: Any, width: int) -> Any:
 
 
 def _chains_of_panel(m: int, panel: int) -> int:
-    """How many chains of a sum of dx each panel has: as few as the contract allows."""
+    """How many chains of a sum of dx each panel has: as few as the contract allows, and none of them empty."""
     most = min(allowed_roundings(m), m)
     for chains in range(1, panel):
         length = -(-panel // chains)
-        if min(length, m) - 1 + (-(-m // panel) * chains - 1).bit_length() <= most:
+        count = m // panel * chains + -(-(m % panel) // length)
+        if (chains - 1) * length < panel and min(length, m) - 1 + (count - 1).bit_length() <= most:
             return chains
     return panel
 
 
-def _chain_of_dW(B: int, block: int) -> int:
+def _chain_of_sums(B: int, block: int) -> int:
     """How many samples a chain of dW has: as many as the contract allows, with two roundings of units and of all."""
     terms = min(B, block)
     return max(k for k in range(1, terms + 1) if k == 1 or roundings_of_chains(terms, k) + 2 <= allowed_roundings(B))
@@ -199,7 +200,7 @@ def _in_strips(W: Any, arrays: Arrays, dW: Any, strip: int, streams: bool) -> No
         inputs = arrays._replace(loss=None, dx=None, dq=None)
         for i, end in strips:
             _blocks(W[i:end], inputs, dW[i:end], i, False)
-    if arrays[3:] == (None, None, None):
+    if all(a is None for a in arrays[3:]):
         return
     samples = max(1, CHUNK_BYTES // (n * W.itemsize))
     for first, last in _waves(B, samples):

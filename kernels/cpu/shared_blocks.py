@@ -9,7 +9,7 @@ another. So a tile reads neighbours, and each address is one from the begin of t
 """
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numba
@@ -21,7 +21,7 @@ from numba.core import cgutils
 from sigmoid_l2.kernels import Given, Wanted
 from sigmoid_l2.kernels.cpu.compile import compile_function, vector_code
 from sigmoid_l2.kernels.cpu.loops import maximum, minimum
-from sigmoid_l2.kernels.cpu.shared_product import Tile, least
+from sigmoid_l2.kernels.cpu.shared_product import MOST_IN_CHAIN, Tile, least
 from sigmoid_l2.kernels.cpu.sigmoid import error_and_g, side_by_side
 from sigmoid_l2.kernels.cpu.simd import INDEX, VectorBuilder, lane_count, vector_bytes
 from sigmoid_l2.kernels.cpu.stream import can_stream
@@ -33,7 +33,11 @@ def rows_of_tile() -> int:
     return 12 if vector_bytes() == 64 else 6
 
 
-@vector_code(constants=3)
+# Rows of a tile of dW by those of a tile of q, where W has more: they divide a panel's elements.
+OTHER_ROWS = {12: 8, 6: 4}
+
+
+@vector_code(constants=4)
 def units(
     v: VectorBuilder,
     W: Any,
@@ -62,6 +66,7 @@ def units(
     m_vectors: int,
     n_vectors: int,
     dW_rows: int,
+    is_one_chain: int,
 ) -> None:
     """Compute the units first..last of ``unit`` samples each.
 
@@ -91,10 +96,10 @@ def units(
             c = cotangent and v.at(cotangent, sample)
             block.compute_g(y, c, v.at(loss, sample), v.at(dq, at), row, wanted)
             with b.if_then(wanted.dx):
-                block.compute_dx(W, chains_of_panel)
+                block.compute_dx(W, chains_of_panel, bool(is_one_chain))
                 block.write_dx(v.at(dx, b.mul(sample, n)), streams)
             with b.if_then(wanted.dW):
-                block.add_dW(sums, dW_chain, b.icmp_signed("==", sample, begin))
+                block.add_gradient(sums, dW_chain, b.icmp_signed("==", sample, begin))
     if can_stream():
         with b.if_then(streams):
             v.fence()
@@ -136,9 +141,9 @@ class Block:
     def for_tiles(self, panels: Any, rows: int, count: Any, step: Callable[[Any, Any], None]) -> None:
         """Build ``step(panel, row)`` for each tile."""
         b = self.v.builder
-        with cgutils.for_range(b, panels, intp=INDEX) as panel:
-            with cgutils.for_range_slice(b, INDEX(0), count, INDEX(rows), intp=INDEX) as (row, _):
-                step(panel.index, row)
+        tiles_of_panel = partial(cgutils.for_range_slice, b, INDEX(0), count, INDEX(rows), intp=INDEX)
+        with cgutils.for_range(b, panels, intp=INDEX) as panel, tiles_of_panel() as (row, _):
+            step(panel.index, row)
 
     def pack_x(self, x: Any) -> None:
         """Copy x to panels, with zeros after a row's last element."""
@@ -206,10 +211,13 @@ class Block:
             with b.if_then(wanted.loss):
                 b.store(v.sum_lanes(total.value()), v.at(loss, row.index))
 
-    def compute_dx(self, W: Any, chains_of_panel: Any) -> None:
-        """dx = g W."""
+    def compute_dx(self, W: Any, chains_of_panel: Any, is_one_chain: bool) -> None:
+        """dx = g W; ``is_one_chain``: a sum has one chain, which stays in registers."""
         v, b, sizes, rows = self.v, self.v.builder, self.sizes, rows_of_tile()
         length = b.udiv(b.add(INDEX(sizes.m_panel - 1), chains_of_panel), chains_of_panel)
+        rest = b.urem(sizes.m, INDEX(sizes.m_panel))
+        chains = b.mul(b.udiv(sizes.m, INDEX(sizes.m_panel)), chains_of_panel)
+        chains = b.add(chains, b.udiv(b.add(rest, b.sub(length, INDEX(1))), length))
 
         def compute(j_panel: Any, row: Any) -> None:
             tile = Tile(v, rows, self.n_vectors)
@@ -223,9 +231,13 @@ class Block:
                 count = least(b, length, b.sub(INDEX(sizes.m_panel), k), b.sub(sizes.m, i))
                 g_part = v.at(g_row, b.add(b.mul(panel, self.g_panel), k))
                 W_part = v.at(W_panel, b.mul(i, INDEX(sizes.n_panel)))
-                tile.add_products(maximum(b, count, INDEX(0)), g_part, sizes.m_panel, 1, W_part)
+                tile.add_products(count, g_part, sizes.m_panel, 1, W_part)
 
-            tile.sum_chains(b.mul(sizes.m_panels, chains_of_panel), add_chain)
+            if is_one_chain:
+                tile.clear()
+                add_chain(INDEX(0))
+            else:
+                tile.sum_chains(chains, add_chain)
             j = b.mul(j_panel, INDEX(sizes.n_panel))
             to = v.at(self.dx, b.add(b.mul(row, sizes.n), j))
             with b.if_else(b.icmp_signed(">=", b.sub(sizes.n, j), INDEX(sizes.n_panel))) as (whole, part):
@@ -269,7 +281,7 @@ class Block:
                 copy(head, tail, v.store)
         copy_part(tail, b.sub(size, tail))
 
-    def add_dW(self, sums: Any, chain: Any, is_first: Any) -> None:
+    def add_gradient(self, sums: Any, chain: Any, is_first: Any) -> None:
         """Add g^T x to the unit's sums, and the errors of these additions to the sums' low parts."""
         v, b, sizes, rows = self.v, self.v.builder, self.sizes, self.dW_rows
         chains = b.udiv(b.sub(b.add(self.count, chain), INDEX(1)), chain)
@@ -308,7 +320,7 @@ class Block:
 
 
 @cache
-def kernel(m_vectors: int, n_vectors: int, dW_rows: int, dtype: np.dtype[Any], given: Given) -> Any:
+def kernel(m_vectors: int, n_vectors: int, dW_rows: int, is_one_chain: int, dtype: np.dtype[Any], given: Given) -> Any:
     """The compiled function; the last three but two arguments are as ``units`` says."""
 
     def shared_blocks(
@@ -362,6 +374,7 @@ def kernel(m_vectors: int, n_vectors: int, dW_rows: int, dtype: np.dtype[Any], g
             m_vectors,
             n_vectors,
             dW_rows,
+            is_one_chain,
         )
 
     real = numba.from_dtype(dtype)
@@ -372,12 +385,14 @@ def kernel(m_vectors: int, n_vectors: int, dW_rows: int, dtype: np.dtype[Any], g
         numbers, numbers, vectors, *inputs, *outputs, vectors, types.boolean, *(types.int64,) * 9, types.boolean
     )
     name = "_target" * given.target + "_cotangent" * given.cotangent
-    return compile_function(shared_blocks, f"shared_blocks_{m_vectors}_{n_vectors}_{dW_rows}{name}_{dtype}", signature)
+    return compile_function(
+        shared_blocks, f"shared_blocks_{m_vectors}_{n_vectors}_{dW_rows}_{is_one_chain}{name}_{dtype}", signature
+    )
 
 
-def tile_shape(m: int, n: int, dtype: np.dtype[Any]) -> tuple[int, int, int]:
-    """Vectors in a panel of q, vectors in a panel of x, rows in a tile of dW."""
-    lanes = lane_count(dtype)
-    most = rows_of_tile()
+def tile_shape(m: int, n: int, dtype: np.dtype[Any]) -> tuple[int, int, int, int]:
+    """Vectors in a panel of q, and of x, rows in a tile of dW, and whether a sum of dx is one chain."""
+    lanes, most = lane_count(dtype), rows_of_tile()
     m_vectors, n_vectors = (1 if size <= lanes else 2 for size in (m, n))
-    return m_vectors, n_vectors, m if m_vectors == 1 and m <= most else min(8 if most == 12 else 4, lanes * m_vectors)
+    dW_rows = m if m_vectors == 1 and m <= most else min(OTHER_ROWS[most], lanes * m_vectors)
+    return m_vectors, n_vectors, dW_rows, int(m_vectors == 1 and m <= MOST_IN_CHAIN)

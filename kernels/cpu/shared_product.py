@@ -7,11 +7,14 @@ the elements of the first, each into every lane.
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from llvmlite import ir
 from numba.core import cgutils
 
 from sigmoid_l2.kernels.cpu.loops import minimum
 from sigmoid_l2.kernels.cpu.simd import INDEX, VectorBuilder
 
+# Terms that one chain of additions may have: m/2 eps, which the contract allows, is no more than ceil(log2 m) + 1 then.
+MOST_IN_CHAIN = 10
 # Chains of a sum, at most, as a power of two.
 MOST_LEVELS = 24
 
@@ -31,20 +34,30 @@ class Tile:
             self.v.builder.store(self.v.constant(0), total)
 
     def add_products(self, count: Any, a: Any, row_step: int, k_step: int, c: Any) -> None:
-        """Add a[r, k] c[k] for each k below ``count``.
+        """Add a[r, k] c[k] for each k below ``count``, which is not 0.
 
         Element (r, k) of the first factor is ``r row_step + k k_step`` elements after ``a``; ``c`` has the rows of the
         second factor one after another, each as long as those of the tile.
         """
         v, b = self.v, self.v.builder
-        with cgutils.for_range(b, count, intp=INDEX) as loop:
-            at = b.mul(loop.index, INDEX(self.vectors * v.width))
-            c_k = [v.load(c, b.add(at, INDEX(u * v.width))) for u in range(self.vectors)]
-            at = b.mul(loop.index, INDEX(k_step))
-            for r in range(self.rows):
-                a_rk = v.broadcast(b.load(v.at(a, b.add(at, INDEX(r * row_step)))))
-                for total, c_ku in zip(self.of_row(r), c_k, strict=True):
-                    b.store(v.multiply_add(a_rk, c_ku, b.load(total)), total)
+        # A loop that runs at least once: its results come from it alone, so LLVM keeps them in the registers that it
+        # adds to. For 10x784 it moved all of them in each step of a loop that might not run.
+        before, body, after = b.block, b.append_basic_block("products"), b.append_basic_block("sums")
+        b.branch(body)
+        b.position_at_end(body)
+        k = b.phi(INDEX)
+        k.add_incoming(INDEX(0), before)
+        at = b.mul(k, INDEX(self.vectors * v.width))
+        c_k = [v.load(c, b.add(at, INDEX(u * v.width))) for u in range(self.vectors)]
+        at = b.mul(k, INDEX(k_step))
+        for r in range(self.rows):
+            a_rk = v.broadcast(b.load(v.at(a, b.add(at, INDEX(r * row_step)))))
+            for total, c_ku in zip(self.of_row(r), c_k, strict=True):
+                b.store(v.multiply_add(a_rk, c_ku, b.load(total)), total)
+        next_k = b.add(k, INDEX(1))
+        k.add_incoming(next_k, b.block)
+        b.cbranch(b.icmp_signed("<", next_k, count), body, after)
+        b.position_at_end(after)
 
     def of_row(self, r: int) -> Sequence[Any]:
         """The sums of a row."""
@@ -53,31 +66,33 @@ class Tile:
     def sum_chains(self, count: Any, add_chain: Callable[[Any], None]) -> None:
         """Sum over ``count`` chains: ``add_chain(k)`` adds the k-th. The chains' sums are added as a balanced tree.
 
-        When chain k is complete, so are the sums of 2^l chains for each l whose bit is set in k. The tree needs room
-        for these alone.
+        When chain k begins, there is a sum of 2^l chains for each bit l that is set in k, one after another in memory.
+        It goes behind them, and is added to those whose bits an addition of 1 clears; the last one to all of them.
+        They are in memory only, because LLVM else keeps no sums in registers while the terms of a chain pass.
         """
-        v, b = self.v, self.v.builder
-        size = len(self.sums)
-        memory = cgutils.alloca_once(b, v.vector, INDEX(MOST_LEVELS * size))
-        last = b.sub(count, INDEX(1))
+        v, b, size = self.v, self.v.builder, len(self.sums)
+        memory = cgutils.alloca_once(b, v.vector, INDEX((MOST_LEVELS + 1) * size))
+        memory = b.bitcast(memory, v.real.as_pointer())
+        step, false = INDEX(size * v.width), ir.Constant(ir.IntType(1), 0)
         with cgutils.for_range(b, count, intp=INDEX) as loop:
             self.clear()
             add_chain(loop.index)
-            # The last chain takes all that is left, another the sums that it completes.
-            is_last = b.icmp_signed("==", loop.index, last)
-            full = b.cttz(b.not_(loop.index), INDEX.__class__(1)(0))
-            bits = b.sub(INDEX(64), b.ctlz(loop.index, INDEX.__class__(1)(0)))
-            levels = b.select(is_last, bits, full)
-            with cgutils.for_range(b, levels, intp=INDEX) as level:
-                is_set = b.trunc(b.lshr(loop.index, level.index), INDEX.__class__(1))
-                at = b.gep(memory, [b.mul(level.index, INDEX(size))])
-                with b.if_then(is_set):
-                    for k, total in enumerate(self.sums):
-                        b.store(b.fadd(b.load(b.gep(at, [INDEX(k)])), b.load(total)), total)
-            with b.if_then(b.not_(is_last)):
-                at = b.gep(memory, [b.mul(levels, INDEX(size))])
-                for k, total in enumerate(self.sums):
-                    b.store(b.load(total), b.gep(at, [INDEX(k)]))
+            waiting = b.ctpop(loop.index)
+            is_last = b.icmp_signed("==", loop.index, b.sub(count, INDEX(1)))
+            additions = b.select(is_last, waiting, b.cttz(b.not_(loop.index), false))
+            before = v.at(memory, b.mul(b.sub(waiting, INDEX(1)), step))
+            with b.if_else(b.icmp_signed(">", additions, INDEX(0))) as (adds, waits):
+                with adds:
+                    v.store_block(map(b.fadd, v.load_block(before, size), map(b.load, self.sums)), before)
+                with waits:
+                    v.store_block(map(b.load, self.sums), v.at(before, step))
+            with cgutils.for_range_slice(b, INDEX(1), additions, INDEX(1), intp=INDEX) as (addition, _):
+                to = v.at(before, b.mul(addition, INDEX(-size * v.width)))
+                for k in range(size):
+                    both = v.load(to, INDEX(k * v.width)), v.load(to, INDEX((size + k) * v.width))
+                    v.store(b.fadd(*both), to, INDEX(k * v.width))
+        for total, term in zip(self.sums, v.load_block(memory, size), strict=True):
+            b.store(term, total)
 
 
 def roundings_of_chains(terms: int, chain: int) -> int:
@@ -86,7 +101,7 @@ def roundings_of_chains(terms: int, chain: int) -> int:
 
 
 def allowed_roundings(terms: int) -> int:
-    """How often the contract lets a term of a sum be rounded: by (ceil(log2 terms) + 1) eps, and a rounding has eps/2."""
+    """How often a term of a sum may be rounded, by eps/2: the contract allows (ceil(log2 terms) + 1) eps."""
     return 2 * (terms - 1).bit_length() + 2
 
 

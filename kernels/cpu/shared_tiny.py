@@ -6,6 +6,7 @@ a unit are vectors, too, each lane on its own. Compiled for each (m, n).
 """
 
 from functools import cache
+from itertools import product
 from typing import Any, NamedTuple
 
 import numba
@@ -16,6 +17,7 @@ from numba.core import cgutils
 from sigmoid_l2.kernels import Given, Wanted
 from sigmoid_l2.kernels.cpu.compile import compile_function, vector_code
 from sigmoid_l2.kernels.cpu.loops import minimum
+from sigmoid_l2.kernels.cpu.shared_product import MOST_IN_CHAIN
 from sigmoid_l2.kernels.cpu.sigmoid import error_and_g, side_by_side
 from sigmoid_l2.kernels.cpu.simd import INDEX, VectorBuilder
 from sigmoid_l2.kernels.cpu.stream import AHEAD_BYTES, can_stream
@@ -84,14 +86,14 @@ def units(
                 is_whole = b.icmp_signed("<", sample, whole)
                 at = b.select(is_whole, sample, b.sub(begin, width))  # where Pairs has the rest
                 block(v, W, arrays, dW, wanted, at, b.sub(end, sample), b.and_(streams, is_whole))
-            with b.if_then(wanted.dW):
-                with b.if_else(b.icmp_signed("==", top, unit_begin)) as (is_first, is_other):
-                    with is_first:
-                        for total in dW:
-                            total.begin()
-                    with is_other:
-                        for total in dW:
-                            total.go_on()
+            is_first = b.icmp_signed("==", top, unit_begin)
+            with b.if_then(wanted.dW), b.if_else(is_first) as (begins, goes_on):
+                with begins:
+                    for total in dW:
+                        total.begin()
+                with goes_on:
+                    for total in dW:
+                        total.go_on()
         with b.if_then(wanted.dW):
             to = b.mul(number, INDEX(2 * m * n))
             for k, total in enumerate(dW):
@@ -141,8 +143,8 @@ def block(
         arrays.dq.put(at, streams, lambda: g_block)
     with b.if_then(wanted.dW):  # dW = the sum of g x^T
         counts = v.mask_first(minimum(b, left, INDEX(v.width)))
-        g = [b.select(counts, g_i, v.constant(0)) for g_i in g]
-        for total, (g_i, x_j) in zip(dW, ((g_i, x_j) for g_i in g for x_j in x), strict=True):
+        counted = [b.select(counts, g_i, v.constant(0)) for g_i in g]
+        for total, (g_i, x_j) in zip(dW, product(counted, x), strict=True):
             total.add_products([g_i], [x_j])
 
 
@@ -157,10 +159,6 @@ def dot(v: VectorBuilder, a: Any, c: Any) -> Any:
     for a_k, c_k in zip(a[1:], c[1:], strict=True):
         total = v.multiply_add(a_k, c_k, total)
     return total
-
-
-# Terms that one chain of additions may have: m/2 eps is no more than (ceil(log2 m) + 1) eps.
-MOST_IN_CHAIN = 10
 
 
 @cache

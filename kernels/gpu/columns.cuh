@@ -36,7 +36,7 @@ __device__ inline void columns_q(const T* W,  // (B, m, n)
     if (t < AT_ONCE && i + t < m) q_parts[(row + t) * slices + slice] = total;
 }
 
-// dW and dx of a unit in COLUMNS = VECTORS * STEP columns, and in its first slice of columns dq and the loss. A thread owns
+// dW and dx of a unit in COLUMNS = VECTORS * STEP columns, and in its first slice of columns dq and loss. A thread owns
 // VECTORS groups of WIDTH neighbouring columns, STEP apart; x and dx stay in registers. A warp computes g of four rows,
 // lane k adding the part k of q. Grid: B * slices * ceil(n / COLUMNS) blocks, or B * slices without dW and dx.
 template <typename T, unsigned THREADS, unsigned WIDTH, unsigned VECTORS, bool WIDE, bool GIVEN_TARGET,
@@ -67,7 +67,7 @@ __device__ inline void columns_gradients(const T* W,          // (B, m, n)
     T x_own[VECTORS * WIDTH], dx_own[VECTORS * WIDTH] = {}, c_own = T(1), total = T(0);
     unsigned turn = 0;
     if (GIVEN_COTANGENT) c_own = cotangent[pair];
-    target += index_t(pair) * m + row, dq += index_t(pair) * m + row;
+    const index_t y_first = index_t(pair) * m + row;                  // of the unit, in target and dq
 
 #pragma unroll
     for (unsigned k = 0; k < VECTORS; ++k)
@@ -81,11 +81,11 @@ __device__ inline void columns_gradients(const T* W,          // (B, m, n)
             const unsigned r = i + warp * AT_ONCE + a;
             if (r < end && lane < q_slices) q[a] = q_parts[(index_t(pair) * m + row + r) * q_slices + lane];
         }
-        if (GIVEN_TARGET && own_row < end) y_own = target[own_row];
+        if (GIVEN_TARGET && own_row < end) y_own = target[y_first + own_row];
         sum_over_lanes<WARP, AT_ONCE>(q, lane);
         error_and_g<GIVEN_TARGET, GIVEN_COTANGENT>(q[0], y_own, c_own, e, g);
         if (lane < AT_ONCE && own_row < end) total = multiply_add(e, e, total);
-        if (WANT_DQ && column_slice == 0 && lane < AT_ONCE && own_row < end) dq[own_row] = g;
+        if (WANT_DQ && column_slice == 0 && lane < AT_ONCE && own_row < end) dq[y_first + own_row] = g;
         if (lane < AT_ONCE) g_rows[turn * G_ROWS + warp * AT_ONCE + lane] = g;
         __syncthreads();
 

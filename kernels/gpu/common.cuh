@@ -1,16 +1,16 @@
 // common.cuh: what the GPU kernels share: arithmetic, the steps of a row, sums over threads, moves. The derivation is
 // in reference.py.
 //
-//   q = W x,  s = sigmoid(q),  e = s - target,  loss = sum(e^2),  g = 2 e cotangent (s (1 - s)),  dq = g,  dW = g x^T,
-//   dx = W^T g
+//   q = W x,  s = sigmoid(q),  e = s - target,  loss = sum(e^2),  g = 2 e cotangent (s (1 - s)),
+//   dq = g,  dW = g x^T,  dx = W^T g
 //
 // Arrays are C-contiguous: W (B, m, n), x (B, n), target (B, m), cotangent (B,), loss (B,), dW (B, m, n), dx (B, n),
 // dq (B, m). Element (b, i, j) of W is W[(b * m + i) * n + j]; all offsets into global memory are 64-bit. A unit is a
 // pair or, where a pair is cut into slices, `rows` of its rows; the last slice may have fewer. Then loss and dx are
 // those of each slice, by unit, and the kernel finish adds them. plan.py chooses the kernel and its numbers.
 //
-// Without a GIVEN target or cotangent a kernel has no instruction for it: it is 0 or 1. An output that is not WANTed is
-// not touched.
+// Without a GIVEN target (0) or cotangent (1) a kernel has no instruction for it. An output that is not WANTed is not
+// touched.
 //
 // WIDE says that W, x, dW and dx begin on multiples of 16 bytes, so that 16 bytes can move in one access. The order of
 // a sum depends neither on it nor on B or the place in the batch.
@@ -26,7 +26,8 @@
 namespace sigmoid_l2 {
 
 typedef long long index_t;
-enum : unsigned { WARP = 32, ALL_LANES = 0xFFFFFFFF, SHARED_BYTES = 48 * 1024 };  // that a block may declare
+enum : unsigned { WARP = 32, ALL_LANES = 0xFFFFFFFF };
+enum : unsigned { SHARED_BYTES = 48 * 1024 };  // that a block may declare, on every chip
 
 // --- arithmetic ------------------------------------------------------------------------------------------------------
 
@@ -79,8 +80,8 @@ __device__ inline T dot(const T* a, const T* b, T q) {
     return q;
 }
 
-// The error e = s - y of s = sigmoid(q), and g = cotangent dloss/dq = 2 e cotangent (s (1 - s)). Above 1/2, 1 - y is exact
-// and e is (1 - y) - (1 - s), so that nothing cancels near s = y = 1.
+// The error e = s - y of s = sigmoid(q), and g = cotangent dloss/dq = 2 e cotangent (s (1 - s)). Where y > 1/2, e is
+// (1 - y) - (1 - s), in which 1 - y is exact where y <= 2, so that nothing cancels near s = y = 1.
 template <bool GIVEN_TARGET, bool GIVEN_COTANGENT, typename T>
 __device__ inline void error_and_g(T q, T y, T cotangent, T& e, T& g) {
     T s, c;

@@ -74,7 +74,7 @@ def dot(count: int) -> Any:
 def error_and_g(given: Given, itemsize: int) -> Any:
     """The error e = s - y of s = sigmoid(q), and g = cotangent dloss/dq = 2 e cotangent (s (1 - s)).
 
-    Above 1/2, 1 - y is exact and e is (1 - y) - (1 - s), so that nothing cancels near s = y = 1.
+    Where y > 1/2, e is (1 - y) - (1 - s), in which 1 - y is exact where y <= 2, so that nothing cancels near s = y = 1.
     """
     GIVEN_TARGET, GIVEN_COTANGENT = given
     half, one, two = map(TYPES[itemsize], (0.5, 1, 2))

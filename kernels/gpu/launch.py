@@ -65,7 +65,7 @@ class Batch(NamedTuple):
         m, n = self.m, self.n
         sizes = m * n, n, m, 1, 1, m * n, n, m  # elements of a pair
         begins = [a and a + first * size * self.itemsize for a, size in zip(self[:8], sizes, strict=True)]
-        return Batch(*begins, pairs, *self[9:])
+        return Batch._make([*begins, pairs, *self[9:]])
 
 
 def fused(
@@ -89,7 +89,7 @@ def fused(
     if max(m, n) >= 1 << 32:  # in the kernels they have 32 bits
         raise ValueError(f"a GPU kernel takes m and n below 2**32, not {m} and {n}; use backend='cpu' with host arrays")
     begins = (0 if a is None else address(a) for a in (W, x, target, cotangent, loss, dW, dx, dq))
-    batch = Batch(*begins, B, m, n, W.dtype.itemsize)
+    batch = Batch._make([*begins, B, m, n, W.dtype.itemsize])
     p = plan.for_batch(plan.make_plan(m, n, batch.itemsize), B)
     has_sums = p.slices > 1 and bool(batch.loss or batch.dx)
     if not has_sums and not isinstance(p, Columns):
@@ -139,7 +139,7 @@ def _launch_columns(
     """Run both kernels of columns; the first passes ``q_parts`` to the second, which writes ``loss`` and ``dx``."""
     W, x, target, cotangent, _, dW, _, dq, B, m, n, itemsize = batch
     wide = are_aligned(W, x, dW, dx)
-    registers = p.registers if wide else plan.NARROW_COLUMNS_REGISTERS
+    registers = plan.columns_registers(p, wide, batch.given)
     key = p._replace(rows=0, slices=0, q_columns=0, q_slices=0, registers=registers)
     column_slices = -(-n // p.columns) if dW or dx else 1  # the first has loss and dq
     kernel, sizes = launcher.columns_q_kernel(key, itemsize, wide), (m, n, p.q_columns, p.q_slices)

@@ -54,7 +54,7 @@ def staged_kernel(p: Staged, m: int, n: int, itemsize: int, wide: bool, given: G
 def rows_kernel(p: Rows, itemsize: int, wide: bool, given: Given, wanted: Wanted) -> Any:
     """The kernel of rows.cuh, to which the plan's ``rows`` and ``slices`` are arguments."""
     template = p.threads, p.row_threads, p.teams, p.width, p.vectors, p.at_once, p.in_turn, wide, *given, *wanted
-    sizes, registers = "units m n rows unit_rows slices", plan.rows_registers(p, itemsize)
+    sizes, registers = "units m n rows unit_rows slices", plan.rows_registers(p, itemsize, given, wanted)
     return _kernel("fused_rows", itemsize, template, INPUTS, OUTPUTS, sizes, registers)
 
 

@@ -53,7 +53,9 @@ def staged_kernel(p: Staged, m: int, n: int, itemsize: int, wide: bool, given: G
 @launch.once
 def rows_kernel(p: Rows, itemsize: int, wide: bool, given: Given, wanted: Wanted) -> Any:
     """The kernel of rows.py, to which the plan's ``rows`` and ``slices`` are arguments."""
-    return _kernel(rows_function(p, itemsize, wide, given, wanted), p.threads, plan.rows_registers(p, itemsize))
+    return _kernel(
+        rows_function(p, itemsize, wide, given, wanted), p.threads, plan.rows_registers(p, itemsize, given, wanted)
+    )
 
 
 @launch.once

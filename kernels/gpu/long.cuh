@@ -24,6 +24,7 @@ __device__ inline void fused_long(const T* W,          // (B, m, n)
                                   unsigned m, unsigned n, unsigned rows, unsigned slices) {
     constexpr unsigned WARPS = THREADS / WARP, STEP = THREADS * WIDTH;
     __shared__ T q_sums[2 * WARPS];  // for sum_over_row_threads, which uses the halves in turn
+    __shared__ T c_shared[1];        // the cotangent, for which the longest rows leave no register
     alignas(16) __shared__ T dx_shared[SHARED * STEP];
 
     // --- where this thread works -------------------------------------------------------------------------------------
@@ -34,7 +35,7 @@ __device__ inline void fused_long(const T* W,          // (B, m, n)
     const index_t W_first = (index_t(pair) * m + row) * n + first;
     T W_row[VECTORS * WIDTH], dx_own[(VECTORS - SHARED) * WIDTH] = {}, x_own[WIDTH], dW_own[WIDTH], dx_read[WIDTH];
     T q[1] = {}, y = T(0), c = T(1), e, g, total = T(0);
-    target += index_t(pair) * m + row, dq += index_t(pair) * m + row;
+    const index_t y_first = index_t(pair) * m + row;  // of the unit, in target and dq
     x += index_t(pair) * n + first;
     W += W_first, dW += W_first;  // of row i
 
@@ -42,8 +43,8 @@ __device__ inline void fused_long(const T* W,          // (B, m, n)
 #pragma unroll
     for (unsigned k = 0; k < VECTORS; ++k)
         if (k + 1 < VECTORS || has_last) load_global<WIDE, WIDTH>(W_row + k * WIDTH, W + k * STEP);
-    if (GIVEN_TARGET) y = target[0];
-    if (GIVEN_COTANGENT) c = cotangent[pair];
+    if (GIVEN_TARGET) y = target[y_first];
+    if (GIVEN_COTANGENT && t == 0) c_shared[0] = cotangent[pair];
 #pragma unroll
     for (unsigned k = 0; k < VECTORS; ++k) {
         const T zeros[WIDTH] = {};
@@ -54,12 +55,14 @@ __device__ inline void fused_long(const T* W,          // (B, m, n)
     }
     for (unsigned i = 0; i < end; ++i, W += n, dW += n) {
         // --- e, g and loss -------------------------------------------------------------------------------------------
-        error_and_g<GIVEN_TARGET, GIVEN_COTANGENT>(sum_over_row_threads<WARPS, 1>(q, q_sums + i % 2 * WARPS), y, c, e, g);
+        const T q_row = sum_over_row_threads<WARPS, 1>(q, q_sums + i % 2 * WARPS);
+        if (GIVEN_COTANGENT) c = c_shared[0];  // in the sum all threads have met at a barrier
+        error_and_g<GIVEN_TARGET, GIVEN_COTANGENT>(q_row, y, c, e, g);
         total = multiply_add(e, e, total);
-        if (WANT_DQ && t == 0) dq[i] = g;
+        if (WANT_DQ && t == 0) dq[y_first + i] = g;
 
         // --- dx += W^T g; W and target of the next row ---------------------------------------------------------------
-        if (GIVEN_TARGET && i + 1 < end) y = target[i + 1];
+        if (GIVEN_TARGET && i + 1 < end) y = target[y_first + i + 1];
 #pragma unroll
         for (unsigned k = 0; k < VECTORS; ++k) {
             if (k + 1 == VECTORS && !has_last) break;

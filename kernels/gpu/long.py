@@ -65,6 +65,7 @@ def long_function(plan: Long, itemsize: int, wide: bool, given: Given, wanted: W
         slices: Any,
     ) -> None:
         q_sums = cuda.shared.array(Q_SUMS, real)  # for sum_over_row_threads, which uses the halves in turn
+        c_shared = cuda.shared.array(1, real)  # the cotangent, for which the longest rows leave no register
         dx_shared = cuda.shared.array(DX_SHARED, real, 16)
         W_row, dx_own = cuda.local.array(OWN, real), cuda.local.array(OWN, real)
         x_own, dW_own, dx_read = (
@@ -91,8 +92,8 @@ def long_function(plan: Long, itemsize: int, wide: bool, given: Given, wanted: W
                 load(W_row, k * WIDTH, W, W_at + k * STEP)
         if GIVEN_TARGET:
             y = load_one(target, y_at)
-        if GIVEN_COTANGENT:
-            c = load_one(cotangent, pair)
+        if GIVEN_COTANGENT and t == 0:
+            c_shared[0] = load_one(cotangent, pair)
         for k in range(OWN):
             dx_own[k] = zero
         q[0] = zero
@@ -105,7 +106,10 @@ def long_function(plan: Long, itemsize: int, wide: bool, given: Given, wanted: W
         i = np.uint32(0)
         while i < end:
             # --- e, g and loss ---------------------------------------------------------------------------------------
-            e, g = e_and_g(sum_q(q, q_sums, i % 2 * WARPS), y, c)
+            q_row = sum_q(q, q_sums, i % 2 * WARPS)
+            if GIVEN_COTANGENT:
+                c = c_shared[0]  # in the sum all threads have met at a barrier
+            e, g = e_and_g(q_row, y, c)
             total = multiply_add(e, e, total)
             if WANT_DQ and t == 0:
                 store_one(dq, y_at + i, g)

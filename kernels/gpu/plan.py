@@ -19,6 +19,7 @@ bits in every batch. Figures: docs/performance.md.
 
 from functools import cache
 
+from sigmoid_l2.kernels import Given, Wanted
 from sigmoid_l2.kernels.gpu.plan_types import Columns, Long, Plan, Rows, Staged
 
 # --- all kernels -----------------------------------------------------------------------------------------------------
@@ -121,6 +122,9 @@ LONG_ROW_REGISTERS = 128
 # The same where a thread with FLIGHT_BYTES of a row does slices in turn, for 512 resident threads: with ROWS_REGISTERS
 # 80x512 in float32 spills 8 bytes on sm_120.
 IN_TURN_REGISTERS = 88
+# The same where such a thread has a target, a cotangent or dq, as many resident: with 80, 9x4096 in float32 spills 8
+# bytes on sm_100 and sm_120; with 88, in turn, so does 80x256 in float64 on sm_100.
+GIVEN_REGISTERS = 96
 # Bytes of W that a thread has in flight, at most. With 768 threads per multiprocessor that is 48 KiB, about
 # twice memory latency times bandwidth. A LONG_ROW_THREADS block has twice as much: only one of them is resident.
 FLIGHT_BYTES = 64
@@ -159,10 +163,11 @@ def _rows(m: int, n: int, itemsize: int) -> Rows | None:
     return None
 
 
-def rows_registers(p: Rows, itemsize: int) -> int:
+def rows_registers(p: Rows, itemsize: int, given: Given, wanted: Wanted) -> int:
     """Registers that a thread may use."""
-    is_full = p.width * p.vectors * itemsize == FLIGHT_BYTES and p.threads == BLOCK_THREADS
-    return IN_TURN_REGISTERS if p.in_turn and is_full else p.registers
+    if p.width * p.vectors * itemsize < FLIGHT_BYTES or p.threads > BLOCK_THREADS:
+        return p.registers
+    return GIVEN_REGISTERS if any(given) or wanted.dq else IN_TURN_REGISTERS if p.in_turn else p.registers
 
 
 def _width(n: int, itemsize: int, row_threads: int) -> int:
@@ -219,9 +224,11 @@ def _long(m: int, n: int, itemsize: int) -> Long:
 # --- columns ---------------------------------------------------------------------------------------------------------
 
 # Registers that a thread may use, for 1024 resident threads; and for 768, where vectors move element by element: with
-# 64 registers 4x30000 in float32 spills 8 bytes on sm_100 and sm_120.
+# 64 registers 4x30000 in float32 spills 8 bytes on sm_100 and sm_120. With a
+# cotangent, as many resident: with 64 it spills 8 bytes on sm_75, with 72 on sm_120.
 COLUMNS_REGISTERS = 64
 NARROW_COLUMNS_REGISTERS = 72
+COTANGENT_COLUMNS_REGISTERS = 80
 # Bytes of a row that a thread has in a slice of columns: 48 KiB in flight in four blocks of a multiprocessor. Where
 # rows are no whole vectors it is two thirds: more conditions leave fewer registers.
 COLUMNS_BYTES = 48
@@ -239,6 +246,13 @@ def _columns(m: int, n: int, itemsize: int) -> Columns:
     at_once = min(4, _power_of_two_to(m))
     sizes = q_columns, -(-n // q_columns), rows, -(-m // rows)
     return Columns(BLOCK_THREADS, width, vectors, at_once, *sizes, COLUMNS_REGISTERS)
+
+
+def columns_registers(p: Columns, wide: bool, given: Given) -> int:
+    """Registers that a thread may use."""
+    if given.cotangent:
+        return COTANGENT_COLUMNS_REGISTERS
+    return p.registers if wide else NARROW_COLUMNS_REGISTERS
 
 
 # --- finish ----------------------------------------------------------------------------------------------------------

@@ -89,6 +89,7 @@ __device__ inline void fused_rows(const T* W,          // (B, m, n)
     constexpr auto load = load_row<WIDE, WIDTH, VECTORS, STEP, T>;
     constexpr auto store = store_row<WIDE, WIDTH, VECTORS, STEP, T>;
     __shared__ T q_sums[2 * WARPS * AT_ONCE];  // for sum_over_row_threads, which uses the halves in turn
+    __shared__ T c_shared[1], y_shared[2 * AT_ONCE];  // cotangent and target where a row has several warps
 
     // --- where this thread works -------------------------------------------------------------------------------------
     const unsigned t = threadIdx.x, lane = t % WARP, team = t / ROW_THREADS % TEAMS;
@@ -101,8 +102,9 @@ __device__ inline void fused_rows(const T* W,          // (B, m, n)
     unsigned turn = 0;
 
     if (is_there) load(x_own, x + index_t(pair) * n + first, has_last);
-    if (GIVEN_COTANGENT && is_there) c_own = cotangent[pair];
-    target += index_t(pair) * m, dq += index_t(pair) * m;
+    if (GIVEN_COTANGENT && WARPS == 1 && is_there) c_own = cotangent[pair];
+    if (GIVEN_COTANGENT && WARPS > 1 && t == 0) c_shared[0] = cotangent[pair];
+    const index_t y_first = index_t(pair) * m;  // of the pair, in target and dq
     unsigned slice_end = unit % slices * unit_rows, i = slice_end + team * AT_ONCE;
     index_t W_at = (index_t(pair) * m + i) * n + first;  // of row i, in W and dW
     for (unsigned left = unit_rows;; left -= rows) {  // for each slice of the unit; left: rows, with this slice
@@ -118,7 +120,9 @@ __device__ inline void fused_rows(const T* W,          // (B, m, n)
 #pragma unroll
             for (unsigned a = 0; a < AT_ONCE; ++a)
                 if (i + a < end) load(W_rows[a], W + W_at + index_t(a) * n, has_last);
-            if (GIVEN_TARGET && own_row < end) y_own = target[own_row];
+            if (GIVEN_TARGET && WARPS == 1 && own_row < end) y_own = target[y_first + own_row];
+            if (GIVEN_TARGET && WARPS > 1 && t < AT_ONCE && own_row < end)
+                y_shared[turn * AT_ONCE + t] = target[y_first + own_row];
 
             // --- q = W x ---------------------------------------------------------------------------------------------
 #pragma unroll
@@ -126,13 +130,16 @@ __device__ inline void fused_rows(const T* W,          // (B, m, n)
 
             // --- e, g and loss: lane l does row i + l % AT_ONCE ------------------------------------------------------
             const T q_own = sum_over_row_threads<WARPS, AT_ONCE, LANES>(q, q_sums + turn * WARPS * AT_ONCE);
+            // The longest rows leave no register for either before the sum. In it all threads meet at a barrier.
+            if (GIVEN_TARGET && WARPS > 1 && own_row < end) y_own = y_shared[turn * AT_ONCE + lane % AT_ONCE];
+            if (GIVEN_COTANGENT && WARPS > 1) c_own = c_shared[0];
             error_and_g<GIVEN_TARGET, GIVEN_COTANGENT>(q_own, y_own, c_own, e, g_own);
             turn ^= 1;
             if (own_row < end)
                 total = multiply_add(e, e, total);
             else
                 g_own = T(0);  // no row: e and g are NaN where x is infinite
-            if (WANT_DQ && own_row < end && t % ROW_THREADS < AT_ONCE) dq[own_row] = g_own;
+            if (WANT_DQ && own_row < end && t % ROW_THREADS < AT_ONCE) dq[y_first + own_row] = g_own;
 
             // --- dW = g x^T, dx += W^T g -----------------------------------------------------------------------------
 #pragma unroll

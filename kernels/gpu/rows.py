@@ -140,6 +140,7 @@ def rows_function(plan: Rows, itemsize: int, wide: bool, given: Given, wanted: W
     SHIFTS, Q_SUMS, W_ROWS = AT_ONCE.bit_length() - 1, 2 * WARPS * AT_ONCE, AT_ONCE * OWN
     LOSS_SUMS, DX_SUMS = (BLOCK_UNITS * TEAMS, BLOCK_UNITS * TEAMS * VECTORS * STEP) if TEAMS > 1 else (1, 1)
     GIVEN_TARGET, GIVEN_COTANGENT = given
+    Y_SHARED = 2 * AT_ONCE
     WANT_LOSS, WANT_DW, WANT_DX, WANT_DQ = wanted
     real, zero, one = framework.REALS[itemsize], TYPES[itemsize](0), TYPES[itemsize](1)
     e_and_g = error_and_g(given, itemsize)
@@ -166,6 +167,8 @@ def rows_function(plan: Rows, itemsize: int, wide: bool, given: Given, wanted: W
         slices: Any,
     ) -> None:
         q_sums = cuda.shared.array(Q_SUMS, real)  # for sum_over_row_threads, which uses the halves in turn
+        # cotangent and target where a row has several warps
+        c_shared, y_shared = cuda.shared.array(1, real), cuda.shared.array(Y_SHARED, real)
         loss_sums, dx_sums = cuda.shared.array(LOSS_SUMS, real), cuda.shared.array(DX_SUMS, real, 16)
         x_own, dx_own = cuda.local.array(OWN, real), cuda.local.array(OWN, real)
         W_rows, dW_row = cuda.local.array(W_ROWS, real), cuda.local.array(OWN, real)
@@ -185,9 +188,11 @@ def rows_function(plan: Rows, itemsize: int, wide: bool, given: Given, wanted: W
 
         if is_there:
             load(x_own, 0, x, pair * n + first, has_last)
-        c_own, y_first = one, np.int64(pair) * m
-        if GIVEN_COTANGENT and is_there:
+        c_own, y_first = one, np.int64(pair) * m  # y_first: of the pair, in target and dq
+        if GIVEN_COTANGENT and WARPS == 1 and is_there:
             c_own = load_one(cotangent, pair)
+        if GIVEN_COTANGENT and WARPS > 1 and t == 0:
+            c_shared[0] = load_one(cotangent, pair)
         slice_end = unit % np.uint32(slices) * unit_rows
         i = slice_end + team * AT_ONCE
         W_at = (pair * m + i) * n + first  # of row i, in W and dW
@@ -208,15 +213,23 @@ def rows_function(plan: Rows, itemsize: int, wide: bool, given: Given, wanted: W
                     if (a == 0 and LANES == WARP) or i + a < end:
                         load(W_rows, a * OWN, W, W_at + a * n, has_last)
                 y_own, own_row = zero, i + lane % AT_ONCE
-                if GIVEN_TARGET and own_row < end:
+                if GIVEN_TARGET and WARPS == 1 and own_row < end:
                     y_own = load_one(target, y_first + own_row)
+                if GIVEN_TARGET and WARPS > 1 and t < AT_ONCE and own_row < end:
+                    y_shared[turn * AT_ONCE + t] = load_one(target, y_first + own_row)
 
                 # --- q = W x -----------------------------------------------------------------------------------------
                 for a in range(AT_ONCE):
                     q[a] = dot_own(W_rows, a * OWN, x_own, 0, zero)
 
                 # --- e, g and loss: lane l does row i + l % AT_ONCE --------------------------------------------------
-                e, g_own = e_and_g(sum_q(q, q_sums, turn * WARPS * AT_ONCE), y_own, c_own)
+                q_own = sum_q(q, q_sums, turn * WARPS * AT_ONCE)
+                # The longest rows leave no register for either before the sum. In it all threads meet at a barrier.
+                if GIVEN_TARGET and WARPS > 1 and own_row < end:
+                    y_own = y_shared[turn * AT_ONCE + lane % AT_ONCE]
+                if GIVEN_COTANGENT and WARPS > 1:
+                    c_own = c_shared[0]
+                e, g_own = e_and_g(q_own, y_own, c_own)
                 turn ^= 1
                 if (AT_ONCE == 1 and LANES == WARP) or own_row < end:
                     total = multiply_add(e, e, total)

@@ -49,7 +49,8 @@ __device__ inline void fused_staged(const T* W,          // (B, M, N)
     constexpr unsigned WARP_ROOM = LANES > WARP ? THREADS / WARP * UNIT_SUMS : 1;
     // The target and dq go through a tile where a lane's rows follow each other and there is room: one short row has as
     // much of them as of W. Lanes that share rows have neighbouring ones.
-    constexpr unsigned Y_SIZE = BLOCK_UNITS * ROWS, Y_GRAIN = twos(BLOCK_UNITS == 1 ? LANE_ROWS : LANE_ROWS | ROWS, VECTOR);
+    constexpr unsigned Y_SIZE = BLOCK_UNITS * ROWS;
+    constexpr unsigned Y_GRAIN = twos(BLOCK_UNITS == 1 ? LANE_ROWS : LANE_ROWS | ROWS, VECTOR);
     constexpr unsigned Y_WIDTH = WIDE && (SLICES == 1 ? Y_SIZE : M) % VECTOR == 0 ? VECTOR : 1;
     typedef Tile<T, Y_SIZE, LANE_ROWS, Y_GRAIN> Y_Tile;
     typedef Mover<T, Y_SIZE, Y_WIDTH, THREADS> Y_Mover;

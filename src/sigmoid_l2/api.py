@@ -209,9 +209,12 @@ def _results_class(kind: str, names: tuple[str, ...]) -> Any:
     for known in (ValueAndGrad, Grad):
         if (known.__name__, known._fields) == (kind, names):
             return known
-    made = namedtuple(kind, names, module=__name__)  # type: ignore[misc]
-    made.__reduce__ = lambda results: (_unpickled, (kind, names, tuple(results)))  # type: ignore[method-assign]
-    return made
+
+    def reduce(results: Any) -> tuple[Any, ...]:
+        return _unpickled, (kind, names, tuple(results))
+
+    base = namedtuple(kind, names)  # type: ignore[misc]
+    return type(kind, (base,), {"__slots__": (), "__module__": __name__, "__reduce__": reduce})
 
 
 def _unpickled(kind: str, names: tuple[str, ...], results: tuple[Any, ...]) -> Any:

@@ -211,8 +211,8 @@ def _check_for_device(problem: Problem) -> None:
 def _checked_out(problem: Problem, names: Sequence[str], out: Any) -> Sequence[Any]:
     """``out`` as arrays of the kind of problem.W; ValueError for anything that a result cannot be written to."""
     if not isinstance(out, _SEQUENCES) or len(out) != len(names):
-        arrays = f"{len(names)} arrays" if len(names) > 1 else "1 array"
-        raise ValueError(f"out must be a tuple of {arrays} ({', '.join(names)}), not {_describe(out)}")
+        count = f"{len(names)} arrays" if len(names) > 1 else "1 array"
+        raise ValueError(f"out must be a tuple of {count} ({', '.join(names)}), not {_describe(out)}")
     gpu = problem.gpu
     if gpu is None and _out_is_plain(problem.inputs, problem.dtype, problem.shapes, names, out):
         return out
@@ -282,12 +282,13 @@ def _check_dtype(name: str, a: Any) -> Any:
 
 def _result_dtype(W: Any, x: Any) -> np.dtype[Any]:
     """The common dtype of W and x, in native byte order; float64 for integers and bool."""
-    if W.dtype.name == x.dtype.name == "bfloat16":  # without the byte order, which it has none of
-        return W.dtype
+    dtype: np.dtype[Any]
     try:
         dtype = np.result_type(W.dtype, x.dtype)
     except TypeError:  # of bfloat16 and float16
         return _FLOAT32
+    if dtype.name == "bfloat16" and W.dtype == x.dtype:
+        return dtype
     return dtype if dtype.kind == "f" else np.dtype(np.float64)
 
 

@@ -41,7 +41,8 @@ def fit(given: Mapping[str, Shape]) -> Shapes:
         batch = broadcast(tuple(W_batch), x_batch)
     except ValueError:
         raise _error("the batch shapes of W and x do not broadcast", given) from None
-    target_batch, target_is_column = (), False
+    target_batch: Shape = ()
+    target_is_column = False
     if target:
         target_batch, target_is_column = _read_target(target, m, x_is_column, batch, given)
     try:

@@ -1,6 +1,9 @@
-"""The sweep: every piece of q through every contender, on all cores, into one tally for each contender and dtype.
+"""The sweep: every piece of q through every contender, on all cores, into a tally for each contender, dtype and target.
 
-Beside it, the largest error of each CPU backend's exp, on which the report's proof sketch builds.
+The truth for the target 1 is that for none at -q, with the sign of g changed: 1 - sigmoid(q) = sigmoid(-q).
+
+Beside it, how often the gradients of each contender are wrong in the tails; and the largest error of each CPU backend's
+exp, on which the report's proof sketch builds.
 """
 
 import platform
@@ -29,6 +32,9 @@ EXP_PIECE = 1 << 20  # arguments of exp
 EXP_ENDS = {"float32": -87.0, "float64": -708.0}
 PIECE = 1 << 15  # values of q that stay in cache together; with twice as many the sweep takes 1.5 times as long
 PATTERNS = 1 << 32  # of float32
+TARGETS = (None, 1.0)
+# Of the tails: q is uniform from -TAIL to TAIL, and a gradient with a larger relative error than WRONG is wrong.
+TAIL, TAIL_VALUES, WRONG = 100.0, 1 << 20, 0.01
 
 
 def pieces(dtype: np.dtype[Any], every: int, values: int) -> list[range]:
@@ -51,8 +57,19 @@ def values_of(dtype: np.dtype[Any], piece: range) -> np.ndarray:
     return q
 
 
+def mirrored(contender: Contender, q: np.ndarray, target: float | None) -> tuple[Any, Any, Any]:
+    """loss, g and dx (size,), which without a target are those of q, and with a target of 1 should be the same."""
+    turned = np.positive if target is None else np.negative
+    loss, dW, dx = contender.run(turned(q)[:, None, None], np.ones((len(q), 1), q.dtype), target)
+    return loss, turned(dW).ravel(), dx.ravel()
+
+
 def sweep(
-    contenders: Sequence[Contender], dtype: np.dtype[Any], pieces: Sequence[range], bar: Any = None
+    contenders: Sequence[Contender],
+    dtype: np.dtype[Any],
+    pieces: Sequence[range],
+    target: float | None = None,
+    bar: Any = None,
 ) -> list[Tally]:
     """A tally of every contender over all ``pieces``; they are shared out to as many threads as sigmoid-l2 may use."""
     left, threads = deque(pieces), sl2.get_num_threads()
@@ -64,10 +81,9 @@ def sweep(
                 q = values_of(dtype, left.popleft())
             except IndexError:  # another thread took the last one
                 break
-            true, W, x = truth.of(q), q[:, None, None], np.ones((len(q), 1), dtype)
+            true = truth.of(q)
             for contender, tally in zip(contenders, tallies, strict=True):
-                loss, dW, dx = contender.run(W, x)
-                tally.add(q, (loss, dW.ravel(), dx.ravel()), true)
+                tally.add(q, mirrored(contender, q, target), true)
             if bar is not None:
                 with bar.get_lock():
                     bar.update(len(q))
@@ -86,10 +102,24 @@ def sweep(
     return first
 
 
-def rows(contenders: Sequence[Contender], dtype: np.dtype[Any], tallies: Sequence[Tally]) -> Iterator[dict[str, Any]]:
-    """The tallies as JSON has them."""
+def wrong_gradients(contender: Contender, dtype: np.dtype[Any], target: float | None) -> float:
+    """The share of q in the tails with a wrong gradient, of those where the true one is a normal number."""
+    q = np.linspace(-TAIL, TAIL, TAIL_VALUES).astype(dtype)
+    true = truth.of(q)
+    g = np.ldexp(true.high[1], true.exponent[1])
+    normal = np.abs(g) >= np.finfo(dtype).tiny
+    _, got, _ = mirrored(contender, q, target)
+    right = np.abs(got[normal] - g[normal]) <= WRONG * np.abs(g[normal])  # false for NaN
+    return 1 - float(right.mean())
+
+
+def rows(
+    contenders: Sequence[Contender], dtype: np.dtype[Any], target: float | None, tallies: Sequence[Tally]
+) -> Iterator[dict[str, Any]]:
+    """The tallies as JSON has them, each with the share of wrong gradients."""
     for contender, tally in zip(contenders, tallies, strict=True):
         of_contender = {"contender": contender.name, "ours": contender.backend is not None, "dtype": dtype.name}
+        of_contender |= {"target": target, "wrong": wrong_gradients(contender, dtype, target)}
         yield of_contender | {"values": tally.values} | {name: getattr(tally, name).tolist() for name in KEPT}
 
 
@@ -148,8 +178,10 @@ def measure(every: int, peers_every: int, float64_values: int) -> dict[str, Any]
         for contenders, step in ((ours, every), (peers, peers_every)):
             parts = pieces(dtype, step, float64_values)
             names = ", ".join(c.name.removeprefix("sigmoid-l2, ") for c in contenders)
-            with tqdm(total=sum(map(len, parts)), desc=f"{dtype}: {names}", unit="q", unit_scale=True) as bar:
-                found += rows(contenders, dtype, sweep(contenders, dtype, parts, bar))
+            for target in TARGETS:
+                title = f"{dtype}, target {target}: {names}"
+                with tqdm(total=sum(map(len, parts)), desc=title, unit="q", unit_scale=True) as bar:
+                    found += rows(contenders, dtype, target, sweep(contenders, dtype, parts, target, bar))
     return {
         "exp": exp_errors(every, float64_values // 10),
         "date": date.today().isoformat(),

@@ -8,7 +8,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from accuracy.report import TITLES, profile
+from accuracy.report import TITLES, profile, without_target
 from accuracy.tally import SPAN
 
 # Okabe and Ito's colours. Those that lie on each other are drawn from broad to narrow.
@@ -25,7 +25,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     figure, panels = plt.subplots(len(TITLES), len(SPAN), figsize=(12, 10), layout="constrained", sharex="col")
     for output, (row_of_panels, title) in enumerate(zip(panels, TITLES, strict=True)):
         for axes, (dtype, span) in zip(row_of_panels, SPAN.items(), strict=True):
-            rows = [row for row in results["rows"] if row["dtype"] == dtype]
+            rows = [row for row in without_target(results["rows"]) if row["dtype"] == dtype]
             ours, theirs = ([row for row in rows if row["ours"] == flag] for flag in (True, False))
             for row, style in (*zip(theirs[::-1], THEIRS, strict=False), *zip(ours, OURS, strict=False)):
                 axes.plot(*profile(row, output), label=row["contender"], **{"linewidth": 1.1} | style)

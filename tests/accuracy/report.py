@@ -23,12 +23,15 @@ It took {minutes:.1f} minutes ({cpu_minutes:.1f} minutes of processor time).
 
 ![The largest error of loss, g and dx over q, for all contenders, in float32 and float64]({picture})
 
-From q = 3 on, the contenders that subtract s from 1 lose digits of g, until g is 0. Our backends lose none.
+From q = 3 on, the contenders that subtract s from 1 lose digits of g, until g is 0. Our backends lose none, and no more
+with a target of 1, where the others also lose s - 1.
 
 ## What is measured
 
 Pairs of 1x1 with x = 1. For these q = W exactly, dW = g exactly and dx = g q, so every error comes from the arithmetic
-of the library.
+of the library. Each value of q is computed without a target, which is a target of 0, and, with the other sign, with a
+target of 1: the truth is the same then, but for the sign of g. The loss is the square of the error e, so the relative
+error of e is half of that of the loss.
 
 - **float32**: {float32_values} of q through every backend of ours{peers_values},
   against float64.
@@ -48,10 +51,17 @@ The q of each error is in brackets.
 
 {maxima}{missing}
 
+## Wrong gradients in the tails
+
+The share of q, uniform from -100 to 100, where g is off by more than 1 % of itself, among those where g is a normal
+number.
+
+{tails}
+
 ## How the errors are spread
 
-The share of results in per cent, by their error in ulp. Every bit pattern (in float64 every drawn value) has the same
-weight.
+The share of results in per cent, by their error in ulp, without a target. Every bit pattern (in float64 every drawn
+value) has the same weight.
 
 {histograms}
 
@@ -81,6 +91,16 @@ This is a sketch, to first order in eps. The relative error of every operation i
    for shorter ones); chains of 4 KiB, each 4 or 2 sums of 256 terms side by side, have 256 + log2(n / 256) + 5 (NumPy,
    n > 256). d log(g)/dq = 2 - 3s and d log(s²)/dq = 2 (1 - s) are between -1 and 2, which adds 2 dq_i to each of these
    bounds.
+8. With a target y, e = s - y for y <= 1/2, else (1 - y) - c with c = 1 - s, and all bounds are relative to a = min(s +
+   |y|, c + |1 - y|) in the place of |e|. For y = 0 and y = 1 that is |e|, which is s or c without a rounding: points 1
+   to 7 hold as they stand, with s and c exchanged for y = 1. Else e has the error of s or c, as in point 2, and one
+   rounding of its own. s c has the error (1 - 2p) e + 5/2 eps. Where the smaller of s and c is in e, e is off by
+   (1 - p) e + 5/4 eps of it and by 1/2 eps of |e|: with the last product that makes (2 E + 4.75) eps of g's scale 2 a s
+   c, and 1/2 eps more in dW and dx. Where r is in e, it is at most 2a and s c at most 2 p a: e is off by 3/4 eps r, by
+   E eps s c and by 1/2 eps of |e|, which makes (E + 5) eps. For y > 2 the rounding of 1 - y is one more of eps/2, but
+   r <= a/2. dg/dq = 2 s c (s c + e (1 - 2s)) and |e|, s c <= a: again this adds 2 dq_i.
+9. A cotangent is one more product: 1/2 eps in g, dW and dx. A sum over B pairs adds in trees, and between these with
+   the errors of the additions: (ceil(log2 B) + 1) eps of the sum of the terms' sizes.
 
 These are the bounds for 1x1 and x = 1, with the largest measured relative error of each backend's exp, beside the
 measured errors, in eps:
@@ -104,6 +124,7 @@ def write(results: Row, path: Path) -> None:
 def page(results: Row, picture: str) -> str:
     """The text."""
     rows, every, peers_every = results["rows"], results["every"], results["peers_every"]
+    plain = without_target(rows)
     missing = [f"\n\n{name} was not measured here: {reason}." for name, reason in results["missing"].items()]
     return PAGE.format(
         **{key: results[key] for key in ("date", "machine")},
@@ -115,11 +136,17 @@ def page(results: Row, picture: str) -> str:
         peers_values="" if peers_every == every else f", every {peers_every:,}th of them through the others",
         float64_values=next(row["values"] for row in rows if row["dtype"] == "float64"),
         maxima="\n\n".join(_maxima([row for row in rows if row["dtype"] == dtype], dtype) for dtype in SPAN),
+        tails=_tails(rows),
         missing="".join(missing),
         exhausted=" In float32 every value was tried." if every == 1 else "",
-        histograms="\n\n".join(_histograms([row for row in rows if row["dtype"] == dtype], dtype) for dtype in SPAN),
-        bounds=_bounds(results),
+        histograms="\n\n".join(_histograms([row for row in plain if row["dtype"] == dtype], dtype) for dtype in SPAN),
+        bounds=_bounds(plain, results["exp"]),
     )
+
+
+def without_target(rows: list[Row]) -> list[Row]:
+    """The rows measured without a target."""
+    return [row for row in rows if row["target"] is None]
 
 
 def contract_breakers(results: Row) -> list[str]:
@@ -144,14 +171,24 @@ def _number(value: float) -> str:
 def _maxima(rows: list[Row], dtype: str) -> str:
     lines = []
     for row in rows:
-        ulp = [f"{_number(error)} ({q:.4g})" for error, q in row["ulp"]]
+        sign = 1 if row["target"] is None else -1  # with a target of 1 the tally has -q
+        ulp = [f"{_number(error)} ({sign * q:.4g})" for error, q in row["ulp"]]
         eps = [_number(error) for error, _ in row["eps"]]
         broken = 100 * max(count for count, _ in row["broken"]) / row["values"]
-        lines.append([row["contender"], *ulp, *eps, f"{broken:.3g} %" if broken else "none"])
+        name = row["contender"] + ("" if row["target"] is None else f", y = {row['target']:g}")
+        lines.append([name, *ulp, *eps, f"{broken:.3g} %" if broken else "none"])
     allowed = [f"{limit:.3g}" for limit in allowed_eps(np.dtype(dtype))]
     lines.append(["allowed by the contract", "", "", "", *allowed, ""])
     heads = [f"{title}, {unit}" for unit in ("ulp", "eps") for title in TITLES]
     return table([dtype, *heads, "out of contract"], lines)
+
+
+def _tails(rows: list[Row]) -> str:
+    lines: dict[str, list[str]] = {}
+    for row in sorted(rows, key=lambda row: (row["dtype"], row["target"] is not None)):
+        lines.setdefault(row["contender"], []).append(f"{100 * row['wrong']:.3g} %" if row["wrong"] else "none")
+    heads = [f"{dtype}, y = {y}" for dtype in SPAN for y in (0, 1)]
+    return table(["contender", *heads], [[name, *texts] for name, texts in lines.items()])
 
 
 def _histograms(rows: list[Row], dtype: str) -> str:
@@ -165,10 +202,10 @@ def _histograms(rows: list[Row], dtype: str) -> str:
     return table([dtype, *HEADS], lines)
 
 
-def _bounds(results: Row) -> str:
+def _bounds(rows: list[Row], exp: Row) -> str:
     lines = []
-    for row in results["rows"]:
-        error = results["exp"].get(row["contender"].split(", ")[-1], {}).get(row["dtype"])
+    for row in rows:
+        error = exp.get(row["contender"].split(", ")[-1], {}).get(row["dtype"])
         if row["ours"] and error:
             pairs = zip((3, 4.25, 4.75), row["eps"], strict=True)
             texts = [text for more, (eps, _) in pairs for text in (f"{2 * error + more:.2f}", _number(eps))]

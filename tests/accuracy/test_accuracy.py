@@ -7,7 +7,7 @@ import pytest
 
 from accuracy import report, truth
 from accuracy.contenders import CONTENDERS, DTYPES, textbook
-from accuracy.measure import PIECE, exp_errors, pieces, rows, sweep, values_of
+from accuracy.measure import PIECE, TARGETS, exp_errors, pieces, rows, sweep, values_of, wrong_gradients
 from accuracy.tally import FIRST, OUTPUTS, Tally, allowed_eps
 
 FLOAT32, FLOAT64 = DTYPES
@@ -15,15 +15,16 @@ EVERY = 1009
 PIECES = {dtype: pieces(dtype, EVERY, values=10**6) for dtype in DTYPES}
 
 
-@pytest.fixture(scope="module", params=DTYPES, ids=str)
-def tally(request, entry):
-    """The errors of each backend in each dtype."""
+def contender_of(entry):
+    """The contender that is a backend."""
     (contender,) = [c for c in CONTENDERS if c.backend is entry]
-    (found,) = sweep([contender], request.param, PIECES[request.param])
-    return found
+    return contender
 
 
-def test_backends_keep_the_contract(tally):
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_backends_keep_the_contract(entry, dtype, target):
+    (tally,) = sweep([contender_of(entry)], dtype, PIECES[dtype], target)
     assert tally.values == sum(map(len, PIECES[tally.dtype]))
     assert tally.broken[:, 0].tolist() == [0, 0, 0], f"loss, g, dx break the contract, say at q = {tally.broken[:, 1]}"
     assert (tally.eps[:, 0] <= allowed_eps(tally.dtype)).all()
@@ -101,10 +102,24 @@ def test_textbook_formula_is_found_wrong():
     assert tally.eps[1, 0] == 1 / np.finfo(np.float32).eps
 
 
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_backends_have_no_wrong_gradient(entry, dtype, target):
+    assert wrong_gradients(contender_of(entry), dtype, target) == 0
+
+
+@pytest.mark.parametrize(("target", "last"), [(None, 88), (1.0, 44)])
+def test_textbook_formula_has_wrong_gradients(target, last):
+    """From about q = 13 on to where the true one is no longer a normal number; they are normal over 88 + 44."""
+    (contender,) = [c for c in CONTENDERS if c.run is textbook]
+    assert abs(wrong_gradients(contender, FLOAT32, target) - (last - 13) / (88 + 44)) < 0.02
+
+
 def test_report():
     """The page has a row for every contender and no hole."""
     present = [c for c in CONTENDERS if c.backend and not c.missing()]
-    found = [r for d in DTYPES for r in rows(present, d, sweep(present, d, [range(0, 2**31, 2**20 + 7)]))]
+    part = [range(0, 2**31, 2**20 + 7)]
+    found = [r for d in DTYPES for y in TARGETS for r in rows(present, d, y, sweep(present, d, part, y))]
     results = {"date": "2000-01-01", "machine": "a machine", "versions": {"numpy": "2"}, "rows": found}
     results |= {"every": 2**20 + 7, "peers_every": 17, "seconds": 60, "cpu_seconds": 90}
     results |= {"missing": {"torch": "torch is not installed"}}
@@ -112,7 +127,7 @@ def test_report():
     assert "torch was not measured here: torch is not installed" in page
     assert "nan" not in page
     for contender in present:
-        assert page.count(f"| {contender.name}") == 2 * (1 + len(OUTPUTS) + 1)
+        assert page.count(f"| {contender.name}") == 2 * (len(TARGETS) + len(OUTPUTS) + 1) + 1
 
 
 def test_errors_of_exp_are_below_an_eps():

@@ -129,7 +129,7 @@ def run(
     return done
 
 
-def fused(backend: str, *arrays: Any, stream: int | None = None) -> None:
+def fused(backend: str, *arrays: Any, stream: int | None = None, call_bytes: int = 0) -> None:
     """``fused`` of a GPU kernel on NumPy arrays, executed from its PTX."""
     run(*launches_of(backend, *arrays))
 

@@ -112,10 +112,11 @@ def _parameter(text: str) -> tuple[str, int]:
 
 
 def _declare_shared(kernel: Kernel, line: str) -> None:
-    found = re.fullmatch(r"\.shared\s+\.align\s+(\d+)\s+\.b8\s+([\w$]+)\[(\d+)\]", line)
-    _require(found is not None, line)
-    align, size = int(found[1]), int(found[3])
-    kernel.shared[found[2]] = -(-kernel.shared_bytes // align) * align, size
+    """An array of bytes, or one value."""
+    found = re.fullmatch(r"\.shared\s+\.align\s+(\d+)\s+\.(?:b8|f(\d+))\s+([\w$]+)(?:\[(\d+)\])?", line)
+    _require(found is not None and (found[2] is None) == (found[4] is not None), line)
+    align, size = int(found[1]), int(found[4] or int(found[2]) // 8)
+    kernel.shared[found[3]] = -(-kernel.shared_bytes // align) * align, size
 
 
 def _read(kernel: Kernel, line: str, names: dict, types: dict) -> None:

@@ -90,8 +90,12 @@ BORDERS = {
 }
 MORE_SLICES = [(700, 65), (260, 128), (1000, 33), (300, 300), (50, 1000)]
 SLOW = ["split, long", "columns, slices of rows"]  # for `make proof`
-WANTED = [("loss",), ("dW",), ("dx",), ("loss", "dW"), ("dW", "dx"), ("loss", "dx")]
+WANTED = [("loss",), ("dW",), ("dx",), ("dq",), ("loss", "dW", "dx"), ("loss", "dx", "dq")]
 DTYPES = ["float32", "float64"]
+# Ways that have a target and a cotangent in float64 too, and those of `make test`.
+GIVEN_FLOAT64 = ["tiny", "group", "group, shared rows", "split, staged", "group, rows of teams", "long", "columns"]
+QUICK_GIVEN = [("tiny", "float32"), ("group, shared rows", "float32"), ("split, rows in turn", "float32")]
+QUICK_GIVEN += [("columns", "float32"), ("split, staged", "float64")]
 
 
 @pytest.fixture(params=["cupy", "numba-cuda"])
@@ -110,8 +114,15 @@ def small_slices(monkeypatch):
     plan.make_plan.cache_clear()
 
 
-def execute(backend, W, x, wanted=NAMES, to_device=aligned):
-    return run(partial(launches.fused, backend), W, x, wanted, to_device=to_device)
+def execute(backend, W, x, wanted=NAMES, to_device=aligned, **given):
+    return run(partial(launches.fused, backend), W, x, wanted, to_device=to_device, **given)
+
+
+def given(B, m, dtype):
+    """A target and a cotangent for each pair. The error is computed in two ways, below a target of 1/2 and above."""
+    rng = np.random.default_rng([B, m])
+    target = np.where(rng.random((B, m)) < 0.5, rng.choice([0, 0.5, 1], (B, m)), rng.uniform(-0.2, 1.2, (B, m)))
+    return {"target": target.astype(dtype), "cotangent": rng.standard_normal(B).astype(dtype)}
 
 
 def between(a):
@@ -127,7 +138,7 @@ def tile_pairs(m, n, dtype):
 def assert_proven(backend, W, x, pairs, parts):
     """The contract for ``pairs``, the same bits in ``parts`` of the batch, and where no array begins on 16 bytes."""
     whole = execute(backend, W, x)
-    assert_contract(W[pairs], x[pairs], *(whole[name][pairs] for name in NAMES), backend=backend)
+    assert_contract(W[pairs], x[pairs], **{name: whole[name][pairs] for name in NAMES}, backend=backend)
     for part in parts:
         assert_same_bits(execute(backend, W[part], x[part]), {name: a[part] for name, a in whole.items()})
     assert_same_bits(execute(backend, W, x, to_device=between), whole)
@@ -148,7 +159,61 @@ def test_every_way(backend, way):
 def test_float64(backend, way):
     W, x = batch(*WAYS[way], np.float64)
     whole = execute(backend, W, x)
-    assert_contract(W[-1:], x[-1:], *(whole[name][-1:] for name in NAMES), backend=backend)
+    assert_contract(W[-1:], x[-1:], **{name: whole[name][-1:] for name in NAMES}, backend=backend)
+
+
+@pytest.mark.usefixtures("small_slices")
+@pytest.mark.parametrize(
+    ("way", "dtype"),
+    [
+        pytest.param(way, dtype, marks=() if (way, dtype) in QUICK_GIVEN else at_length)
+        for way in WAYS
+        for dtype in DTYPES
+        if dtype == "float32" or way in GIVEN_FLOAT64
+    ],
+)
+def test_target_and_cotangent(backend, way, dtype):
+    """The contract for both and for each alone; the same bits in a part, and where no array begins on 16 bytes."""
+    B, m, n = WAYS[way]
+    W, x = batch(B, m, n, dtype)
+    both = given(B, m, dtype)
+    for names, wanted in ((both, NAMES), (["target"], ("loss", "dx", "dq")), (["cotangent"], ("dq",))):
+        inputs = {name: both[name] for name in names}
+        results = execute(backend, W, x, wanted, **inputs)
+        last = {name: a[-1:] for name, a in (inputs | results).items()}
+        assert_contract(W[-1:], x[-1:], **dict.fromkeys(NAMES) | last, backend=backend)
+        if names is both:
+            whole = results
+    assert_same_bits(execute(backend, W, x, ("dW", "dq"), between, **both), whole)
+    part = {name: a[1:] for name, a in both.items()}
+    assert_same_bits(execute(backend, W[1:], x[1:], **part), {name: a[1:] for name, a in whole.items()})
+
+
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=at_length)])
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_targets_in_the_tails(backend, dtype, sign):
+    """q = 20 and target 1, q = -20 and target 0: s has all digits of the target, and the error is right."""
+    W, x = np.full((3, 2, 2), 10 * sign, dtype), np.ones((3, 2), dtype)
+    target = np.full((3, 2), sign > 0, dtype)
+    results = execute(backend, W, x, target=target)
+    assert (results["dq"] != 0).all()
+    assert_contract(W, x, **results, target=target, backend=backend)
+
+
+@pytest.mark.usefixtures("small_slices")
+def test_a_target_that_is_not_a_number_stays_in_its_pair(backend):
+    """And in its row."""
+    B, m, n = WAYS["tiny"]
+    W, x = batch(B, m, n, np.float32)
+    inputs = given(B, m, np.float32)
+    clean = execute(backend, W, x, **inputs)
+    inputs["target"][5, 1] = np.nan
+    outputs = {name: aligned(np.empty(shape, np.float32)) for name, shape in shapes(W).items()}
+    launches.fused(backend, *map(aligned, (W, x, *inputs.values())), *outputs.values())
+    assert np.isnan(outputs["dq"][5]).tolist() == [False, True, False]
+    assert np.isnan([outputs["loss"][5], *outputs["dx"][5], *outputs["dW"][5, 1]]).all()
+    others = np.arange(B) != 5
+    assert_same_bits({name: a[others] for name, a in outputs.items()}, {name: a[others] for name, a in clean.items()})
 
 
 @at_length
@@ -244,11 +309,12 @@ def test_what_is_not_finite_stays_in_its_pair(backend, way, value):
     W, x = batch(*WAYS[way], np.float32)
     x[-1] = value
     outputs = [np.empty(shape, np.float32) for shape in shapes(W).values()]
-    launches.fused(backend, *map(aligned, (np.abs(W), np.abs(x))), *outputs)
+    launches.fused(backend, *map(aligned, (np.abs(W), np.abs(x))), None, None, *outputs)
     if value == np.inf:  # so q = inf, s = 1, g = 0, except that 0 * inf = NaN in dW
         assert outputs[0][-1] == W.shape[1]
         assert (outputs[2][-1] == 0).all()
-    launches.fused(backend, *map(aligned, (W, x)), *outputs)
+        assert (outputs[3][-1] == 0).all()
+    launches.fused(backend, *map(aligned, (W, x)), None, None, *outputs)
     found = {name: a[:-1] for name, a in zip(NAMES, outputs, strict=True)}
     assert_same_bits(found, {name: a[:-1] for name, a in results_of(backend, way).items()})
 
@@ -275,11 +341,14 @@ def test_offsets_beyond_32_bits(backend, m, n):
     try:
         W, x = np.zeros((B, m, n), np.float32), np.zeros((B, n), np.float32)
         results = {name: np.zeros(shape, np.float32) for name, shape in shapes(W).items()}
+        inputs = {"target": np.zeros((B, m), np.float32), "cotangent": np.zeros(B, np.float32)}
     except MemoryError:
         pytest.skip("the operating system does not lend memory that it may not have")
     W[-1:], x[-1:] = batch(1, m, n, np.float32)
-    expected = execute(backend, W[-1:], x[-1:])
-    launched, memory = launches.launches_of(backend, W, x, *results.values())
+    for name, a in given(1, m, np.float32).items():
+        inputs[name][-1:] = a
+    expected = execute(backend, W[-1:], x[-1:], **{name: a[-1:] for name, a in inputs.items()})
+    launched, memory = launches.launches_of(backend, W, x, *inputs.values(), *results.values())
     slices = plan.for_batch(plan.make_plan(m, n, 4), B).slices
     for launch in launched[-2 if slices > 1 else -1 :]:
         of_pair = n // plan.WARP + 1 if launch.name == "finish" else slices
@@ -319,7 +388,8 @@ def has_race(launch, memory, text):
 def test_each_barrier_that_is_left_out_is_seen(backend, way, dtype):
     W, x = batch(*WAYS[way], dtype)
     outputs = [np.full(shape, np.nan, dtype) for shape in shapes(W).values()]
-    launched, memory = launches.launches_of(backend, *map(aligned, (W, x, *outputs)))
+    arrays = W, x, *given(*W.shape[:2], dtype).values(), *outputs
+    launched, memory = launches.launches_of(backend, *map(aligned, arrays))
     for launch in launched[:2]:  # further ones are the same again
         text = launch.text()
         launches.run([launch], memory)
@@ -350,5 +420,6 @@ def test_a_batch_of_more_pairs_than_the_workspace_has_room_for(backend, monkeypa
     """Goes through in parts; a pair that alone needs more than the workspace gets more."""
     monkeypatch.setattr(launches, "WORKSPACE_PAIRS", pairs)
     W, x = batch(3, 1100, 10, np.float32)
-    launched, _ = launches.launches_of(backend, W, x, *(np.empty(s, np.float32) for s in shapes(W).values()))
+    outputs = (np.empty(s, np.float32) for s in shapes(W).values())
+    launched, _ = launches.launches_of(backend, W, x, None, None, *outputs)
     assert [launch.name for launch in launched] == ["staged", "finish"] * parts

@@ -71,7 +71,9 @@ def test_many_pairs_are_one_launch(backend, monkeypatch, B, names):
     """And need no workspace."""
     monkeypatch.setattr(plan, "MANY_BLOCKS", 3)
     W, x = batch(B, 65, 520, np.float32)
-    launched, memory = launches.launches_of(backend, W, x, *(np.empty(s, np.float32) for s in shapes(W).values()))
+    launched, memory = launches.launches_of(
+        backend, W, x, None, None, *(np.empty(s, np.float32) for s in shapes(W).values())
+    )
     assert [launch.name for launch in launched] == names
     assert ("workspace" in [name for _, name, _ in memory.arrays]) == (B == 2)
 
@@ -79,4 +81,4 @@ def test_many_pairs_are_one_launch(backend, monkeypatch, B, names):
 def test_sizes_that_kernels_cannot_count():
     W = SimpleNamespace(shape=(1, 1, 1 << 32), dtype=np.dtype("float32"))
     with pytest.raises(ValueError, match="below 2\\*\\*32"):
-        launch.fused(None, W, None, None, None, None, None)
+        launch.fused(None, W, *[None] * 8)

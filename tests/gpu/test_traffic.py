@@ -11,7 +11,7 @@ from gpu import launches
 from gpu.launches import aligned
 from gpu.memory import WARP, WORD
 from gpu.test_proof import backend as backend
-from gpu.test_proof import tile_pairs
+from gpu.test_proof import given, tile_pairs
 from gpu.traffic import SECTOR_BYTES
 from sigmoid_l2.kernels.gpu import plan
 from sigmoid_l2.kernels.gpu.plan import make_plan
@@ -22,6 +22,9 @@ CONFLICTS = 1.1  # accesses to shared memory over those without bank conflicts, 
 
 SINGLE = [(1, 1), (3, 3), (5, 5), (16, 16), (30, 30), (64, 64), (10, 784), (784, 10), (9, 4096), (1100, 10)]
 DOUBLE = [(3, 3), (16, 16), (32, 32)]
+# With a target, a cotangent and dq; and those of `make test`.
+EVERYTHING = [*SINGLE, (8, 8), (4, 4), (20, 1), (2, 5), (300, 3), (48, 24)]
+QUICK_EVERYTHING = [(3, 3, "float32"), (4, 4, "float32"), (16, 16, "float32"), (784, 10, "float32")]
 # For `make proof`.
 MORE_SHAPES = [(2, 5), (8, 8), (1, 64), (48, 256), (64, 4096), (1, 1), (1, 3), (2, 2), (4, 4), (10, 32), (24, 16)]
 MORE_SHAPES += [(8, 2048), (2, 8192), (5120, 3), (784, 10)]
@@ -56,19 +59,29 @@ MORE = {
 at_length = pytest.mark.proof
 
 
-def assert_moves(backend, m, n, dtype, *, wide=True, excess=EXCESS, conflicts=CONFLICTS):
-    """W is read once, outputs are written once, nothing else is touched; the bounds; the greatest that was found."""
+def arrays_of(W, x, everything=False):
+    """The arrays of a call for loss, dW and dx, or for ``everything`` with a target and a cotangent."""
+    inputs = given(*W.shape[:2], W.dtype).values() if everything else (None, None)
+    outputs = [np.zeros(s, W.dtype) if everything or name != "dq" else None for name, s in shapes(W).items()]
+    return [None if a is None else aligned(a) for a in (W, x, *inputs, *outputs)]
+
+
+def assert_moves(backend, m, n, dtype, *, wide=True, everything=False, excess=EXCESS, conflicts=CONFLICTS):
+    """W is read once, outputs are written once, nothing else is touched; the bounds; the greatest that was found.
+
+    With ``everything`` there are a target, a cotangent and dq too.
+    """
     itemsize, p = np.dtype(dtype).itemsize, make_plan(m, n, np.dtype(dtype).itemsize)
     pairs = tile_pairs(m, n, dtype)
     W, x = batch(pairs, m, n, dtype)
-    outputs = [np.zeros(shape, dtype) for shape in shapes(W).values()]
-    launched, memory = launches.launches_of(backend, *map(aligned, (W, x, *outputs)), wide=wide)
+    launched, memory = launches.launches_of(backend, *arrays_of(W, x, everything), wide=wide)
     found = []
     for launch in launched:
         ((issued, traffic),) = launches.run([launch], memory, only=range(1), count=True)
         words = {key: np.unique(memory.touched(*key), return_counts=True) for key in traffic.sectors}
         assert dtype == "float64" or not [opcode for opcode in issued if ".f64" in opcode]
-        once = {key[0]: count.max() == 1 for key, (_, count) in words.items() if key != ("x", False)}
+        often = ("x", "target", "cotangent")  # by each team, and by lanes that share a row; L1 has them
+        once = {key[0]: count.max() == 1 for key, (_, count) in words.items() if key[0] not in often}
         assert all(once.values()), once
         least = sum(-(-len(own) * WORD // SECTOR_BYTES) for own, _ in words.values())
         moved = {name: len(own) * WORD // itemsize for (name, _), (own, _) in words.items()}
@@ -77,8 +90,10 @@ def assert_moves(backend, m, n, dtype, *, wide=True, excess=EXCESS, conflicts=CO
             assert moved["dx"] == min(n, WARP)
         else:
             rows, partial = p.rows * pairs, ["workspace"] if p.slices > 1 else ["loss", "dx"]
-            assert set(words) == {("W", False), ("x", False), ("dW", True), *((name, True) for name in partial)}
+            more = {("target", False), ("cotangent", False), ("dq", True)} if everything else set()
+            assert set(words) == {("W", False), ("x", False), ("dW", True), *((name, True) for name in partial), *more}
             assert (moved["W"], moved["x"], moved["dW"]) == (rows * n, pairs * n, rows * n)
+            assert not everything or (moved["target"], moved["cotangent"], moved["dq"]) == (rows, pairs, rows)
             assert sum(map(moved.get, partial)) == pairs * (n + 1)
             width = p.width * itemsize if isinstance(p, (Rows, Long)) else plan.WIDE_BYTES
             fits = isinstance(p, (Rows, Long)) or W[0].nbytes * pairs % 16 == 0
@@ -99,6 +114,26 @@ def assert_moves(backend, m, n, dtype, *, wide=True, excess=EXCESS, conflicts=CO
 )
 def test_everything_moves_once(backend, m, n, dtype):
     assert_moves(backend, m, n, dtype)
+
+
+@pytest.mark.parametrize(
+    ("m", "n", "dtype"),
+    [
+        pytest.param(*case, marks=() if case in QUICK_EVERYTHING else at_length)
+        for case in [(*s, "float32") for s in EVERYTHING] + [(*s, "float64") for s in DOUBLE]
+    ],
+    ids=str,
+)
+def test_target_cotangent_and_dq_move_once(backend, m, n, dtype):
+    assert_moves(backend, m, n, dtype, everything=True)
+
+
+@at_length
+@pytest.mark.parametrize(("m", "n", "excess"), [(10000, 1, 4.5), (3412, 3, 2.75)])
+def test_target_and_dq_of_many_short_rows(backend, m, n, excess):
+    """There is no room for them beside W: a lane has eight rows in a sector. L1 has it for loads, L2 joins stores."""
+    moved, *_ = assert_moves(backend, m, n, "float32", everything=True, excess=excess)
+    assert moved > EXCESS, "it belongs into the other table"
 
 
 @at_length
@@ -130,9 +165,7 @@ def test_what_moves_more(backend, case):
 def test_slices_of_columns_are_read_twice(backend):
     """W once for q and once for the gradients; every output is written once. All blocks of a pair are counted."""
     m, n = 2, 26656
-    W, x = batch(1, m, n, np.float32)
-    outputs = [np.zeros(shape, np.float32) for shape in shapes(W).values()]
-    launched, memory = launches.launches_of(backend, *map(aligned, (W, x, *outputs)))
+    launched, memory = launches.launches_of(backend, *arrays_of(*batch(1, m, n, np.float32)))
     found = []
     for launch in launched:
         ((issued, traffic),) = launches.run([launch], memory, count=True)
@@ -167,9 +200,7 @@ def test_slices_in_turn(backend, monkeypatch, m, n):
     plan.make_plan.cache_clear()
     try:
         slices = make_plan(m, n, 4).slices
-        W, x = batch(1, m, n, "float32")
-        outputs = [np.zeros(shape, "float32") for shape in shapes(W).values()]
-        (launch,), memory = launches.launches_of(backend, *map(aligned, (W, x, *outputs)))
+        (launch,), memory = launches.launches_of(backend, *arrays_of(*batch(1, m, n, "float32")))
     finally:
         plan.make_plan.cache_clear()
     launches.run([launch], memory, count=True)

@@ -142,6 +142,97 @@ def test_results_larger_than_memory(backend, call):
         getattr(sl2, call)(W, x, backend=backend)
 
 
+# --- target, cotangent and wrt ---------------------------------------------------------------------------------------
+
+GOT = "; got W (5, 3, 4), x (5, 4) and "
+MORE = {  # what is given besides W and x, the exception, words of its message
+    "target: of n values, not m": (
+        lambda a: {"target": np.ones((5, 4))},
+        ValueError,
+        ["for this W, target must have shape (..., 3), or broadcast to it" + GOT + "target (5, 4)"],
+    ),
+    "target: another batch": (
+        lambda a: {"target": np.ones((4, 3))},
+        ValueError,
+        ["the batch shape of target does not broadcast with those of W and x" + GOT + "target (4, 3)"],
+    ),
+    "target: a column for vectors": (lambda a: {"target": np.ones((3, 1))}, ValueError, ["does not broadcast", GOT]),
+    "target: columns of another m": (
+        lambda a: {"x": a.x[..., None], "target": np.ones((5, 2))},
+        ValueError,
+        ["(..., 3) or, as columns, (..., 3, 1), or broadcast to it; got W (5, 3, 4), x (5, 4, 1) and target (5, 2)"],
+    ),
+    "target: vectors or columns of one": (
+        lambda a: {"W": a.W[:, :1], "x": a.x[..., None], "target": np.ones((5, 1, 1))},
+        ValueError,
+        ["target could be vectors, which give a loss of shape (5, 5), or columns, which give (5,)"],
+    ),
+    "target: complex": (lambda a: {"target": 1j}, TypeError, ["target has dtype complex128" + DTYPES]),
+    "target: text": (lambda a: {"target": "1"}, TypeError, ["target has dtype <U1"]),
+    "target: masked": (lambda a: {"target": np.ma.ones((5, 3))}, TypeError, ["target is a masked array"]),
+    "target: ragged": (lambda a: {"target": [[1], [1, 2]]}, ValueError, ["target cannot be made into an array"]),
+    "target: on a device": (
+        lambda a: {"target": SimpleNamespace(__cuda_array_interface__={})},
+        TypeError,
+        ["W and target must be in the same place, but W is in host memory and target is a CUDA array"],
+    ),
+    "cotangent: another batch": (
+        lambda a: {"cotangent": np.ones(4)},
+        ValueError,
+        ["cotangent must have the loss's shape (5,), or broadcast to it" + GOT + "cotangent (4,)"],
+    ),
+    "cotangent: a larger batch": (
+        lambda a: {"cotangent": np.ones((2, 5))},
+        ValueError,
+        ["cotangent must have the loss's shape (5,), or broadcast to it" + GOT + "cotangent (2, 5)"],
+    ),
+    "cotangent: of rows": (
+        lambda a: {"target": 1.0, "cotangent": np.ones((5, 3))},
+        ValueError,
+        ["cotangent must have the loss's shape (5,)", "x (5, 4), target () and cotangent (5, 3)"],
+    ),
+    "cotangent: complex": (lambda a: {"cotangent": np.ones(5) + 0j}, TypeError, ["cotangent has dtype complex128"]),
+    "wrt: unknown": (
+        lambda a: {"wrt": "w"},
+        ValueError,
+        ["wrt must be one or several of 'W', 'x', 'q', each once, not 'w'"],
+    ),
+    "wrt: the name of a result": (lambda a: {"wrt": ("dW",)}, ValueError, ["'W', 'x', 'q', each once, not ('dW',)"]),
+    "wrt: twice": (lambda a: {"wrt": ("x", "x")}, ValueError, ["each once, not ('x', 'x')"]),
+    "wrt: nothing": (lambda a: {"wrt": ()}, ValueError, ["one or several of 'W', 'x', 'q', each once, not ()"]),
+    "wrt: None": (lambda a: {"wrt": None}, ValueError, ["wrt must be a name or a tuple of names, not None"]),
+    "wrt: a number": (lambda a: {"wrt": 0}, ValueError, ["wrt must be a name or a tuple of names, not 0"]),
+    "wrt: numbers": (lambda a: {"wrt": (0, 1)}, ValueError, ["each once, not (0, 1)"]),
+    "wrt: lists in it": (lambda a: {"wrt": (["x"],)}, ValueError, ["wrt must be a name or a tuple of names"]),
+    "out: memory of the target": (
+        lambda a: {"target": a.dW[:, :, 0]},
+        ValueError,
+        ["out: dW shares memory with target; every output needs memory of its own"],
+    ),
+    "out: memory of the cotangent": (
+        lambda a: {"cotangent": a.dx[:, 0]},
+        ValueError,
+        ["out: dx shares memory with cotangent"],
+    ),
+    "out: of other gradients": (lambda a: {"wrt": ("x", "W")}, ValueError, ["out: dx must have shape (5, 4)"]),
+    "out: too many": (lambda a: {"wrt": ("x",)}, ValueError, ["out must be a tuple of 2 arrays (loss, dx)"]),
+    "out: dW of the pairs, not of the one W": (
+        lambda a: {"W": a.W[0]},
+        ValueError,
+        ["out: dW must have shape (3, 4), not (5, 3, 4)"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("given", "error", "words"), MORE.values(), ids=MORE)
+def test_refused_target_cotangent_and_wrt(given, error, words, any_backend):
+    a = Arrays()
+    arguments = {"W": a.W, "x": a.x, "out": a.out(), "backend": any_backend, **given(a)}
+    assert_refused(a, error, words, **arguments)
+    if "wrt" not in arguments:
+        assert_refused(a, error, words, "grad", **{**arguments, "out": a.out("grad")})
+
+
 # --- host and device ------------------------------------------------------------------------------------------------
 
 PLACE = "W and x must be in the same place, but "

@@ -12,7 +12,7 @@ import pytest
 from arrays import pairs
 
 import sigmoid_l2 as sl2
-from sigmoid_l2 import dispatch
+from sigmoid_l2 import dispatch, execute
 
 REASONS = {b.name: b.reasons() for b in dispatch.BACKENDS if b.device == "cuda"}
 HAS_GPU = not REASONS["cupy"]  # whose arrays they are; what the other backend lacks skips its tests alone
@@ -126,3 +126,47 @@ def test_nothing_is_allocated_and_a_graph_can_capture_it(cupy, name):
     graph.launch(stream)
     stream.synchronize()
     assert_same(cupy, out, W, x)
+
+
+@pytest.mark.parametrize(
+    "shapes", [((5,), (5,), (5,), (5,)), ((), (70,), (), ()), ((6,), (), (1,), ()), ((4, 1), (1, 3), (3,), (4, 1))]
+)
+@pytest.mark.parametrize("piece_bytes", [100, 1 << 20])
+def test_whole_function(cupy, backend, shapes, piece_bytes, monkeypatch):
+    """Targets, cotangents, wrt and broadcast shapes: nothing goes to the host."""
+    for name in ("GPU_PIECE_BYTES", "PIECE_BYTES"):
+        monkeypatch.setattr(execute, name, piece_bytes)
+    rng = np.random.default_rng(0)
+    given = [rng.standard_normal((*s, *t)) for s, t in zip(shapes, ((3, 4), (4,), (3,), ()), strict=True)]
+    expected = sl2.value_and_grad(*given[:3], cotangent=given[3], wrt=("q", "x", "W"), backend="numpy")
+    *arrays, cotangent = map(cupy.asarray, given)
+    got = sl2.value_and_grad(*arrays, cotangent=cotangent, wrt=("q", "x", "W"), backend=backend)
+    out = tuple(map(cupy.empty_like, got))
+    sl2.value_and_grad(*arrays, cotangent=cotangent, wrt=("q", "x", "W"), out=out, backend=backend)
+    for name, a, b, right in zip(expected._fields, got, out, expected, strict=True):
+        assert isinstance(a, cupy.ndarray)
+        np.testing.assert_allclose(cupy.asnumpy(a), right, rtol=1e-13, atol=1e-15, err_msg=name)
+        np.testing.assert_array_equal(cupy.asnumpy(a), cupy.asnumpy(b), err_msg=name)
+
+
+def test_numbers_and_other_dtypes_of_target_and_cotangent(cupy, backend):
+    W, x, W_device, x_device = on_both(cupy)
+    y, c = np.ones((5, 3)), np.arange(5)
+    right = sl2.value_and_grad(W, x, y, cotangent=c, backend="numpy")
+    for target in (1.0, 1, True, np.float64(1), cupy.asarray(y), cupy.asarray(y > 0)):
+        got = sl2.value_and_grad(W_device, x_device, target, cotangent=cupy.asarray(c), backend=backend)
+        for a, b in zip(got, right, strict=True):
+            assert a.dtype == np.float32
+            np.testing.assert_allclose(cupy.asnumpy(a), b, rtol=2e-6, atol=2e-6)
+    with pytest.raises(TypeError, match="W and target must be in the same place, but target is in host memory"):
+        sl2.value(W_device, x_device, y, backend=backend)
+    with pytest.raises(TypeError, match="W and cotangent must be in the same place, but W is in host memory"):
+        sl2.grad(W, x, cotangent=cupy.asarray(c), backend=backend)
+
+
+def test_float16(cupy, backend):
+    """It is storage: computed in float32, and each result is rounded once."""
+    W, x, W_device, x_device = on_both(cupy, dtype="float16")
+    right = sl2.value_and_grad(W, x, 1.0, backend="numpy")
+    for a, b in zip(sl2.value_and_grad(W_device, x_device, 1.0, backend=backend), right, strict=True):
+        np.testing.assert_allclose(cupy.asnumpy(a).astype(float), b.astype(float), rtol=2e-3)

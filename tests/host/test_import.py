@@ -73,7 +73,10 @@ def test_public_names():
             doc = inspect.getdoc(getattr(sl2, name)) or ""
             assert doc, f"{name} has no docstring"
             assert not doc.startswith(f"{name}("), f"{name} has only the docstring that Python writes"
-    assert all(p.kind is p.KEYWORD_ONLY for p in list(inspect.signature(sl2.value_and_grad).parameters.values())[2:])
+    for call in (sl2.value_and_grad, sl2.value, sl2.grad):
+        W, x, target, *others = inspect.signature(call).parameters.values()
+        assert [p.name for p in (W, x, target)] == ["W", "x", "target"]
+        assert all(p.kind is p.KEYWORD_ONLY for p in others)
 
 
 LAYOUTS = {

@@ -112,7 +112,7 @@ NOT_PLAIN = {
 def test_what_is_not_plain(name):
     """It gets all checks, conversions and messages."""
     W, x, out = NOT_PLAIN[name](*plain())
-    assert problem._plain(W, x, NAMES, out) is None
+    assert problem._plain(W, x, None, None, NAMES, out) is None
 
 
 WAYS_TO_GIVE = {  # with how often each is taken

@@ -320,7 +320,7 @@ def test_what_numba_cannot_use_without_cupy(numba_alone):
     for array, words in ((DeviceNDArray(W_device.held[..., ::-1]), "not C-contiguous"), (big_endian, "byte order")):
         with pytest.raises(TypeError, match=rf"W, a CUDA array of type .*{words}.*CuPy.*pip install"):
             sl2.value(array, x_device, backend="numba-cuda")
-    with pytest.raises(TypeError, match=r"W has dtype float32 and x float64, .*CuPy"):
+    with pytest.raises(TypeError, match=r"W has shape \(5, 3, 4\) and dtype float32, which only CuPy .* in float64"):
         sl2.value(W_device, on_both(DeviceNDArray, dtype="float64")[3], backend="numba-cuda")
     with pytest.raises(TypeError, match=r"W, a CUDA array of type jaxlib\._jax\.Array, .*CuPy"):
         sl2.value(*on_both(Array)[2:], backend="numba-cuda")
