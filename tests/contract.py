@@ -4,10 +4,10 @@ With eps and tiny (the smallest normal number) of the compute dtype, |.| the tru
 and 1/2 more for the gradients with a cotangent, which is one more rounding:
 
     output  error allowed                                   because
-    loss    sum_i a_i^2 (2 max_i dq_i + (S + k - 1) eps)    d(e^2)/dq = 2 e s c, at most 2 a^2; m terms are summed
-    dq_i    G_i (2 dq_i + k eps)                            dg/dq, as below; exp, 1/(1 + t) and the products of g and
-    dW_ij   G_i |x_j| (2 dq_i + k eps)                      dW: 2 E + 4.75 eps, E that of exp, and 1/2 for s - y
-    dx_j    sum_i G_i |W_ij| (2 dq_i + (S + k) eps)         as dW_ij, and m terms are summed
+    loss    sum_i a_i^2 (2 max_i delta_i + (S + k - 1) eps) d(e^2)/dq = 2 e s c, at most 2 a^2; m terms are summed
+    dq_i    G_i (2 delta_i + k eps)                         dg/dq, as below; exp, 1/(1 + t) and the products of g and
+    dW_ij   G_i |x_j| (2 delta_i + k eps)                   dW: 2 E + 4.75 eps, E that of exp, and 1/2 for s - y
+    dx_j    sum_i G_i |W_ij| (2 delta_i + (S + k) eps)      as dW_ij, and m terms are summed
 
 where G = 2 a s c |cotangent| and, with c = 1 - s, a = min(s + |y|, c + |1 - y|): what subtracting y loses. For the
 targets 0 and 1 a is |e|, because nothing is lost: there G = |g|, and the error of each result is relative to that
@@ -17,8 +17,8 @@ S eps is the rounding of a sum over m rows. On a GPU S = m/2, for any order: a t
 additions. On a CPU it is in at most 2 ceil(log2 m) + 2 of them, so S = min(m/2, ceil(log2 m) + 1):
 tests/host/test_sums.py and kernels/reference.py count them.
 
-dq_i = r eps/2 sum_j |W_ij x_j| is the rounding of q_i, where a term is rounded r times; `roundings_of_q` counts them. A
-1x1 pair with x = 1 has q = W exactly: dq = 0.
+delta_i = r eps/2 sum_j |W_ij x_j| is the rounding of q_i, where a term is rounded r times; `roundings_of_q` counts
+them. A 1x1 pair with x = 1 has q = W exactly: delta = 0.
 
 A gradient that is summed over B pairs may be off by what its terms may, and by (ceil(log2 B) + 1) eps of the sum of
 their sizes: `allowed_sum`.
@@ -132,8 +132,8 @@ def _computed(
     G = 2 * a * slope * factor
     t = tiny * np.maximum(1, factor * np.maximum(1, np.abs(e.astype(float)))) * (2 if flushes else 1)
 
-    dq = 0.0 if n == 1 and x[0] == 1 else roundings_of_q(m, n, dtype, backend) * eps / 2 * (W @ x)
-    row = 2 * dq + g_eps * eps  # the relative error of the loss's terms and, without a cotangent, of g: (m,) or ()
+    delta = 0.0 if n == 1 and x[0] == 1 else roundings_of_q(m, n, dtype, backend) * eps / 2 * (W @ x)
+    row = 2 * delta + g_eps * eps  # the relative error of the loss's terms and, without a cotangent, of g: (m,) or ()
     g_row = row if cotangent is None else row + eps / 2
     return Results(
         loss=(a * a).sum() * (np.max(row) + (S - 1) * eps) + (m * tiny if flushes else tiny),

@@ -85,11 +85,11 @@ This is a sketch, to first order in eps. The relative error of every operation i
    each addition (TwoSum). So S = min(m/2, ceil(log2 m) + 1) there, and the error of the loss is at most
    **(2 E + 2.5 + S) eps**.
 6. dx_j is a sum of m products: **(2 E + 4.25 + S) eps** of sum_i |g_i W_ij|.
-7. q_i itself has an error of at most dq_i = r (eps/2) sum_j |W_ij x_j|, where a term is rounded r times: once in its
+7. q_i itself has an error of at most δ_i = r (eps/2) sum_j |W_ij x_j|, where a term is rounded r times: once in its
    product and then in each addition. r = n for any order. A tree has at most 2 log2 n levels (numba, small n); chains
    side by side in the lanes have n / (4 lanes) + 7 + log2 lanes (numba, other rows of more than 256 bytes; n / lanes
    for shorter ones); chains of 4 KiB, each 4 or 2 sums of 256 terms side by side, have 256 + log2(n / 256) + 5 (NumPy,
-   n > 256). d log(g)/dq = 2 - 3s and d log(s²)/dq = 2 (1 - s) are between -1 and 2, which adds 2 dq_i to each of these
+   n > 256). d log(g)/dq = 2 - 3s and d log(s²)/dq = 2 (1 - s) are between -1 and 2, which adds 2 δ_i to each of these
    bounds.
 8. With a target y, e = s - y for y <= 1/2, else (1 - y) - c with c = 1 - s, and all bounds are relative to a = min(s +
    |y|, c + |1 - y|) in the place of |e|. For y = 0 and y = 1 that is |e|, which is s or c without a rounding: points 1
@@ -98,7 +98,7 @@ This is a sketch, to first order in eps. The relative error of every operation i
    (1 - p) e + 5/4 eps of it and by 1/2 eps of |e|: with the last product that makes (2 E + 4.75) eps of g's scale 2 a s
    c, and 1/2 eps more in dW and dx. Where r is in e, it is at most 2a and s c at most 2 p a: e is off by 3/4 eps r, by
    E eps s c and by 1/2 eps of |e|, which makes (E + 5) eps. For y > 2 the rounding of 1 - y is one more of eps/2, but
-   r <= a/2. dg/dq = 2 s c (s c + e (1 - 2s)) and |e|, s c <= a: again this adds 2 dq_i.
+   r <= a/2. dg/dq = 2 s c (s c + e (1 - 2s)) and |e|, s c <= a: again this adds 2 δ_i.
 9. A cotangent is one more product: 1/2 eps in g, dW and dx. A sum over B pairs adds in trees, and between these with
    the errors of the additions: (ceil(log2 B) + 1) eps of the sum of the terms' sizes.
 

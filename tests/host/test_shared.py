@@ -74,8 +74,8 @@ def assert_accurate(W, x, target, cotangent, results):
     s, c = 1 / (1 + np.exp(-q)), 1 / (1 + np.exp(q))
     g = 2 * np.where(y > 0.5, (1 - y) - c, s - y) * s * c * factor
     G = 2 * np.minimum(s + y, c + abs(1 - y)) * s * c * abs(factor)
-    dq = n * eps / 2 * (abs(x) @ abs(W).T)
-    limit = (G * (2 * dq + 7.5 * eps)).T @ abs(x) + B * tiny
+    delta = n * eps / 2 * (abs(x) @ abs(W).T)
+    limit = (G * (2 * delta + 7.5 * eps)).T @ abs(x) + B * tiny
     limit += (math.ceil(math.log2(B)) + 1) * eps * (abs(g).T @ abs(x)) * (B > 1)
     assert np.all(abs(results["dW"] - g.T @ x) <= limit), "dW"
 

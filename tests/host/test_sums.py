@@ -101,7 +101,7 @@ def test_contract_of_long_rows(backend):
     n, dtype = 1_000_000, np.dtype("f4")
     W, x = np.full((2, n), 1.7 / n, dtype), np.full(n, 0.9, dtype)
     q = n * float(W[0, 0]) * float(x[0])
-    relative = roundings_of_q(2, n, dtype, backend) * np.finfo(dtype).eps / 2  # dq / q
+    relative = roundings_of_q(2, n, dtype, backend) * np.finfo(dtype).eps / 2  # delta / q
     assert abs(float(np.cumsum(W[0] * x, dtype=dtype)[-1]) - q) > 4 * relative * q
     _, dW, _ = sl2.value_and_grad(W, x, backend=backend)
     s = 1 / (1 + math.exp(-q))

@@ -180,7 +180,7 @@ class Recipe(NamedTuple):
     def exact(self, pairs: Pairs, rtol: float, dtype: DType) -> tuple[Array, Array]:
         """The recipe's values without rounding, and the largest error of values computed in ``dtype``.
 
-        That error is rtol and what sums in any order may lose: 2 dq_i is the relative error of g_i that the
+        That error is rtol and what sums in any order may lose: 2 delta_i is the relative error of g_i that the
         rounding of q_i, a sum of n terms, causes; 8 eps stand for the rest of the chain, and m eps for the sum over i.
         Each term of that sum has its own error, so the error of dx is relative to the sum of the |W_ij g_i|: dx itself
         may cancel to 0. So is that of a sum over pairs, of which a long one loses its square root in eps, as random
@@ -194,9 +194,9 @@ class Recipe(NamedTuple):
         values = pairs.summed(self.form(pairs.W, pairs.x, self.chain.g(given)))
         m, n = pairs.W.shape[1:]
         eps = eps_of(dtype)
-        dq = n * (eps / 2) * pairs.q_size
+        delta = n * (eps / 2) * pairs.q_size
         rest = m + 7 + math.sqrt(pairs.terms)
-        error = self.chain.size(given) * np.minimum(2 * dq + rest * eps, 1)  # at 1 no digit is promised
+        error = self.chain.size(given) * np.minimum(2 * delta + rest * eps, 1)  # at 1 no digit is promised
         if self.cancels:
             # Where the subtraction left anything of c, c is off by at most one spacing of the numbers just below 1.
             # So is e where it cancels.
