@@ -17,6 +17,9 @@ import sigmoid_l2 as sl2
 
 # Samples whose terms of dW are computed in float64 at a time.
 BLOCK = 1 << 16
+# Error that dW may have, relative to its largest element. A running float32 sum of ten million terms is off by more than
+# TOLERANCE: JAX's at 3x3 by 2.5e-4 (JAX 0.10).
+SUM_TOLERANCE = 1e-3
 
 
 class SharedCase(Case):
@@ -49,6 +52,9 @@ class SharedWork(Workload):
             s = 1 / (1 + np.exp(-(x @ W.T)))
             total += (2 * s * s * (1 - s)).T @ x
         return total
+
+    def tolerance(self, name: str) -> float:
+        return SUM_TOLERANCE if name == "dW" else super().tolerance(name)
 
     def some_pairs(self, a: Any) -> Any:
         """All of W and dW, some of the others."""

@@ -154,7 +154,11 @@ class Workload:
             found = self.some_pairs(got)
             assert found.shape == right.shape, f"{name} has shape {found.shape}, not {right.shape}"
             error = np.abs(found - right).max() / np.abs(right).max()
-            assert error <= TOLERANCE[self.case.dtype], f"{name} is wrong by {error:.2g} of its largest value"
+            assert error <= self.tolerance(name), f"{name} is wrong by {error:.2g} of its largest value"
+
+    def tolerance(self, name: str) -> float:
+        """The error that a result of this name may have, relative to its largest value."""
+        return TOLERANCE[self.case.dtype]
 
     @cached_property
     def truth(self) -> sl2.ValueAndGrad:

@@ -55,11 +55,14 @@ class Results(NamedTuple):
     dq: Any = None  # (m,)
 
 
-def roundings_of_q(m: int, n: int, dtype: Any, backend: str | None) -> int:
-    """How often a term of q is rounded, at most: by the order of the backend's sum, and in its product."""
+def roundings_of_q(m: int, n: int, dtype: Any, backend: str | None, one_W: bool = False) -> int:
+    """How often a term of q is rounded, at most: by the order of the backend's sum, and in its product.
+
+    ``one_W``: all pairs share one W, for which numba has a kernel of its own.
+    """
     if backend == "numpy":  # at most 258 additions in a chain, and then those of chains: kernels/reference.py
         return n if n <= 256 else 256 + math.ceil(math.log2(math.ceil(n / 256))) + 4
-    if backend == "numba":
+    if backend == "numba" and not one_W:
         from sigmoid_l2.kernels.cpu import launch, rows, simd
 
         lanes = simd.lane_count(np.dtype(dtype))
@@ -115,7 +118,15 @@ def _true(truth: oracle.Truth) -> Results:
 
 
 def _computed(
-    W: Any, x: Any, truth: oracle.Truth, target: Any, cotangent: Any, backend: Any, flushes: bool, g_eps: Any
+    W: Any,
+    x: Any,
+    truth: oracle.Truth,
+    target: Any,
+    cotangent: Any,
+    backend: Any,
+    flushes: bool,
+    g_eps: Any,
+    one_W: bool = False,
 ) -> Results:
     """What ``allowed`` gives, before results are rounded to float16."""
     dtype, (m, n) = W.dtype, W.shape
@@ -132,7 +143,7 @@ def _computed(
     G = 2 * a * slope * factor
     t = tiny * np.maximum(1, factor * np.maximum(1, np.abs(e.astype(float)))) * (2 if flushes else 1)
 
-    delta = 0.0 if n == 1 and x[0] == 1 else roundings_of_q(m, n, dtype, backend) * eps / 2 * (W @ x)
+    delta = 0.0 if n == 1 and x[0] == 1 else roundings_of_q(m, n, dtype, backend, one_W) * eps / 2 * (W @ x)
     row = 2 * delta + g_eps * eps  # the relative error of the loss's terms and, without a cotangent, of g: (m,) or ()
     g_row = row if cotangent is None else row + eps / 2
     return Results(
@@ -199,6 +210,7 @@ def assert_contract(
         None if a is None else np.broadcast_to(a, (*batch, *shape))
         for a, shape in zip((W, x, target, cotangent), ((m, n), (n,), (m,), ()), strict=True)
     ]
+    one_W = W.size == m * n and (W.ndim - 2 < len(batch) or math.prod(batch) > 1)
     on_gpu = _DEVICE[backend] == "cuda"
     flushes, k = on_gpu and W.dtype == np.float32, 8 if on_gpu else 7
 
@@ -206,7 +218,7 @@ def assert_contract(
     for b in np.ndindex(batch):
         Wb, xb, yb, cb = (None if a is None else a[b] for a in inputs)
         truth = oracle.pair(Wb, xb, yb, cb)
-        pairs.append((_true(truth), _computed(Wb, xb, truth, yb, cb, backend, flushes, k)))
+        pairs.append((_true(truth), _computed(Wb, xb, truth, yb, cb, backend, flushes, k, one_W)))
     if not pairs:
         return
 

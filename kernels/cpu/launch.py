@@ -39,7 +39,7 @@ def kernel(m: int, n: int, dtype: np.dtype[Any], given: Given) -> Any:
 
 
 @lru_cache
-def _entry(m: int, n: int, dtype: np.dtype[Any], target: bool, cotangent: bool) -> Any:
+def _entry(m: int, n: int, dtype: np.dtype[Any], target: bool = False, cotangent: bool = False) -> Any:
     """What ``kernel`` compiles, without the dispatcher, which takes 0.3 us."""
     return entry_point(kernel(m, n, dtype, Given(target, cotangent)))
 
@@ -59,7 +59,11 @@ def fused(
 ) -> None:
     """Compute the outputs that are wanted for a batch on all cores; the contract is in ``sigmoid_l2.kernels``."""
     B, m, n = W.shape
-    run = _entry(m, n, W.dtype, target is not None, cotangent is not None)
+    # Two arguments fewer are looked up in 0.03 us less, of the 1 us that ten 3x3 pairs take.
+    if target is None and cotangent is None:
+        run = _entry(m, n, W.dtype)
+    else:
+        run = _entry(m, n, W.dtype, target is not None, cotangent is not None)
     if W.size <= threads.THREAD_WORK:
         run(W, x, target, cotangent, loss, dW, dx, dq, 0, B, m, False)
         return

@@ -88,8 +88,8 @@ def units(
         block = Block(v, sizes, buffers, m_vectors, n_vectors, dW_rows)
         with cgutils.for_range_slice(b, begin, end, block_rows, intp=INDEX) as (sample, _):
             count = minimum(b, block_rows, b.sub(end, sample))
-            block.take(v.at(x, b.mul(sample, n)), count)
-            block.pack_x()
+            block.take(count)
+            block.pack_x(v.at(x, b.mul(sample, n)))
             block.compute_q(W_transposed)
             at = b.add(b.mul(sample, row), column)
             y = target and v.at(target, at)
@@ -134,9 +134,9 @@ class Block:
         self.g = v.at(self.x, b.mul(sizes.n_panels, self.x_panel))
         self.dx = v.at(self.g, b.mul(sizes.m_panels, self.g_panel))
 
-    def take(self, x: Any, count: Any) -> None:
+    def take(self, count: Any) -> None:
         """Go to other samples, ``count`` of them."""
-        self.x_given, self.count = x, count
+        self.count = count
 
     def for_tiles(self, panels: Any, rows: int, count: Any, step: Callable[[Any, Any], None]) -> None:
         """Build ``step(panel, row)`` for each tile."""
@@ -145,11 +145,11 @@ class Block:
         with cgutils.for_range(b, panels, intp=INDEX) as panel, tiles_of_panel() as (row, _):
             step(panel.index, row)
 
-    def pack_x(self) -> None:
+    def pack_x(self, x: Any) -> None:
         """Copy x to panels, with zeros after a row's last element."""
         v, b, n = self.v, self.v.builder, self.sizes.n
         with cgutils.for_range(b, self.count, intp=INDEX) as row:
-            source = v.at(self.x_given, b.mul(row.index, n))
+            source = v.at(x, b.mul(row.index, n))
             to = v.at(self.x, b.mul(row.index, INDEX(self.sizes.n_panel)))
             whole = b.udiv(n, INDEX(self.sizes.n_panel))
 
@@ -239,12 +239,6 @@ class Block:
             else:
                 tile.sum_chains(chains, add_chain)
             j = b.mul(j_panel, INDEX(sizes.n_panel))
-            # x of the next block, as many lines as are computed here.
-            ahead = b.add(b.mul(b.add(self.sizes.rows, row), sizes.n), j)
-            for r in range(rows):
-                of_row = b.add(ahead, b.mul(INDEX(r), sizes.n))
-                for u in range(self.n_vectors):
-                    v.prefetch(self.x_given, b.add(of_row, INDEX(u * v.width)), level=2)
             to = v.at(self.dx, b.add(b.mul(row, sizes.n), j))
             with b.if_else(b.icmp_signed(">=", b.sub(sizes.n, j), INDEX(sizes.n_panel))) as (whole, part):
                 with whole:

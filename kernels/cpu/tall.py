@@ -144,10 +144,9 @@ class Rows:
             self._write(self.dW_stream, gradient, v.at(self.dW, at), size, masks, prefetch)
         with b.if_then(self.wanted.dq):
             self._write(self.dq_stream, lambda: [g], v.at(self.dq, row), rows, [are_rows])
-        if can_stream():
-            with b.if_then(b.and_(self.streams, b.not_(self.wanted.dW))):
-                for k in range(vectors):
-                    prefetch(k)
+        with b.if_then(b.not_(self.wanted.dW)):  # nor streamed: prefetch all the same
+            for k in range(vectors):
+                prefetch(k)
         b.store(b.add(row, INDEX(rows)), self.next)
 
     def _write(

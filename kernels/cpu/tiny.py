@@ -172,10 +172,9 @@ def block(
         dx.put(pair, streams, lambda: totals)
     with b.if_then(wanted.dq):
         dq.put(pair, streams, lambda: g)
-    if can_stream():
-        with b.if_then(b.and_(streams, b.not_(wanted.dW))):
-            for k in range(m * n):
-                prefetch(k)
+    with b.if_then(b.not_(wanted.dW)):  # nor streamed: prefetch all the same
+        for k in range(m * n):
+            prefetch(k)
 
 
 @cache

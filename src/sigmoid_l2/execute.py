@@ -17,6 +17,9 @@ PIECE_BYTES, GPU_PIECE_BYTES = 1 << 20, 16 << 20
 # Bytes of W in a piece that goes to a GPU: large, because the first byte of a copy over PCIe arrives after about 10 us.
 OFFLOAD_PIECE_BYTES = 32 << 20
 
+# Bytes of the longest row that a kernel for one shared W gets: it has some rows of x and dx in its buffers at a time.
+SHARED_ROW_BYTES = 1 << 19
+
 # The outputs in the order of a kernel's arguments, which follow the inputs.
 _OUTPUTS = ("loss", "dW", "dx", "dq")
 
@@ -63,8 +66,8 @@ def _execute(problem: Problem, names: Sequence[str], backend: Backend, stream: A
         _offload(problem, outputs, backend, stream)
         return results
     arrays = [*problem.inputs, *outputs]
-    shared = getattr(backend.kernel, "shared", None)
-    if shared and not problem.plain and pieces.has_one_W(problem):
+    shared = None if problem.plain else getattr(backend.kernel, "shared", None)
+    if shared and pieces.has_one_W(problem) and problem.n * problem.computed.itemsize <= SHARED_ROW_BYTES:
         _shared(problem, arrays, shared)
         return results
     if not (problem.plain or _fit(problem, arrays)):

@@ -144,10 +144,8 @@ class _Pass:
                     a = a[(*(slice(None),) * self.cell_axes, *(0,) * len(axes), ...)]
             self.arrays.append(a)
         # Sums stay in their buffers. So does dW where it is summed; it is most of what a piece writes.
-        written = sum(
-            a.nbytes for k, a in enumerate(self.arrays) if k >= INPUTS and k not in self.summed and a is not None
-        )
-        self.call_bytes = written if shared or DW not in self.summed else 1
+        stored = (a for k, a in enumerate(self.arrays) if k >= INPUTS and k not in self.summed and a is not None)
+        self.call_bytes = sum(a.nbytes for a in stored) if shared or DW not in self.summed else 1
         self.one_W: Any = None
         pair_size = problem.m * problem.n
         if shared:
@@ -161,9 +159,8 @@ class _Pass:
     def run(self, parallel: bool) -> None:
         """Compute all pieces."""
         indices = list(pieces(self.batch, self.pairs))
-        if (
-            parallel
-        ):  # allocate and drop what the threads need, so that MemoryError comes before any of them has written
+        if parallel:
+            # Allocate and drop what the threads need, so that MemoryError comes before any of them has written.
             shared = () if self.one_W is None else (DW,)
             some = [math.prod(s) for k, s in enumerate(self.pair_shapes) if self._needs_buffer(k) and k not in shared]
             np.empty((min(threads.get_num_threads(), len(indices)), self.pairs * sum(some)), self.dtype)

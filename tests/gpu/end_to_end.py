@@ -47,8 +47,8 @@ def nothing_unexpected():
         raise fault
 
 
-def outputs(W):
-    return tuple(np.full(shape, np.nan, W.dtype) for shape in shapes(W).values())
+def outputs(W, names=("loss", "dW", "dx")):
+    return tuple(np.full(shapes(W)[name], np.nan, W.dtype) for name in names)
 
 
 def bits(results):
@@ -98,6 +98,24 @@ def test_each_class(name):
     waits = [("cuEventCreate", 0), ("cuEventRecord", others), ("cuStreamWaitEvent", handle)]
     assert DRIVER.calls == [*launches, *launches, *waits, *launches]
     assert all(bits(a) == bits(results) for a in (new, *outs))
+
+
+@pytest.mark.parametrize("name", ["tiny", "split", "columns"])
+def test_target_cotangent_and_dq(name):
+    """Right with host arrays, and the same bits with device arrays."""
+    W, x = batch(*CLASSES[name])
+    B, m, _ = W.shape
+    inputs = W, x, np.linspace(0, 1, B * m, dtype=W.dtype).reshape(B, m), np.linspace(-1, 2, B, dtype=W.dtype)
+
+    def run(W, x, y, c, **how):
+        return sl2.value_and_grad(W, x, y, cotangent=c, wrt=("x", "q"), **how)
+
+    results, limit = run(*inputs, backend="numba-cuda"), 100 * np.finfo(W.dtype).eps
+    for a, right in zip(results, run(*map(np.float64, inputs), backend="numpy"), strict=True):
+        np.testing.assert_allclose(a, right, rtol=limit, atol=limit * abs(right).max())
+    out = tuple(map(cuda.to_device, outputs(W, ("loss", "dx", "dq"))))
+    run(*map(cuda.to_device, inputs), out=out, backend="numba-cuda")
+    assert bits(out) == bits(results)
 
 
 def test_a_plain_call(monkeypatch):
