@@ -2,10 +2,10 @@
 
 python bench/bench_cpu.py [PART...] [--no-peers] [--quick] [-o FILE.json]
 
-Parts: shapes, huge, subnormal, outputs, wanted, fit, threads, reader, pair, small, numpy, batch, fresh, shared. Without
-any it does all; --no-peers leaves out the last three, which need other libraries, and takes six minutes. All contenders
-of a case take turns, so that a drift of the machine hits all alike; the results of each are compared with the reference
-before anything is timed. Prints the tables of ``report`` and exits with 1 if a "must" is missed.
+Parts: shapes, huge, subnormal, outputs, wanted, fit, threads, reader, pair, small, numpy, batch, fresh, shared, tails.
+Without any it does all; --no-peers leaves out the last four, which need other libraries, and takes six minutes. All
+contenders of a case take turns, so that a drift of the machine hits all alike; the results of each are compared with
+the reference before anything is timed. Prints the tables of ``report`` and exits with 1 if a "must" is missed.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from typing import Any
 import peers
 import reader
 import shared
+import tails
 import wanted
 from copies import Copy
 from fit import BLOCKS, MODELS, STEPS, Fit, M, N
@@ -162,6 +163,11 @@ class Bench:
             others = [(peer, peer.takes_out) for peer in shared.PEERS]
             self.compare("shared", shared.SharedWork(case), [(peers.OURS, GIVEN), *others], self.copies(case))
 
+    def tails(self) -> None:
+        """The wrong gradients of everybody whose accuracy is measured."""
+        print("tails", file=sys.stderr)
+        self.rows += tails.rows()
+
     # --- what they have in common -------------------------------------------------------------------------------------
 
     def case(self, m: int, n: int, B: int | None = None, dtype: str = "float32") -> Case:
@@ -203,7 +209,7 @@ def in_a_loop(run: Run) -> Run:
 
 # Methods of Bench in the order in which they run: those of other libraries come last, because these start threads.
 PARTS = ("shapes", "huge", "subnormal", "outputs", "wanted", "fit", "threads", "reader", "pair", "small", "numpy")
-NEED_OTHERS = ("batch", "fresh", "shared")
+NEED_OTHERS = ("batch", "fresh", "shared", "tails")
 PARTS += NEED_OTHERS
 
 

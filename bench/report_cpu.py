@@ -5,6 +5,7 @@ from itertools import chain
 from math import log10
 
 import fit
+import tails
 import wanted
 from report_tables import beside_copy, duration, losses, markdown, notes, speeds, times
 from results import STREAMED, Row, caption, fraction, is_copy, is_ours, name, same_case
@@ -50,6 +51,17 @@ def by_blocks(rows: list[Row]) -> str:
     return markdown(head, [[who, *times] for who, times in lines.items()])
 
 
+def wrong_gradients(rows: list[Row]) -> str:
+    """A line for each contender, a column for each dtype and target."""
+    lines: dict[str, dict[str, str]] = {}
+    for row in rows:
+        share = f"{row['wrong']:.1%}" if row["wrong"] else "none"
+        lines.setdefault(row["contender"], {})[f"{row['dtype']}, target {row['target']:g}"] = share
+    columns = list(next(iter(lines.values())))
+    cells = [[who, *(shares.get(column, "-") for column in columns)] for who, shares in lines.items()]
+    return f"{tails.COUNTED}\n\n{markdown(['wrong gradients', *columns], cells)}"
+
+
 # The parts of bench_cpu in the order of the report, each with a title and its tables.
 OF_CPU: dict[str, tuple[str, tuple[Callable[[list[Row]], str], ...]]] = {
     "shapes": ("Ours beside the best copy of the same bytes, outputs given", (beside_copy,)),
@@ -78,6 +90,7 @@ OF_CPU: dict[str, tuple[str, tuple[Callable[[list[Row]], str], ...]]] = {
         "One W for many x, outputs given where the contender takes them",
         (times, beside_copy, notes, losses),
     ),
+    "tails": ("The tails", (wrong_gradients,)),
 }
 
 

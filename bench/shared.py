@@ -17,8 +17,8 @@ import sigmoid_l2 as sl2
 
 # Samples whose terms of dW are computed in float64 at a time.
 BLOCK = 1 << 16
-# Error that dW may have, relative to its largest element. A running float32 sum of ten million terms is off by more than
-# TOLERANCE: JAX's at 3x3 by 2.5e-4 (JAX 0.10).
+# Error that dW may have, relative to its largest element. A running float32 sum of ten million terms is off by more
+# than TOLERANCE: JAX's at 3x3 by 2.5e-4 (JAX 0.10).
 SUM_TOLERANCE = 1e-3
 
 

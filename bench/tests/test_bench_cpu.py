@@ -241,6 +241,10 @@ def test_a_complete_run(run):
     copies = {(row["part"], row["contender"]) for row in done.rows if results.is_copy(row)}
     for part in ("shapes", "huge", "subnormal", "outputs", "threads", "numpy", "batch", "fresh", "shared"):
         assert {(part, "np.copyto"), (part, "streamed copy")} <= copies
+    wrong = {(row["contender"], row["target"]): row["wrong"] for row in done.rows if row["part"] == "tails"}
+    assert {wrong["sigmoid-l2, numba", target] for target in (0, 1)} == {0}
+    assert min(wrong["textbook formula in NumPy", target] for target in (0, 1)) > 0.2
+    assert "| sigmoid-l2, numba | none | none | none | none |" in done.told.out
     (subnormal,) = (row["subnormal"] for row in done.rows if "subnormal" in row)
     assert subnormal["dW"] > 0
     assert {row["threads"] for row in done.rows if row["contender"] == "numpy"} == {sl2.get_num_threads()}
@@ -249,7 +253,7 @@ def test_a_complete_run(run):
 def test_a_run_without_other_libraries_leaves_the_results_alone(run):
     done = run("--no-peers")
     assert done.path.parts[-2:] == ("build", "cpu.json")
-    assert {row["part"] for row in done.rows} == set(bench_cpu.PARTS) - {"batch", "fresh", "shared"}
+    assert {row["part"] for row in done.rows} == set(bench_cpu.PARTS) - {"batch", "fresh", "shared", "tails"}
 
 
 def test_some_parts(run):
