@@ -76,14 +76,14 @@ def test_the_limit_is_the_fastest_copy_on_no_more_threads(seconds, best, part):
         assert report_cpu.beside_copy(measured).endswith(f"| {part:.2f} | {of_numpy:.2f} |")
 
 
-@pytest.mark.parametrize(("backend", "threads"), [("numba", "2 threads"), ("numpy", "1 thread")])
-def test_make_run_says_which_copy_is_the_limit(backend, threads, monkeypatch, capsys):
+@pytest.mark.parametrize("backend", ["numba", "numpy"])
+def test_make_run_says_which_copy_is_the_limit(backend, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["throughput.py", "--backend", backend, "--batch", "60000"])
     monkeypatch.setenv("SIGMOID_L2_NUM_THREADS", "2")
     throughput.main()
     told = capsys.readouterr().out
     assert re.search(r"60,000 random 3x3 float32 .*\n.* of the speed of the best copy of the same 6 MB\n", told)
-    assert re.search(rf"\n\((np.copyto|streamed copy), (1 thread|{threads}): \d+\.\d GB/s\)\n$", told)
+    assert re.search(r"\n\((np.copyto|streamed copy), (1 thread|2 threads): \d+\.\d GB/s\)\n$", told)
 
 
 def test_the_table_of_backends_says_which_copy_is_the_limit(tmp_path, monkeypatch):
