@@ -1,4 +1,4 @@
-"""f(W, x) = ||sigmoid(W x)||^2 and both gradients for large batches of pairs, in one fused pass."""
+"""||sigmoid(W x) - y||^2 and its gradients for large batches of pairs (W, x), in one fused pass."""
 
 from sigmoid_l2.api import Grad, ValueAndGrad, grad, value, value_and_grad, warmup
 from sigmoid_l2.dispatch import BackendInfo, BackendUnavailableError, backends, show_config
