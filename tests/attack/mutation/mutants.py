@@ -28,6 +28,7 @@ CHECK = ("tests/host/test_check_grad.py",)
 TARGET = ("tests/host/test_mistakes_target.py",)
 CLI = ("tests/host/test_cli_target.py",)
 MEMORY = ("tests/host/test_memory.py",)
+WHOLE = ("tests/host/test_whole_function.py",)
 KEPT = ("tests/host/test_kept_memory.py",)
 
 MUTANTS = (
@@ -57,8 +58,8 @@ MUTANTS = (
     Mutant(
         "reference: memory allocated while it writes",
         "kernels/reference.py",
-        "np.empty((min(at_once, blocks), pairs, elements)",
-        "np.empty((min(at_once, blocks), 1)",
+        "2 * tiny * m * n + m * n // 4 + 8 * m + 2 * n",
+        "1",
         REFERENCE,
     ),
     # The CPU kernel
@@ -196,9 +197,11 @@ MUTANTS = (
         "while False:",
         THREADS,
     ),
-    Mutant(
-        "execute: a piece too long", "sigmoid_l2/problem.py", "first + step)", "first + step + 1)", (*PARITY, *MEMORY)
-    ),
+    Mutant("pieces: one too long", "sigmoid_l2/pieces.py", "first + step)", "first + step + 1)", (*PARITY, *MEMORY)),
+    Mutant("pieces: the middle term left out", "sigmoid_l2/pieces.py", "shape[1] - half]", "shape[1] // 2]", WHOLE),
+    Mutant("pieces: the later strands left out", "sigmoid_l2/pieces.py", "in strands:", "in strands[:1]:", WHOLE),
+    Mutant("pieces: the sums of an earlier cell", "sigmoid_l2/pieces.py", "cell * count :", "0 * count :", WHOLE),
+    Mutant("pieces: not summed over a missing axis", "sigmoid_l2/pieces.py", "k < missing or", "False or", WHOLE),
     Mutant("execute: whole-batch buffers", "sigmoid_l2/execute.py", "= 1 << 20", "= 1 << 40", MEMORY),
     # Memory of results
     Mutant(
@@ -225,11 +228,13 @@ MUTANTS = (
     Mutant("memory: not on a line", "sigmoid_l2/memory.py", "-memory.ctypes.data % LINE", "0", KEPT),
     Mutant("memory: kept where it runs out", "sigmoid_l2/execute.py", "not memory.give_back()", "True", KEPT),
     # Arguments
-    Mutant("problem: owners not counted", "sigmoid_l2/problem.py", "len(owners) == 3 + len(out)", "True", OUT),
+    Mutant("problem: owners not counted", "sigmoid_l2/problem.py", "len(owners) == different", "True", OUT),
     Mutant(
         "problem: a view owns its memory", "sigmoid_l2/problem.py", "    base = view.base", "    return id(view)", OUT
     ),
-    Mutant("problem: W not compared", "sigmoid_l2/problem.py", "in (W, x, *out[:k])", "in (x, *out[:k])", OUT),
+    Mutant(
+        "problem: W not compared", "sigmoid_l2/problem.py", "in (*given, *out[:k])", "in (*given[1:], *out[:k])", OUT
+    ),
     Mutant("problem: a buffer has an owner", "sigmoid_l2/problem.py", "type(base) is np.ndarray and base", "base", OUT),
     Mutant("problem: plain in any layout", "sigmoid_l2/problem.py", "x_flags.c_contiguous", "True", PLAIN),
     Mutant("problem: plain in any byte order", "sigmoid_l2/problem.py", "or not dtype.isnative\n", "\n", PLAIN),
