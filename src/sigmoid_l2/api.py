@@ -57,7 +57,7 @@ def value_and_grad(
         with the others.
     cotangent : array (...), optional
         The gradients are those of sum(cotangent * loss); 1 by default. It broadcasts to the shape of the loss.
-    wrt : "W", "x" or "q", or a tuple of them
+    wrt : "W", "x" or "q", or a tuple or list of them
         With respect to what gradients are wanted, in this order; q is W x. Others are neither computed nor allocated.
     out : tuple of arrays (loss and the gradients), optional
         Where to write the results: arrays of the shapes and dtype below, on the host or the device as W is, that share
@@ -78,9 +78,10 @@ def value_and_grad(
         ``dW`` of W's shape, ``dx`` of x's shape or ``dq`` (..., m), (..., m, 1) where x is a column. A gradient of an
         input that was broadcast is the sum over the axes along which it was. They are of W's kind and on W's device
         (CuPy arrays where W's library cannot take them over), in the common dtype of W and x: float32 or float64 by
-        NumPy's promotion, float64 for integers and bool. float16 and bfloat16 are storage: the arithmetic is that of
-        float32, and each result is rounded once. B = 0 pairs give empty results, and 0 for a sum. Without CuPy,
-        numba-cuda returns numba's device arrays, and takes all arrays to be on its current device.
+        NumPy's promotion (of bfloat16 as of float16), float64 where both are integers or bool. float16 and bfloat16 are
+        storage: the arithmetic is that of float32, and each result is rounded once. B = 0 pairs give empty results, and
+        0 for a sum. Without CuPy, numba-cuda returns numba's device arrays, and takes all arrays to be on its current
+        device.
 
     Raises
     ------
@@ -157,10 +158,11 @@ def grad(
 
 
 def warmup(shape: tuple[int, int], dtype: Any = "float32", backend: str = "auto", *, target: bool = False) -> None:
-    """Compile ahead of time what calls with W (..., m, n) need, so that the first of them does not wait for it.
+    """Compile ahead of time what calls with pairs W (..., m, n) need, so that the first of them does not wait for it.
 
     ``shape`` is (m, n), ``dtype`` that of the arrays, ``backend`` as for ``value_and_grad`` of host arrays, ``target``
-    whether the calls have one. Raises what ``value_and_grad`` raises for such arrays.
+    whether the calls have one. Calls with a cotangent, and with one W for many x, have other kernels. Raises what
+    ``value_and_grad`` raises for such arrays.
     """
     try:
         m, n = map(operator.index, shape)
@@ -189,7 +191,9 @@ def _call(
 @lru_cache
 def _parsed(kind: str, wrt: Any) -> tuple[tuple[str, ...], bool, Any]:
     is_bare = isinstance(wrt, str)
-    wanted = (wrt,) if is_bare else tuple(wrt)
+    if not is_bare and not isinstance(wrt, tuple):
+        raise TypeError("of what has an order, only tuples")
+    wanted = (wrt,) if is_bare else wrt
     if not wanted or len(set(wanted)) < len(wanted) or not all(a in WRT for a in wanted):
         raise ValueError(f"wrt must be one or several of {', '.join(map(repr, WRT))}, each once, not {wrt!r}")
     gradients = tuple(WRT[a] for a in wanted)
@@ -200,7 +204,7 @@ def _parsed(kind: str, wrt: Any) -> tuple[tuple[str, ...], bool, Any]:
 def _wanted(kind: str, wrt: Any) -> tuple[tuple[str, ...], bool, Any]:
     """The names of the results for ``wrt``, whether it is one bare name, and what makes a named tuple of them."""
     try:
-        return _parsed(kind, wrt if isinstance(wrt, (str, tuple)) else tuple(wrt))
+        return _parsed(kind, tuple(wrt) if isinstance(wrt, list) else wrt)
     except TypeError:
         raise ValueError(f"wrt must be a name or a tuple of names, not {wrt!r}") from None
 

@@ -17,7 +17,7 @@ DTYPES = ("float16", "float32", "float64")  # of results; and bfloat16, a dtype 
 _COMPUTED = frozenset(np.dtype(name).num for name in ("float32", "float64"))
 _NUMBERS = frozenset(np.dtype(char).num for char in "?bBhHiIlLqQefd")
 
-_FLOAT32 = np.dtype(np.float32)
+_FLOAT16, _FLOAT32 = np.dtype(np.float16), np.dtype(np.float32)
 _SEQUENCES = (tuple, list)  # of given outputs; making a union of the two takes as long as the rest of the check
 
 
@@ -282,13 +282,12 @@ def _check_dtype(name: str, a: Any) -> Any:
 
 def _result_dtype(W: Any, x: Any) -> np.dtype[Any]:
     """The common dtype of W and x, in native byte order; float64 for integers and bool."""
-    dtype: np.dtype[Any]
-    try:
-        dtype = np.result_type(W.dtype, x.dtype)
-    except TypeError:  # of bfloat16 and float16
-        return _FLOAT32
-    if dtype.name == "bfloat16" and W.dtype == x.dtype:
-        return dtype
+    given: list[np.dtype[Any]] = [W.dtype, x.dtype]
+    bfloat16 = [dtype for dtype in given if dtype.name == "bfloat16"]
+    # bfloat16 is promoted as float16 is; the two together are float32.
+    dtype: np.dtype[Any] = np.result_type(*(_FLOAT16 if dtype in bfloat16 else dtype for dtype in given))
+    if bfloat16 and dtype == _FLOAT16:
+        return _FLOAT32 if _FLOAT16 in given else bfloat16[0]
     return dtype if dtype.kind == "f" else np.dtype(np.float64)
 
 

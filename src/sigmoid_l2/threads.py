@@ -179,6 +179,7 @@ def copy(to: Any, values: Any) -> None:
     to, values = np.atleast_1d(to, values)
 
     def copy_range(first: int, last: int) -> None:
-        np.copyto(to[first:last], values[first:last])
+        with np.errstate(all="ignore"):  # of this thread: a value beyond the range of a shorter dtype is infinite
+            np.copyto(to[first:last], values[first:last])
 
     for_ranges(len(to), to.size, copy_range)

@@ -60,6 +60,9 @@ def test_bfloat16(backend):
     out = tuple(map(np.empty_like, got))
     sl2.value_and_grad(W_in, x_in, out=out, backend=backend)
     assert bits(out) == bits(got)
+    for other, result in (("i1", bfloat16), ("?", bfloat16), ("i2", "f4"), ("i4", "f8")):
+        assert sl2.value(W_in, X.astype(other), backend=backend).dtype == result
+    assert sl2.check_grad(W_in, x_in, 1, dW=sl2.grad(W_in, x_in, 1, wrt="W", backend=backend)).ok
     for other, dtype in (("f2", "f4"), ("f4", "f4"), ("f8", "f8")):
         got = sl2.value_and_grad(W_in, X.astype(other), backend=backend)
         assert bits(got) == bits(sl2.value_and_grad(W_in.astype(dtype), X.astype(other).astype(dtype), backend=backend))

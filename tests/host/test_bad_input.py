@@ -203,6 +203,8 @@ MORE = {  # what is given besides W and x, the exception, words of its message
     "wrt: None": (lambda a: {"wrt": None}, ValueError, ["wrt must be a name or a tuple of names, not None"]),
     "wrt: a number": (lambda a: {"wrt": 0}, ValueError, ["wrt must be a name or a tuple of names, not 0"]),
     "wrt: numbers": (lambda a: {"wrt": (0, 1)}, ValueError, ["each once, not (0, 1)"]),
+    "wrt: a set, which has no order": (lambda a: {"wrt": {"W"}}, ValueError, ["a name or a tuple of names, not {'W'}"]),
+    "wrt: bytes": (lambda a: {"wrt": b"W"}, ValueError, ["a name or a tuple of names, not b'W'"]),
     "wrt: lists in it": (lambda a: {"wrt": (["x"],)}, ValueError, ["wrt must be a name or a tuple of names"]),
     "out: memory of the target": (
         lambda a: {"target": a.dW[:, :, 0]},

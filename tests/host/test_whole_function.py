@@ -215,6 +215,17 @@ def test_other_dtypes_and_layouts_of_target_and_cotangent(backend):
     assert bits(got) == bits(sl2.value_and_grad(W, x, y.astype("f4"), backend=backend))
 
 
+@pytest.mark.filterwarnings("error")
+def test_finite_input_gives_no_warning_where_a_result_is_too_large(backend):
+    """Copies of large arrays, too, which run on threads of their own, convert without a warning."""
+    W, x = np.zeros((1, 600, 600), np.float16), np.full((1, 600), 60000, np.float16)
+    loss, dW, _ = sl2.value_and_grad(W, x, cotangent=[1e4], backend=backend)
+    assert np.isinf(dW).all()
+    assert np.isfinite(loss).all()
+    W, x = np.zeros((1, 600, 600), np.float32), np.zeros((1, 600), np.float32)
+    assert np.isinf(sl2.value(W, x, np.full((1, 600), 1e300), backend=backend)).all()
+
+
 @pytest.mark.parametrize("shared", ["W", "x"])
 def test_nothing_of_all_pairs_is_allocated(backend, shared):
     """A W that all x share is never repeated for all of them."""

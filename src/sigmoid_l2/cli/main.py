@@ -130,7 +130,11 @@ def _parser() -> argparse.ArgumentParser:
             f"or what broadcasts to it. Used instead of {name} in an .npz or .json file",
         )
 
-    target = "target", "y of ||sigmoid(W x) - y||^2, by default 0", "(..., m)"
+    target = (
+        "target",
+        "y of ||sigmoid(W x) - y||^2, by default 0 (--target=-1,0 where the first is negative)",
+        "(..., m)",
+    )
     cotangent = "cotangent", "c, by default 1: the gradients are those of the sum of c times loss", "(...)"
 
     inputs = "one .npz or .json file with W and x, or two .npy files, W first: W (..., m, n), x (..., n)"

@@ -141,11 +141,11 @@ def trace(W: Any, x: Any, target: Any = None) -> Trace:
     problem = validate(W, x, target)
     vector = (*problem.batch, problem.m)
     # Copies, because a trace must not change when the caller changes its arrays later.
-    W, x = (np.array(problem.on_host(a), problem.dtype, order="C") for a in (problem.W, problem.x))
+    W, x = (np.array(problem.on_host(a), problem.computed, order="C") for a in (problem.W, problem.x))
     y = None
     with np.errstate(all="ignore"):
         if problem.target is not None:
-            y = np.array(np.broadcast_to(problem.on_host(problem.target), vector), problem.dtype, order="C")
+            y = np.array(np.broadcast_to(problem.on_host(problem.target), vector), problem.computed, order="C")
         q = np.broadcast_to((W * x[..., None, :]).sum(axis=-1), vector).copy()
         s, complement = sigmoid_and_complement(q)  # (..., m), as all others but W, x and their gradients
         e = s if y is None else residual(s, complement, y)
@@ -158,7 +158,12 @@ def trace(W: Any, x: Any, target: Any = None) -> Trace:
         vectors["e"] = None if y is None else e
         if problem.column:
             vectors = {name: None if a is None else a[..., None] for name, a in vectors.items()}
-        return Trace(W=W, loss=np.asarray((e * e).sum(axis=-1)), dW=dW, **vectors)
+        values = dict(W=W, loss=np.asarray((e * e).sum(axis=-1)), dW=dW, **vectors)
+        # As the calls do: float16 and bfloat16 are computed in float32, and rounded once.
+        rounded: dict[str, Any] = {
+            name: None if a is None else a.astype(problem.dtype, copy=False) for name, a in values.items()
+        }
+        return Trace(**rounded)
 
 
 def residual(s: Array, complement: Array, y: Array) -> Array:

@@ -8,6 +8,7 @@ One byte makes one choice, so that a fuzzer's mutation changes one thing. Plain 
 ../test_fuzz.py replays its seeds.
 """
 
+import math
 import warnings
 from typing import Any
 
@@ -102,24 +103,52 @@ def fits(W: Any, x: Any, W_given: Any, x_given: Any) -> bool:
         masked = any(isinstance(b, np.ma.MaskedArray) for b in (given if type(given) is list else [given]))
         if a.dtype.kind not in "biuf" or a.dtype == np.longdouble or masked:
             return False
+    return vectors(W, x) is not None
+
+
+def vectors(W: Any, x: Any) -> Any:
+    """x as (..., n), whose batch shape and that of W broadcast; None where the documentation says that x is refused."""
     if W.ndim < 2 or 0 in W.shape[-2:]:
-        return False
-    vector = (*W.shape[:-2], W.shape[-1])
-    return x.shape == vector or (x.shape == (*vector, 1) and W.shape[-1] != 1)
+        return None
+    n, batches = W.shape[-1], []
+    is_vector, is_column = x.shape[-1:] == (n,), x.shape[-2:] == (n, 1)
+    readings = [x] if is_vector else []
+    if is_column and x.shape[:-1] != W.shape[:-2]:
+        readings.append(x[..., 0])
+    for reading in readings:
+        try:
+            batches.append(np.broadcast_shapes(W.shape[:-2], reading.shape[:-1]))
+        except ValueError:
+            batches.append(None)
+    if not readings or batches[0] is None or (len(readings) == 2 and batches[1] not in (None, batches[0])):
+        return None
+    return readings[0]
 
 
 def assert_right(name: str, got: Any, W: Any, x: Any) -> None:
-    """Assert one result of the finite pairs; ``x`` is (..., n)."""
-    for b in np.ndindex(W.shape[:-2]):
+    """Assert one result; ``x`` is (..., n). A pair that is NaN, infinite or too large to sum is left out."""
+    batch = np.broadcast_shapes(W.shape[:-2], x.shape[:-1])
+    tail = {"loss": (), "dW": W.shape[-2:], "dx": x.shape[-1:]}[name]
+    right, limit = np.full((*batch, *tail), np.nan), np.full((*batch, *tail), np.nan)
+    W_full, x_full = np.broadcast_to(W, batch + W.shape[-2:]), np.broadcast_to(x, batch + x.shape[-1:])
+    for b in np.ndindex(batch):
         with np.errstate(all="ignore"):
-            largest = np.abs((W[b] * x[b]).sum(-1)).max()
-        if not largest < np.finfo(got.dtype).max / x.shape[-1]:
-            continue  # NaN, infinite, or too large to sum
-        truth = oracle.pair(W[b], x[b])
-        right = np.array(getattr(truth, name), float)
-        limit = 2 * getattr(contract.allowed(W[b].astype(got.dtype), x[b].astype(got.dtype), truth), name)
-        error = np.abs(got[b].astype(float).reshape(right.shape) - right)
-        assert (error <= limit).all(), f"{name}: {got[b]} is not {right}, for W {W[b]} and x {x[b]}"
+            largest = np.abs((W_full[b] * x_full[b]).sum(-1)).max()
+        if largest < np.finfo(got.dtype).max / x.shape[-1]:
+            truth = oracle.pair(W_full[b], x_full[b])
+            right[b] = np.array(getattr(truth, name), float)
+            limit[b] = getattr(contract.allowed(W_full[b].astype(got.dtype), x_full[b].astype(got.dtype), truth), name)
+    own = {"loss": batch, "dW": W.shape[:-2], "dx": x.shape[:-1]}[name]
+    own = (1,) * (len(batch) - len(own)) + own
+    summed = tuple(k for k, (size, mine) in enumerate(zip(batch, own, strict=True)) if size != mine)
+    if summed:
+        count = max(1, math.prod(batch[k] for k in summed))
+        sizes = np.abs(right).sum(summed, keepdims=True)
+        right, limit = right.sum(summed, keepdims=True), limit.sum(summed, keepdims=True)
+        limit = limit + (math.ceil(math.log2(count)) + 1) * float(np.finfo(got.dtype).eps) * sizes
+    with np.errstate(all="ignore"):
+        error = np.abs(got.astype(float).reshape(right.shape) - right)
+    assert ((error <= 2 * limit) | np.isnan(right)).all(), f"{name}: {got} is not {right}, for W {W} and x {x}"
 
 
 def test_one_input(data: bytes) -> None:
@@ -134,7 +163,9 @@ def test_one_input(data: bytes) -> None:
     numbers = all(a.dtype.kind in "biufg" for a in (W, x))
     dtype = np.result_type(W, x) if numbers else np.dtype(float)
     dtype = dtype if dtype.kind == "f" else np.dtype(float)
-    shapes = {"loss": shape[:-2], "dW": shape, "dx": x_shape}
+    vector = vectors(W, x)
+    batch = shape[:-2] if vector is None else np.broadcast_shapes(shape[:-2], vector.shape[:-1])
+    shapes = {"loss": batch, "dW": shape, "dx": x_shape}
     out = outputs(choices, CALLS[call], shapes, dtype, memory) if choices.pick([False, True]) else []
     given_out = out[0] if out and call == "value" else tuple(out) or None
     out = [] if given_out is None else out
@@ -159,7 +190,7 @@ def test_one_input(data: bytes) -> None:
         return
     assert fits(W, x, W_given, x_given), f"accepted {W.shape} {W.dtype}, {x.shape} {x.dtype}"
     results = (got,) if call == "value" else got
-    vector = x_copy[..., 0] if x_copy.ndim == W_copy.ndim else x_copy
+    vector = vectors(W_copy, x_copy)
     for name, a in zip(CALLS[call], results, strict=True):
         assert a.shape == shapes[name], f"{name} has shape {a.shape}"
         if a.size:
