@@ -22,6 +22,8 @@ SMALL = 1000  # elements: what the commands compute and print for this many take
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # quicker than a disk
 PARSER = cli._parser()  # making one takes longer than all the rest
 
+OPTIONAL = {"trace": ("target", "dW", "dx"), "grad": ("target", "cotangent")}  # arrays that a command reads, if there
+
 
 def run(data: bytes) -> bool:
     """Whether ``data`` as a whole file is good."""
@@ -46,35 +48,41 @@ def run(data: bytes) -> bool:
 
 
 def check(paths: list[str]) -> bool:
-    """Read the file and run both commands on it; whether it was read."""
-    message = None
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        try:
-            arrays = read_arrays(paths, optional=("target", "cotangent", "dW", "dx"))
-        except InputError as error:
-            message = str(error)
-            assert message.startswith(f"{paths[0]}: "), message
-            assert len(message) < 1000, message
-            assert "allocate" not in message, f"memory was asked for before the file was checked: {message}"
-    if message is None:
-        assert_as_numpy(paths, arrays)
-        if sum(a.size for a in arrays.values()) > SMALL:
-            return True
-    out = f"{paths[0]}.out"
-    commands = ["trace", *paths], ["grad", *paths, "-o", out, "--backend", "numpy"]
-    for command in commands if message is None else commands[:1]:
+    """Read the file as each command does, and run the command on it; whether both could read it."""
+    options = {"trace": [], "grad": ["-o", f"{paths[0]}.out", "--backend", "numpy"]}
+    good = True
+    for command, optional in OPTIONAL.items():
+        arrays = read(paths, optional)
+        good = good and arrays is not None
+        if arrays and sum(a.size for a in arrays.values()) > SMALL:
+            continue
         with (
             contextlib.redirect_stderr(io.StringIO()) as err,
             contextlib.redirect_stdout(io.StringIO()),
             warnings.catch_warnings(),
         ):
             warnings.simplefilter("always")
-            status = cli.main(command)
-        assert status in ([0, 2] if message is None else [2]), status
+            status = cli.main([command, *paths, *options[command]])
+        assert status in ([2] if arrays is None else [0, 2]), status
         assert err.getvalue().count("\n") == (status == 2), err.getvalue()
         assert err.getvalue().rstrip("\n").isprintable(), err.getvalue()
-    return message is None
+    return good
+
+
+def read(paths: list[str], optional: tuple[str, ...]) -> dict[str, np.ndarray] | None:
+    """What is read, which is what NumPy reads; None where the file is refused."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            arrays = read_arrays(paths, optional=optional)
+        except InputError as error:
+            message = str(error)
+            assert message.startswith(f"{paths[0]}: "), message
+            assert len(message) < 1000, message
+            assert "allocate" not in message, f"memory was asked for before the file was checked: {message}"
+            return None
+    assert_as_numpy(paths, arrays)
+    return arrays
 
 
 def assert_as_numpy(paths: list[str], arrays: dict[str, np.ndarray]) -> None:
