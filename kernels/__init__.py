@@ -16,6 +16,10 @@ The contract of a kernel, ``fused(W, x, target, cotangent, loss, dW, dx, dq, *, 
 * ``stream`` is the integer handle of a CUDA stream, None for the default stream; CPU kernels ignore it;
 * ``call_bytes`` is what the call writes in all, where these pairs are a piece of it: whether that is more than the
   caches hold. GPU kernels ignore it.
+
+cpu.launch has also ``shared(W, x, target, cotangent, loss, dW, dx, dq, *, call_bytes=0)``, for pairs that all have one
+W (m, n): dW (m, n) is then the sum over them, in an order that depends on the shapes and the dtype alone. The bits of a
+pair's loss, dx and dq do not depend on the other pairs, but are not those of ``fused``.
 """
 
 from typing import Any, NamedTuple

@@ -10,8 +10,8 @@ neighbouring pairs belong to one *cell*, an element of the axes that are left:
 * else each piece of a cell is added by halves, its sum to those of the pieces before with the rounding errors summed as
   well, in up to STRANDS strands of neighbouring pieces that threads compute side by side, and then the strands.
 
-The order of all sums depends on the shapes and the dtype alone. A term is rounded in ceil(log2(pairs of a piece))
-additions, by eps / 2 each, and by about eps in the others.
+The order of all sums depends on the shapes, the dtype and the size of a piece alone, not on the threads. A term is
+rounded in ceil(log2(pairs of a piece)) additions, by eps / 2 each, and by about eps in the others.
 """
 
 import math
