@@ -91,7 +91,7 @@ class Bench:
     def wanted(self) -> None:
         """A target, and fewer outputs, beside the usual call."""
         work = Workload(self.case(3, 3, WANTED_PAIRS))
-        self.time("wanted", work.case, wanted.runs(work, self.most))
+        self.time("wanted", work.case, wanted.runs(work, "numba", Key(peers.OURS.name, threads=self.most)))
 
     def fit(self) -> None:
         """Steps of gradient descent, by the models in a block, beside a loop by hand."""
@@ -159,7 +159,7 @@ class Bench:
     def shared(self) -> None:
         """One W for many x, beside those who multiply matrices."""
         for m, n in SHARED_SHAPES:
-            case = shared.SharedCase.of_x("float32", m, n, self.bytes_of_x)
+            case = shared.SharedCase.of_x("cpu", "float32", m, n, self.bytes_of_x)
             others = [(peer, peer.takes_out) for peer in shared.PEERS]
             self.compare("shared", shared.SharedWork(case), [(peers.OURS, GIVEN), *others], self.copies(case))
 

@@ -2,7 +2,8 @@
 
 python bench/bench_gpu.py [PART...] [--out DIR] [--backend NAME...] [--share K/N] [--in-turn]
 
-Parts: shapes, few (few pairs, of which each is large), promises, small, peers. Without one it does all but peers.
+Parts: shapes, few (few pairs, of which each is large), shared (one W for many x), wanted (a target, fewer outputs),
+promises, small, peers. Without one it does all but peers.
 Compiles what it needs, measures, adds to the results of the day, prints the tables of ``report``, and exits with 1 if a
 target is missed, with 2 where no GPU is. The shapes and few pairs are timed by the device's clock. All peers are timed
 alike: the wall time of a call and of the wait until the device is done. What is not installed or fails gets a row with
@@ -20,6 +21,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import wanted
 import workload
 from copies import Copy
 from gpu_calls import PROMISES, SMALL, promises, small
@@ -28,6 +30,7 @@ from measure import GIVEN, Contender, DeviceTurn, HostTurn, Key, contenders, row
 from peers import PEERS, of_backend
 from report import report
 from results import COPY, RESULTS, Row, add, gpu_machine, one_line, results_path, row
+from shared import SharedCase, work_of
 from workload import Case, Run, Workload, finished
 
 import sigmoid_l2 as sl2
@@ -39,6 +42,8 @@ SHAPES = ((3, 3), (1, 1), (2, 2), (2, 5), (5, 3), (4, 4), (8, 8), (16, 16), (32,
 SHAPES += ((256, 256), (8192, 8192), (4, 10000), (4, 20000), (4, 30000))
 # m, n and B of few pairs. In the time that a launch takes, the chip moves as much as several of these have.
 FEW_PAIRS = ((1000, 1000, 1), (1000, 1000, 10), (256, 256, 100))
+# W of many x, and the bytes of x in those of W beside the copy: less, because a host adds up dW to compare.
+SHARED_SHAPES, SHARED_PART = ((3, 3), (8, 8), (10, 784), (256, 256)), 1 / 2
 ROUNDS = 21
 # Bytes of W beside the copy, in units of the L2, so that a call finds none of its data in the cache; and at least.
 TIMES_L2, LEAST_BYTES_OF_W = 8, 400 * 10**6
@@ -77,15 +82,30 @@ def memory() -> int:
     return int(workload.library("gpu").cuda.runtime.memGetInfo()[1])
 
 
+def bytes_of_W() -> int:  # noqa: N802 - the name of the mathematics
+    """Those beside the copy; less where the GPU is small."""
+    return int(min(max(LEAST_BYTES_OF_W, TIMES_L2 * gpu_machine()["l2_mb"] * 1e6), memory() / (ARRAYS + 2)))
+
+
 def all_shapes() -> list[Case]:
-    """Every shape and dtype; W is smaller where the GPU is small."""
-    size = int(min(max(LEAST_BYTES_OF_W, TIMES_L2 * gpu_machine()["l2_mb"] * 1e6), memory() / (ARRAYS + 2)))
-    return [Case.sized("gpu", dtype, m, n, size) for m, n in SHAPES for dtype in DTYPES]
+    """Every shape and dtype."""
+    return [Case.sized("gpu", dtype, m, n, bytes_of_W()) for m, n in SHAPES for dtype in DTYPES]
 
 
 def few_pairs() -> list[Case]:
     """Few pairs, in both dtypes."""
     return [Case("gpu", dtype, m, n, B) for m, n, B in FEW_PAIRS for dtype in DTYPES]
+
+
+def one_W() -> list[Case]:  # noqa: N802 - the name of the mathematics
+    """One W for many x."""
+    size = int(bytes_of_W() * SHARED_PART)
+    return [SharedCase.of_x("gpu", "float32", m, n, size) for m, n in SHARED_SHAPES]
+
+
+def usual() -> list[Case]:
+    """The case of which more or fewer outputs are wanted."""
+    return [Case.sized("gpu", dtype, 3, 3, bytes_of_W()) for dtype in DTYPES]
 
 
 def peer_shapes() -> list[Case]:
@@ -102,7 +122,16 @@ def compile_kernels(cases: list[Case], backends: list[str]) -> list[Case]:
     for case, backend in product(cases, backends):
         print(f"compiling: {backend}, {case}", file=sys.stderr)
         with suppress(Exception):
-            Workload(replace(case, B=min(case.B, TO_COMPILE))).call(backend)
+            work_of(replace(case, B=min(case.B, TO_COMPILE))).call(backend)
+    return cases
+
+
+def compile_wanted(cases: list[Case], backends: list[str]) -> list[Case]:
+    """The same for every target and choice of outputs."""
+    for case, backend in product(cases, backends):
+        print(f"compiling: {backend}, {case}, wanted", file=sys.stderr)
+        with suppress(Exception):
+            wanted.runs(work_of(replace(case, B=TO_COMPILE)), backend, Key(backend))
     return cases
 
 
@@ -116,18 +145,35 @@ def beside_copy(part: str, cases: list[Case], backends: list[str]) -> Iterator[l
             yield [row(part, case, backend, reason=one_line(error)) for backend in backends]
 
 
-def with_copy(part: str, case: Case, wanted: list[Contender]) -> list[Row]:
+def with_copy(part: str, case: Case, candidates: list[Contender]) -> list[Row]:
     """The rows of one case."""
     workload.library("gpu").get_default_memory_pool().free_all_blocks()
     copy = Copy(case)
-    calls, failed = contenders(part, Workload(case), wanted)
+    calls, failed = contenders(part, work_of(case), candidates)
+    return failed + in_turn_with(copy, part, case, calls)
+
+
+def in_turn_with(copy: Copy, part: str, case: Case, calls: dict[Key, Run]) -> list[Row]:
+    """The rows of the copy and of all ``calls``."""
     turns = {key: DeviceTurn(run, copy) for key, run in {Key(COPY["gpu"]): copy, **calls}.items()}
     measured = rows(part, case, turns, ROUNDS)
     for own, turn in zip(measured, turns.values(), strict=True):
         own["held_up"] = turn.held_up
     for own in measured[1:]:
         own["fraction_of_copy"] = measured[0]["median"] / own["median"]
-    return failed + measured
+    return measured
+
+
+def with_fewer(cases: list[Case], backends: list[str]) -> Iterator[list[Row]]:
+    """A target, and fewer outputs, beside the usual call and a copy of what that moves."""
+    for case, backend in product(cases, backends):
+        print(f"wanted: {backend}, {case}", file=sys.stderr)
+        try:
+            workload.library("gpu").get_default_memory_pool().free_all_blocks()
+            runs = wanted.runs(Workload(case), backend, Key(backend))
+            yield in_turn_with(Copy(case), "wanted", case, runs)
+        except Exception as error:
+            yield [row("wanted", case, backend, reason=one_line(error))]
 
 
 # A case, its contenders, ready to be timed, and rows for those that failed.
@@ -136,11 +182,11 @@ Compiled = tuple[Case, dict[Key, Run], list[Row]]
 
 def compile_peers(cases: list[Case], backends: list[str]) -> list[Compiled]:
     """All contenders of each case."""
-    wanted = [of_backend(backend) for backend in backends] + [peer for peer in PEERS if "gpu" in peer.devices]
+    everybody = [of_backend(backend) for backend in backends] + [peer for peer in PEERS if "gpu" in peer.devices]
     compiled = []
     for case in cases:
         workload.library("gpu").get_default_memory_pool().free_all_blocks()
-        runs, failed = contenders("peers", Workload(case), [(p, p.takes_out) for p in wanted], COMPILE_S)
+        runs, failed = contenders("peers", Workload(case), [(p, p.takes_out) for p in everybody], COMPILE_S)
         compiled.append((case, {**runs, Key(COPY["gpu"]): finished(Copy(case), "gpu")}, failed))
     return compiled
 
@@ -158,6 +204,8 @@ def peers(compiled: list[Compiled], backends: list[str]) -> Iterator[list[Row]]:
 PARTS: dict[str, tuple[Callable[[], list[Case]], Callable[..., list[Any]], Callable[..., Iterator[list[Row]]]]] = {
     "shapes": (all_shapes, compile_kernels, partial(beside_copy, "shapes")),
     "few": (few_pairs, compile_kernels, partial(beside_copy, "few")),
+    "shared": (one_W, compile_kernels, partial(beside_copy, "shared")),
+    "wanted": (usual, compile_wanted, with_fewer),
     "promises": (lambda: PROMISES, compile_kernels, promises),
     "small": (lambda: SMALL, compile_kernels, small),
     "peers": (peer_shapes, compile_peers, peers),

@@ -10,6 +10,7 @@ from unittest import mock
 from copies import Copy
 from measure import seconds, spread
 from results import Row, one_line, row
+from shared import SharedCase, work_of
 from workload import Case, Run, Workload, wait
 
 import sigmoid_l2 as sl2
@@ -17,14 +18,15 @@ import sigmoid_l2 as sl2
 SMALL = [Case("gpu", "float32", 3, 3, B) for B in (1, 1000)]
 # Calls in a row of which a round has the mean, and rounds.
 SMALL_CALLS, SMALL_ROUNDS = 500, 11
-# Calls that must keep the promises: of one kernel, and of two with partial sums in a workspace.
+# Calls that must keep the promises: of one kernel, of two with partial sums in a workspace, and with one W for many x.
 PROMISES = [Case("gpu", "float32", m, n, B) for m, n, B in ((3, 3, 1000), (2000, 20, 50))]
+PROMISES += [SharedCase("gpu", "float32", m, n, B) for m, n, B in ((5, 3, 10_000), (10, 784, 1000))]
 # Copies of 130 MB that are queued before a call: 13 ms at 4.8 TB/s.
 AHEAD = 500
 
 
 def empty_kernel(work: Workload, backend: str) -> Run:
-    """The launch of a kernel that does nothing, through the framework of ``backend``, with the arguments of ours.
+    """The launch of a kernel that does nothing, through the framework of ``backend``, on W, x, loss, dW and dx.
 
     It gets the framework's own arrays, so that nothing is converted.
     """
@@ -46,7 +48,7 @@ def empty_kernel(work: Workload, backend: str) -> Run:
 
 
 def empty_cupy_kernel() -> Any:
-    """A kernel with the arguments of ours that does nothing."""
+    """A kernel that takes W, x, loss, dW and dx as one would write it, and does nothing."""
     import cupy
 
     inputs, outputs = "raw T W, raw T x, int64 B", "raw T loss, raw T dW, raw T dx"
@@ -112,7 +114,7 @@ def promises(cases: list[Case], backends: list[str]) -> Iterator[list[Row]]:
     for case, backend, what in product(cases, backends, whats):
         print(f"promises: {backend}, {case}, {what}", file=sys.stderr)
         try:
-            work = Workload(case)
+            work = work_of(case)
             work.call(backend)
             value = {"value": whats[what](work, backend)}
         except Exception as error:

@@ -3,8 +3,9 @@
 python bench/gpu_check.py [--only STEP...] [--out DIR]
 
 Steps: here (which backends run, and on what), parity (tests of both kernels), benchmark (beside the device copy),
-few (pairs, beside it), graph (a call in a CUDA graph, and that it allocates nothing), small (calls), profile (Nsight
-Compute's of the two slowest cases of benchmark), sanitizer (compute-sanitizer), peers.
+few (pairs beside it; one W for many x; a target and fewer outputs), graph (a call in a CUDA graph, and that it
+allocates nothing), small (calls), profile (Nsight Compute's of the two slowest cases of benchmark), sanitizer
+(compute-sanitizer), peers.
 
 Uses the packages of the Python that runs it and no network. A step that fails, hangs or is killed leaves the results
 of the others.
@@ -43,14 +44,14 @@ PACKAGES = BUILD / "packages"
 TOOLKIT = Path("/usr/local/cuda")  # the usual folder of NVIDIA's CUDA toolkit
 RESULTS_OF_GPU = "20??-??-??-*.json"  # as results_path names them
 BACKENDS = ("cupy", "numba-cuda")
-# Limit of each step in seconds, together less than 420. Expected on an H100 with 16 cores: 8, 45, 20, 20, 3, 5, 10,
+# Limit of each step in seconds, together less than 420. Expected on an H100 with 16 cores: 8, 45, 20, 20, 12, 5, 10,
 # 15, 35, 0, 10, 3.
 LIMITS = {
     "here": 60,
     "parity": 80,
     "compile": 40,
     "benchmark": 41,
-    "few": 14,
+    "few": 23,
     "graph": 16,
     "small": 24,
     "profile": 40,
@@ -161,7 +162,7 @@ def measure(steps: Steps, wanted: Sequence[str], available: list[str], processes
             f"shapes-{k}": [*benchmark, "shapes", "--share", f"{k}/{shares}", "--backend", *available]
             for k in range(shares)
         },
-        "few": {"few": [*benchmark, "few", "--backend", *available]},
+        "few": {part: [*benchmark, part, "--backend", *available] for part in ("few", "shared", "wanted")},
         "graph": {f"promises-{name}": [*benchmark, "promises", "--backend", name] for name in available},
         "small": {f"small-{name}": [*benchmark, "small", "--backend", name] for name in available},
     }

@@ -43,6 +43,8 @@ def sections_of_gpu(results: Row, parts: dict[str, list[Row]]) -> list[str]:
     for part, title, tables in (
         ("shapes", "Beside a device-to-device copy of the same bytes, outputs given; device time", (beside_copy,)),
         ("few", "Few pairs beside such a copy, launches included", (beside_copy,)),
+        ("shared", "One W for many x beside such a copy, launches included", (beside_copy,)),
+        ("wanted", "A target and fewer outputs beside a copy of what the usual call moves", (beside_copy,)),
         ("small", "A small call, outputs given; the host's time, nobody waiting for the device", (small_calls,)),
         ("peers", "Peers; wall time of a call and the wait for the device", (times, speeds)),
     ):

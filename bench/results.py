@@ -51,7 +51,8 @@ def row(part: str, case: Case, contender: str, **more: Any) -> Row:
     if case.device == "gpu":
         from sigmoid_l2.kernels.gpu.plan import make_plan, size_class  # compare imports older packages as well
 
-        sizes["class"] = size_class(make_plan(case.m, case.n, np.dtype(case.dtype).itemsize))
+        size = size_class(make_plan(case.m, case.n, np.dtype(case.dtype).itemsize))
+        sizes["class"] = "one W" if len(case.matrices) == 2 else size
     return {"part": part, "contender": contender, **more, **sizes}
 
 

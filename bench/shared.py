@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 from frameworks import Call, compiled, tensor
 from peers import Peer
-from workload import Case, Workload
+from workload import Case, Workload, on_host
 
 import sigmoid_l2 as sl2
 
@@ -26,9 +26,9 @@ class SharedCase(Case):
     """B random x, all with the same W (m, n)."""
 
     @classmethod
-    def of_x(cls, dtype: str, m: int, n: int, size: int) -> Self:
+    def of_x(cls, device: str, dtype: str, m: int, n: int, size: int) -> Self:
         """So many x that they have about ``size`` bytes."""
-        return cls("cpu", dtype, m, n, max(1, size // (n * np.dtype(dtype).itemsize)))
+        return cls(device, dtype, m, n, max(1, size // (n * np.dtype(dtype).itemsize)))
 
     @property
     def matrices(self) -> tuple[int, ...]:
@@ -41,14 +41,14 @@ class SharedWork(Workload):
 
     @cached_property
     def truth(self) -> sl2.ValueAndGrad:
-        W, x = self.W.astype(float), self.some_pairs(self.x).astype(float)
+        W, x = (self.some_pairs(a).astype(float) for a in (self.W, self.x))
         return sl2.value_and_grad(W, x, backend="numpy")._replace(dW=self._sum())
 
     def _sum(self) -> Any:
         """dW in float64, by hand."""
-        W, total = self.W.astype(float), np.zeros(self.W.shape)
+        W, total = on_host(self.W).astype(float), np.zeros(self.W.shape)
         for first in range(0, self.case.B, BLOCK):
-            x = self.x[first : first + BLOCK].astype(float)
+            x = on_host(self.x[first : first + BLOCK]).astype(float)
             s = 1 / (1 + np.exp(-(x @ W.T)))
             total += (2 * s * s * (1 - s)).T @ x
         return total
@@ -58,7 +58,12 @@ class SharedWork(Workload):
 
     def some_pairs(self, a: Any) -> Any:
         """All of W and dW, some of the others."""
-        return np.asarray(a) if a.shape == self.W.shape else super().some_pairs(a)
+        return on_host(a) if a.shape == self.W.shape else super().some_pairs(a)
+
+
+def work_of(case: Case) -> Workload:
+    """The arrays of a case."""
+    return (SharedWork if isinstance(case, SharedCase) else Workload)(case)
 
 
 def numpy_products(W: Any, x: Any, out: Any) -> Call:

@@ -1,7 +1,6 @@
 """What a call costs with a target, and with fewer outputs: the traffic says what to expect."""
 
 import numpy as np
-from peers import OURS
 from results import Key, Row
 from workload import LINE, OUT_AT, Run, Workload, placed
 
@@ -13,11 +12,11 @@ ALL, FACTORS, DX = "loss, dW, dx", "loss, dq, dx", "loss, dx"
 CALLS = {ALL: ("W", "x"), f"target; {ALL}": ("W", "x"), FACTORS: ("q", "x"), DX: ("x",), "loss, dW": ("W",)}
 
 
-def runs(work: Workload, threads: int) -> dict[Key, Run]:
-    """Each call into given outputs; its results are compared with those of the reference for some pairs."""
+def runs(work: Workload, backend: str, key: Key) -> dict[Key, Run]:
+    """Each call into given outputs, which ``key`` gets the name of; some pairs are compared with the reference."""
     case, (loss, dW, dx) = work.case, work.out
-    target, dq = (placed(np, (case.B, case.m), case.dtype, OUT_AT, LINE) for _ in range(2))
-    target[...] = np.arange(case.B)[:, None] % 2
+    target, dq = (placed(work.xp, (case.B, case.m), case.dtype, OUT_AT, LINE) for _ in range(2))
+    target[...] = work.xp.asarray(np.arange(case.B)[:, None] % 2)
 
     def call(what: str, wrt: tuple[str, ...]) -> Run:
         gradients = {"W": dW, "x": dx, "q": dq}
@@ -25,7 +24,7 @@ def runs(work: Workload, threads: int) -> dict[Key, Run]:
         y = target if what.startswith("target") else None
 
         def run() -> object:
-            return sl2.value_and_grad(work.W, work.x, y, wrt=wrt, out=out, backend="numba")
+            return sl2.value_and_grad(work.W, work.x, y, wrt=wrt, out=out, backend=backend)
 
         for a in out:
             a.fill(np.nan)
@@ -34,7 +33,7 @@ def runs(work: Workload, threads: int) -> dict[Key, Run]:
         work.compare(run(), right)
         return run
 
-    return {Key(OURS.name, what, threads): call(what, wrt) for what, wrt in CALLS.items()}
+    return {key._replace(outputs=what): call(what, wrt) for what, wrt in CALLS.items()}
 
 
 def bytes_of_pair(row: Row) -> int:

@@ -63,6 +63,11 @@ def library(device: str) -> Any:
     return np if device == "cpu" else importlib.import_module("cupy")
 
 
+def on_host(a: Any) -> Any:
+    """An array of any library as NumPy's."""
+    return np.asarray(a.get() if hasattr(a, "get") else a.cpu() if hasattr(a, "cpu") else a)
+
+
 def wait(device: str) -> None:
     """Until ``device`` has nothing to do."""
     if device == "gpu":
@@ -180,8 +185,4 @@ class Workload:
         if self.case.device == "cpu":
             count = min(B, max(2, CHECKED_ELEMENTS // (m * n)))
             return np.asarray(a)[np.linspace(0, B - 1, count, dtype=np.int64)]
-
-        def on_host(part: Any) -> Any:
-            return np.asarray(part.get() if hasattr(part, "get") else part.cpu() if hasattr(part, "cpu") else part)
-
         return np.concatenate([on_host(a[:CHECKED_PAIRS]), on_host(a[max(CHECKED_PAIRS, B - CHECKED_PAIRS) :])])

@@ -88,11 +88,11 @@ class Calls:
         return value(W, x, backend="numpy")
 
     @classmethod
-    def value_and_grad(cls, W, x, *, out=None, backend, stream=None):
+    def value_and_grad(cls, W, x, target=None, *, wrt=("W", "x"), out=None, backend, stream=None):
         if not isinstance(W, Array):
-            return value_and_grad(W, x, out=out, backend=backend)
-        plain = [a.view(np.ndarray) for a in (W, x, *out)]
-        cls.last = lambda: value_and_grad(*plain[:2], out=tuple(plain[2:]), backend="numpy")
+            return value_and_grad(W, x, target, wrt=wrt, out=out, backend=backend)
+        W, x, target, *given = (a if a is None else a.view(np.ndarray) for a in (W, x, target, *out))
+        cls.last = lambda: value_and_grad(W, x, target, wrt=wrt, out=tuple(given), backend="numpy")
         cls.last()
         if backend == "cupy":
             out[1][...] += cls.wrong
@@ -160,6 +160,7 @@ def install(monkeypatch):
         monkeypatch.setattr(bench_gpu, name, 5000)
     monkeypatch.setattr(bench_gpu, "PEERS", (peers.PEERS[-1], peer("nobody", lambda W, x, out: 1 / 0)))
     monkeypatch.setattr(bench_gpu, "SHAPES", ((3, 3), (40, 30)))
+    monkeypatch.setattr(bench_gpu, "FEW_PAIRS", ((40, 30, 2),))
     monkeypatch.setattr(bench_gpu, "ROUNDS", 3)
     for name in ("SMALL_ROUNDS", "SMALL_CALLS", "AHEAD"):
         monkeypatch.setattr(gpu_calls, name, 3)

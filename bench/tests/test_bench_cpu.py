@@ -114,7 +114,7 @@ def test_each_call_makes_what_its_name_says(monkeypatch):
         return called(W, x, target, wrt=wrt, **options)
 
     called = sl2.value_and_grad
-    runs = wanted.runs(Workload(Case("cpu", "float32", 3, 3, 70)), threads=2)
+    runs = wanted.runs(Workload(Case("cpu", "float32", 3, 3, 70)), "numba", results.Key("ours", threads=2))
     monkeypatch.setattr(sl2, "value_and_grad", value_and_grad)
     for run in runs.values():
         run()
@@ -126,7 +126,7 @@ def test_each_call_makes_what_its_name_says(monkeypatch):
 
 
 def test_the_traffic_of_a_shared_matrix():
-    case = shared.SharedCase.of_x("float32", 10, 784, 10 * 4 * 784)
+    case = shared.SharedCase.of_x("cpu", "float32", 10, 784, 10 * 4 * 784)
     assert (case.B, case.traffic) == (10, 4 * (10 * (2 * 784 + 1) + 2 * 10 * 784))
 
 

@@ -96,9 +96,9 @@ def check(tmp_path, monkeypatch):
 ALL = {
     "here": "cupy numba-cuda nvidia-smi",
     "parity": "tests-arrays tests-cupy tests-numba-cuda",
-    "compile": "9 processes",
+    "compile": "11 processes",
     "benchmark": "shapes-0 shapes-1 shapes-2 shapes-3",
-    "few": "few",
+    "few": "few shared wanted",
     "graph": "promises-cupy promises-numba-cuda",
     "small": "small-cupy small-numba-cuda",
     "profile": "profile-cupy-32-32-float32-99 profile-numba-cuda-16-16-float64-98",
@@ -243,7 +243,7 @@ def test_a_device_that_the_sanitizer_refuses(check, tmp_path, monkeypatch):
 FAILURES = {
     "tests/host/test_cuda_arrays.py: die": {"tests-arrays": "FAILED: killed by SIGKILL"},
     "shapes --share 1/4: hang at once": {
-        "9 processes": "FAILED: shapes-1 not in time, what is timed may be disturbed",
+        "11 processes": "FAILED: shapes-1 not in time, what is timed may be disturbed",
         "shapes-1": "FAILED: not done in time",
     },
     "promises --backend numba-cuda: hang": {"promises-numba-cuda": "FAILED: not done in time"},
@@ -343,20 +343,21 @@ def test_on_the_stand_in_for_cupy(check, tmp_path, monkeypatch):
     """Every line of the benchmark; all but the tests and the sanitizer, which need a GPU."""
     monkeypatch.setattr(gpu_check, "PYTHON", [sys.executable, str(BENCH / "tests" / "fake_bench.py")])
     monkeypatch.setattr(gpu_check.os, "cpu_count", lambda: 2)
-    status, lines, text = check("--only", "benchmark", "graph", "small", "peers")
+    status, lines, text = check("--only", "benchmark", "few", "graph", "small", "peers")
     assert status == 1, "the stand-in misses the targets"
     assert [name for _, name, result in lines if result != "ok"] == ["targets"]
     (path,) = (tmp_path / "out").glob("*-nvidia-stand-in.json")
     results = json.loads(path.read_text(encoding="utf-8"))
     assert {row["contender"] for row in results["rows"] if "reason" in row} == {"nobody"}
-    assert {row["part"] for row in results["rows"]} == {"shapes", "small", "promises", "peers"}
+    parts = {row["part"] for row in results["rows"]}
+    assert parts == {"shapes", "few", "shared", "wanted", "small", "promises", "peers"}
     measured = {}
     for target in results["targets"]:
         measured.setdefault(target["unit"].removesuffix(", outputs given"), []).append(target["measured"])
     assert len(measured["of the device copy"]) == 2 * 2 * 2  # backends, dtypes, classes: tiny and block
     assert len(measured["x an empty kernel's launch, at most"]) == 2 * 2
-    assert measured["bytes allocated"] == measured["waits"] == [0] * 4
-    assert measured["graph is right"] == [1] * 4
+    assert measured["bytes allocated"] == measured["waits"] == [0] * 8
+    assert measured["graph is right"] == [1] * 8
     assert len(measured["x as fast as the fastest peer"]) == 2
     for words in (
         "gpu NVIDIA Stand-in, ",
