@@ -13,6 +13,7 @@ import sys
 import numpy as np
 from bench_gpu import DTYPES, share
 from results import LIBRARIES, installed
+from shared import SharedCase, work_of
 from workload import Case, Workload
 
 import sigmoid_l2 as sl2
@@ -39,6 +40,8 @@ CLASSES = (
     (260, 128, 86),  # groups of slices
     (2, 20000, 2),  # rows that fill a block's registers, and in float64 slices of columns
 )
+# The same for one W and many x: a tiny W, and larger ones, of which a tile holds all or a part.
+ONE_W = ((3, 3, 5000), (10, 784, 130), (150, 70, 1100))
 
 
 def here(name: str) -> None:
@@ -66,8 +69,9 @@ def main() -> None:
         call()
         return
     cases = [Case("gpu", dtype, m, n, B) for m, n, B in CLASSES for dtype in DTYPES]
+    cases += [SharedCase("gpu", dtype, m, n, B) for m, n, B in ONE_W for dtype in DTYPES]
     for case in cases[share(*part)]:
-        Workload(case).call(backend)  # and compared with the reference
+        work_of(case).call(backend)  # and compared with the reference
         print(f"{backend}: {case} is right", flush=True)
 
 

@@ -149,7 +149,7 @@ def test_a_backend_that_cannot_run(check, capsys, how, status, expected):
 def test_the_tests(monkeypatch, xdist):
     monkeypatch.setattr(gpu_check, "find_spec", lambda name: xdist)
     commands = gpu_check.tests([*gpu_check.BACKENDS], 4)
-    files = [""] if xdist else ["-test_parity", "-test_same_bits"]
+    files = [""] if xdist else ["-test_parity", "-test_same_bits", "-test_whole_function"]
     assert {*commands} == {f"tests-{name}{file}" for name in gpu_check.BACKENDS for file in files} | {"tests-arrays"}
     with_jax_on_the_gpu = {name for name, words in commands.items() if "JAX_PLATFORMS=cpu" not in words}
     assert with_jax_on_the_gpu == {"tests-arrays"}
