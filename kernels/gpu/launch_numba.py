@@ -11,13 +11,15 @@ from typing import Any
 
 from sigmoid_l2.gpu.numba_library import NumbaLibrary
 from sigmoid_l2.kernels import Given, Wanted
-from sigmoid_l2.kernels.gpu import launch, plan
+from sigmoid_l2.kernels.gpu import launch, launch_shared, plan
 from sigmoid_l2.kernels.gpu.columns import columns_gradients_function, columns_q_function
 from sigmoid_l2.kernels.gpu.common import cuda, framework
 from sigmoid_l2.kernels.gpu.finish import finish_function
 from sigmoid_l2.kernels.gpu.long import long_function
-from sigmoid_l2.kernels.gpu.plan_types import Columns, Long, Rows, Staged
+from sigmoid_l2.kernels.gpu.plan_types import Columns, Long, Rows, SharedTiny, Staged
 from sigmoid_l2.kernels.gpu.rows import rows_function
+from sigmoid_l2.kernels.gpu.shared_sums import sums_function
+from sigmoid_l2.kernels.gpu.shared_tiny import tiny_function
 from sigmoid_l2.kernels.gpu.staged import staged_function
 
 
@@ -39,6 +41,26 @@ def fused(
     Arrays are numba's, CuPy's or of the class DeviceArray.
     """
     launch.fused(sys.modules[__name__], W, x, target, cotangent, loss, dW, dx, dq, stream=stream)
+
+
+def shared(
+    W: Any,
+    x: Any,
+    target: Any,
+    cotangent: Any,
+    loss: Any,
+    dW: Any,
+    dx: Any,
+    dq: Any,
+    *,
+    stream: int | None = None,
+    call_bytes: int = 0,
+) -> None:
+    """The same for pairs that all have one W (m, n), of which dW is the sum; ``has_shared`` says for which W."""
+    launch_shared.shared(sys.modules[__name__], W, x, target, cotangent, loss, dW, dx, dq, stream=stream)
+
+
+has_shared = launch_shared.has_shared
 
 
 # --- the kernels -----------------------------------------------------------------------------------------------------
@@ -81,6 +103,18 @@ def finish_kernel(chunk: int, itemsize: int, wanted: Wanted) -> Any:
     """The kernel of finish.py."""
     loaders = chunk // plan.FINISH_LOADS
     return _kernel(finish_function(loaders, chunk, itemsize, wanted), loaders * plan.WARP, plan.FINISH_REGISTERS)
+
+
+@launch.once
+def shared_tiny_kernel(p: SharedTiny, m: int, n: int, itemsize: int, wide: bool, given: Given, wanted: Wanted) -> Any:
+    """The kernel of shared_tiny.py for one (m, n)."""
+    return _kernel(tiny_function(p, m, n, itemsize, wide, given, wanted), p.threads, p.registers)
+
+
+@launch.once
+def shared_sums_kernel(columns: int, loaders: int, itemsize: int) -> Any:
+    """The kernel of shared_sums.py."""
+    return _kernel(sums_function(columns, loaders, itemsize), columns * loaders, None)
 
 
 def _kernel(function: Any, threads: int, registers: int | None) -> Any:

@@ -85,3 +85,15 @@ class Columns(NamedTuple):
 
 
 Plan = Staged | Rows | Long | Columns
+
+
+class SharedTiny(NamedTuple):
+    """One W for all pairs: a thread owns whole pairs, and sums of all of dW in registers."""
+
+    threads: int  # per block
+    pairs: int  # of a tile that a thread owns; thread t those at t, t + threads, ...
+    run: int  # tiles whose terms of dW a thread adds up before they are added over the lanes of a warp
+    registers: int | None  # that a thread may use; None leaves it to the compiler
+
+
+SharedPlan = SharedTiny

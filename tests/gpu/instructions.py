@@ -169,7 +169,13 @@ for name, function in (
     ("le", np.less_equal),
     ("gt", np.greater),
     ("ge", np.greater_equal),
+    ("num", lambda a, b: ~(np.isnan(a) | np.isnan(b))),
+    ("nan", lambda a, b: np.isnan(a) | np.isnan(b)),
 ):
+    if name in ("num", "nan"):  # which integers do not have, nor a form for numbers that are not ordered
+        define(f"setp.{name}", FLOATS, function, "t t", "pred")
+        define(f"setp.{name}.ftz", ("f32",), of_flushed(function), "t t", "pred")
+        continue
     if name not in ("eq", "ne"):
         define(f"setp.{name}", INTEGERS, function, "t t", "pred")
     for suffix, compare in (("", function), ("u", or_unordered(function))):
