@@ -45,16 +45,17 @@ __device__ inline void shared_sums(const T* parts, T* dW, index_t values, index_
     }
 
     // --- all of them -------------------------------------------------------------------------------------------------
+    highs[t] = high;
+    lows[t] = low;
 #pragma unroll
     for (unsigned half = LOADERS / 2; half > 0; half /= 2) {
-        highs[t] = high;
-        lows[t] = low;
         __syncthreads();
         if (loader < half) {
             low += lows[t + half * COLUMNS];
             add_exactly(high, low, highs[t + half * COLUMNS]);
+            highs[t] = high;
+            lows[t] = low;
         }
-        __syncthreads();
     }
     if (loader == 0 && value < values) dW[value] = rounded_once(high, low);
 }

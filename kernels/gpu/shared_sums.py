@@ -56,15 +56,16 @@ def sums_function(COLUMNS: int, LOADERS: int, itemsize: int) -> Any:
             first += AT_ONCE * LOADERS
 
         # --- all of them ---------------------------------------------------------------------------------------------
+        highs[t] = high
+        lows[t] = low
         for step in range(STEPS):
             half = np.uint32(LOADERS >> 1 >> step)
-            highs[t] = high
-            lows[t] = low
             cuda.syncthreads()
             if loader < half:
                 other = np.uint32(t + half * COLUMNS)
                 high, low = add_exactly(high, low + lows[other], highs[other])
-            cuda.syncthreads()
+                highs[t] = high
+                lows[t] = low
         if loader == 0 and value < values:
             store(dW, value, rounded_once(high, low))
 

@@ -61,7 +61,6 @@ __device__ inline void shared_tiny(const T* W,          // (M, N)
             x_moves.from_global(x + first * N);
             if (GIVEN_TARGET) y_moves.from_global(target + first * M);
             if (GIVEN_COTANGENT) c_moves.from_global(cotangent + first);
-            __syncthreads();  // what was in the tiles has gone out
             x_moves.to_tile(x_tile);
             if (GIVEN_TARGET) y_moves.to_tile(y_tile);
             if (GIVEN_COTANGENT) c_moves.to_tile(c_tile);
@@ -69,10 +68,11 @@ __device__ inline void shared_tiny(const T* W,          // (M, N)
         if (pairs == TILE) {
             copy_in(TILE);
         } else {  // pairs beyond the end are computed like all others, with zeros, and their g is not counted
-            __syncthreads();
+            __syncthreads();  // the tile before has gone out; else each thread has moved what it overwrites
             for (unsigned e = t; e < X_Tile::ROOM; e += THREADS) x_shared[e] = T(0);
             for (unsigned e = t; GIVEN_TARGET && e < Y_Tile::ROOM; e += THREADS) y_shared[e] = T(0);
             for (unsigned e = t; GIVEN_COTANGENT && e < C_Tile::ROOM; e += THREADS) c_shared[e] = T(0);
+            __syncthreads();
             copy_in(pairs);
         }
         __syncthreads();
@@ -132,22 +132,23 @@ __device__ inline void shared_tiny(const T* W,          // (M, N)
     }
 
     // --- dW of the block: sums over its warps ------------------------------------------------------------------------
-    if (!WANT_DW) return;
+    if constexpr (WANT_DW) {
 #pragma unroll
-    for (unsigned k = 0; k < OWN; ++k)
-        if (k * WARP + lane < SIZE) {
-            highs[warp * SIZE + k * WARP + lane] = high[k];
-            lows[warp * SIZE + k * WARP + lane] = low[k];
-        }
-    __syncthreads();
-    for (unsigned k = t; k < SIZE; k += THREADS) {
-        T block_high = highs[k], block_low = lows[k];
+        for (unsigned k = 0; k < OWN; ++k)
+            if (k * WARP + lane < SIZE) {
+                highs[warp * SIZE + k * WARP + lane] = high[k];
+                lows[warp * SIZE + k * WARP + lane] = low[k];
+            }
+        __syncthreads();
+        for (unsigned k = t; k < SIZE; k += THREADS) {
+            T block_high = highs[k], block_low = lows[k];
 #pragma unroll
-        for (unsigned w = 1; w < WARPS; ++w) {
-            block_low += lows[w * SIZE + k];
-            add_exactly(block_high, block_low, highs[w * SIZE + k]);
+            for (unsigned w = 1; w < WARPS; ++w) {
+                block_low += lows[w * SIZE + k];
+                add_exactly(block_high, block_low, highs[w * SIZE + k]);
+            }
+            parts[index_t(k) * gridDim.x + blockIdx.x] = rounded_once(block_high, block_low);
         }
-        parts[index_t(k) * gridDim.x + blockIdx.x] = rounded_once(block_high, block_low);
     }
 }
 

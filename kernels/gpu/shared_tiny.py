@@ -176,14 +176,13 @@ def tiny_function(plan: SharedTiny, M: int, N: int, itemsize: int, wide: bool, g
                     y_from_global(y_held, target, first * M, Y_ALL, t)
                 if GIVEN_COTANGENT:
                     c_from_global(c_held, cotangent, first, C_ALL, t)
-                cuda.syncthreads()  # what was in the tiles has gone out
                 x_to_tile(x_tile, x_held, X_ALL, t)
                 if GIVEN_TARGET:
                     y_to_tile(y_tile, y_held, Y_ALL, t)
                 if GIVEN_COTANGENT:
                     c_to_tile(c_tile, c_held, C_ALL, t)
             else:  # pairs beyond the end are computed like all others, with zeros, and their g is not counted
-                cuda.syncthreads()
+                cuda.syncthreads()  # the tile before has gone out; else each thread has moved what it overwrites
                 e = t
                 while e < X_ROOM:
                     x_tile[e] = zero
@@ -196,12 +195,12 @@ def tiny_function(plan: SharedTiny, M: int, N: int, itemsize: int, wide: bool, g
                 while GIVEN_COTANGENT and e < C_ROOM:
                     c_tile[e] = zero
                     e = np.uint32(e + THREADS)
+                cuda.syncthreads()
                 x_from_global(x_held, x, first * N, pairs * N, t)
                 if GIVEN_TARGET:
                     y_from_global(y_held, target, first * M, pairs * M, t)
                 if GIVEN_COTANGENT:
                     c_from_global(c_held, cotangent, first, pairs, t)
-                cuda.syncthreads()
                 x_to_tile(x_tile, x_held, pairs * N, t)
                 if GIVEN_TARGET:
                     y_to_tile(y_tile, y_held, pairs * M, t)
