@@ -9,10 +9,10 @@ import pytest
 from contract import assert_contract
 from fenced import FENCE, NAMES, assert_same_bits
 
-from gpu import launches
+from gpu import code, launches
 from gpu.launches import aligned
 from gpu.memory import Global
-from gpu.test_compile import PACKAGES
+from gpu.test_compile import FEW_CHIPS, PACKAGES, SHARED_BYTES
 from gpu.test_proof import DTYPES, at_length, between, given, has_race
 from gpu.test_proof import backend as backend
 from gpu.traffic import SECTOR_BYTES
@@ -202,32 +202,60 @@ def test_roundings(B):
     assert blocks <= max(plan_shared.TINY_BLOCKS, -(-B >> 22))
 
 
-def counted(backend, m, n, dtype, everything):
-    """The first block of a batch that keeps a chip busy, with real tiles: instructions and traffic."""
-    p = plan_shared.make_plan(m, n, np.dtype(dtype).itemsize)
-    B = p.tile * p.run * 3
+def launch_of(backend, m, n, dtype, everything, B):
+    """The launch for B pairs, aligned, with or without a target, a cotangent and dq; and the memory."""
     inputs = case(B, m, n, dtype, everything)
     shapes = {"loss": (B,), "dW": (m, n), "dx": (B, n), "dq": (B, m)}
     wanted = NAMES if everything else NAMES[:3]
     outputs = [aligned(np.zeros(shapes[name], dtype)) if name in wanted else None for name in NAMES]
     arrays = [aligned(inputs[k]) if k in inputs else None for k in ("W", "x", "target", "cotangent")]
     (launch, *_), memory = launches.launches_of(backend, *arrays, *outputs)
-    ((issued, traffic),) = launches.run([launch], memory, only=range(1), count=True)
-    return B // launch.blocks, issued, traffic, memory
+    return launch, memory
+
+
+# The most values in registers, and what is most used.
+FITS = {"float32": [(3, 3), (8, 8), (10, 10), (1, 42), (20, 5), (50, 2), (64, 1)]}
+FITS["float64"] = [(3, 3), (7, 7), (1, 21), (25, 2)]
+QUICK_FITS = [("cupy", "float32", 3, 3), ("cupy", "float32", 10, 10), ("cupy", "float64", 7, 7)]
+QUICK_FITS += [("numba-cuda", "float32", 3, 3)]
+
+
+@pytest.mark.parametrize(
+    ("backend", "dtype", "m", "n", "everything"),
+    [
+        pytest.param(*c, e, marks=() if e and c in QUICK_FITS else at_length)
+        for c in [(b, dtype, *s) for b in PACKAGES for dtype in DTYPES for s in FITS[dtype]]
+        for e in (False, True)
+    ],
+    indirect=["backend"],
+)
+def test_it_fits(backend, dtype, m, n, everything):
+    """Nothing in local memory; of 3x3 a third of the threads are resident, of any at least one block."""
+    launch, _ = launch_of(backend, m, n, dtype, everything, 1)
+    for chip in FEW_CHIPS:
+        used = code.used(launch, chip)
+        assert used.stack == 0, used
+        assert used.shared <= SHARED_BYTES, used
+        occupancy = code.chips.occupancy(chip, launch.threads, used.registers, used.shared)
+        assert occupancy >= (0.33 if (m, n, dtype) == (3, 3, "float32") else 0.1), used
 
 
 @pytest.mark.parametrize(
     ("m", "n", "dtype", "everything"),
     [
         (3, 3, "float32", False),
-        (8, 8, "float32", False),
-        *(pytest.param(*c, marks=at_length) for c in ((3, 3, "float32", True), (3, 3, "float64", False))),
+        *(pytest.param(8, 8, *c, marks=at_length) for c in (("float32", False), ("float32", True))),
+        pytest.param(3, 3, "float64", True, marks=at_length),
     ],
 )
 def test_traffic(monkeypatch, backend, m, n, dtype, everything):
     """x is read once, each output is written once, in whole sectors, without bank conflicts, in few instructions."""
     monkeypatch.setattr(plan_shared, "TINY_BLOCKS", 1)
-    pairs, issued, traffic, memory = counted(backend, m, n, dtype, everything)
+    p = plan_shared.make_plan(m, n, np.dtype(dtype).itemsize)
+    pairs = p.tile * p.run * 3
+    launch, memory = launch_of(backend, m, n, dtype, everything, pairs)
+    assert launch.blocks == 1
+    ((issued, traffic),) = launches.run([launch], memory, count=True)
     itemsize = np.dtype(dtype).itemsize
     sizes = {("x", False): n, ("loss", True): 1, ("dx", True): n}
     if everything:
