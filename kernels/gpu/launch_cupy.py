@@ -129,9 +129,9 @@ def shared_blocks_dx_kernel(p: Product, itemsize: int, wide: bool, wide_g: bool)
 
 
 @launch.once
-def shared_blocks_dW_kernel(p: Product, itemsize: int, wide: bool, wide_g: bool) -> Any:
-    """The third, for the sums of dW."""
-    return _blocks_kernel("dW", p, itemsize, (wide, wide_g), "x g", "sums", "B m n pairs chain is_first")
+def shared_blocks_parts_kernel(p: Product, itemsize: int, wide: bool, wide_g: bool) -> Any:
+    """The third, for parts of dW."""
+    return _blocks_kernel("parts", p, itemsize, (wide, wide_g), "x g", "parts", "B m n pairs chain is_first")
 
 
 def _blocks_kernel(

@@ -69,7 +69,7 @@ def _blocks(launcher: Any, p: SharedBlocks, stream: int | None, batch: Batch) ->
     workspace = address(launcher.workspace(stream, g_bytes + sums_bytes)) if g_bytes + sums_bytes else 0
     sums = workspace + g_bytes
     for first in range(0, B, most):
-        part = batch.part(first, min(most, B - first))
+        part = batch.part(first, min(most, B - first))._replace(W=batch.W, dW=dW)
         g = part.dq or (has_g and workspace)
         _products(launcher, p._replace(dW=product), stream, part, g, (sums, slices, of_slice, chain, first == 0))
     if dW:
@@ -97,7 +97,7 @@ def _products(
         kernel = launcher.shared_blocks_dx_kernel(side, itemsize, wide, wide_g)
         launcher.run(kernel, blocks * columns, side.threads, stream, (W, g, dx, B, m, n))
     if dW:
-        side = p.dW
-        kernel = launcher.shared_blocks_dW_kernel(side, itemsize, wide, wide_g)
+        side = p.dW if wide and wide_g else p.dW._replace(registers=plan_shared.NARROW_PARTS_REGISTERS)
+        kernel = launcher.shared_blocks_parts_kernel(side, itemsize, wide, wide_g)
         blocks = slices * -(-m // side.a(itemsize)) * -(-n // side.b(itemsize))
         launcher.run(kernel, blocks, side.threads, stream, (x, g, sums, B, m, n, of_slice, chain, int(is_first)))

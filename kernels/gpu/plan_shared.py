@@ -62,17 +62,21 @@ def tiles_of_block(p: SharedTiny, B: int) -> int:
 MOST_THREADS, MOST_GROUPS = 16, 2
 # The same along the rows of dW, of which a thread owns 8 x 4 elements, with two more values each.
 DW_THREADS = 8
-# Groups of the smaller side of a tile in which a thread has one group, at most. Such a W is small, and memory the limit.
+# Groups of a side of which a thread has one, at most: W is small then, and memory the limit.
 FEW_GROUPS = 4
 PAIRS = 128  # of a tile of q or dx in float32, and a multiple of those in float64
-# Registers that a thread may use: for 512 resident threads, and for 384.
-BLOCKS_REGISTERS, DW_REGISTERS = 128, 168
+# Registers that a thread may use: of a block of 256 threads for 512 resident ones, of smaller blocks for 384.
+BLOCKS_REGISTERS, SMALL_BLOCKS_REGISTERS = 128, 168
+# The same of parts of dW that move element by element, for 256 resident ones: with 168 64x64 elements in float32 spill 8
+# bytes on sm_90.
+NARROW_PARTS_REGISTERS = 200
 # Terms in shared memory at a time. Two lanes load 32 bytes of a line, so 8 is the least in float32.
 STEP = 8
 # The same of q of few rows, by their threads: 4 have 16 KiB in flight in a block.
 FEW_ROWS_STEPS = {1: 8, 2: 16, 4: 32}
-# The same of dW in float32, where the batch is not small: half as many barriers.
-DW_STEP = 16
+# The same of dW in float32, where the batch is not small: half as many barriers. And of one row in float64, of which a
+# thread has much of x in flight.
+DW_STEP, ONE_ROW_STEP = 16, 4
 CHIP = 132  # multiprocessors that are to have work
 SLICE_PAIRS = 256  # of a slice, at least: its sums are 2 m n values
 MOST_SLICES = 256
@@ -89,16 +93,17 @@ def _of_pairs(extent: int, itemsize: int, steps: dict[int, int], terms: int) -> 
     """The product of tiles of PAIRS, or half as many, and a side of ``extent``."""
     threads, groups = _side(extent, itemsize, MOST_THREADS)
     if groups > 1:
-        return Product(MOST_THREADS, threads, groups, groups, STEP, BLOCKS_REGISTERS)
+        registers = BLOCKS_REGISTERS if threads == MOST_THREADS else SMALL_BLOCKS_REGISTERS
+        return Product(MOST_THREADS, threads, groups, groups, STEP, registers)
     step = min(steps.get(threads, STEP), max(STEP, 1 << (terms - 1).bit_length()))
-    return Product(2 * MOST_THREADS, threads, groups, groups, step, DW_REGISTERS)
+    return Product(2 * MOST_THREADS, threads, groups, groups, step, SMALL_BLOCKS_REGISTERS)
 
 
 def _blocks(m: int, n: int, itemsize: int) -> SharedBlocks:
     rows, groups = _side(m, itemsize, DW_THREADS)
     columns = MOST_THREADS if rows == DW_THREADS else 2 * MOST_THREADS
-    step = DW_STEP if itemsize == 4 and rows >= FEW_GROUPS else STEP
-    dW = Product(rows, columns, groups, itemsize // 4, step, DW_REGISTERS)
+    step = DW_STEP if itemsize == 4 and rows >= FEW_GROUPS else ONE_ROW_STEP if (itemsize, rows) == (8, 1) else STEP
+    dW = Product(rows, columns, groups, itemsize // 4, step, SMALL_BLOCKS_REGISTERS)
     return SharedBlocks(_of_pairs(m, itemsize, FEW_ROWS_STEPS, n), _of_pairs(n, itemsize, {}, m), dW)
 
 

@@ -1,5 +1,5 @@
 // shared_blocks.cuh: three kernels for one W (m, n) and many x, each a product of matrices: q = x W^T, from which come e,
-// g and the loss; dx = g W; dW = g^T x, a sum over the batch. The texts of common.cuh and shared_sums.cuh come before
+// g and the loss; dx = g W; parts of dW = g^T x, a sum over the batch. The texts of common.cuh and shared_sums.cuh come before
 // this one.
 //
 // A block owns a tile of a product, A x B elements. Its operands go through shared memory, STEP terms of the sums at a
@@ -37,7 +37,8 @@ struct Operand {
     }
 
     // Load what is there of `lines` and `terms`, zeros elsewhere. `stride` is from one line or term to the next.
-    __device__ void load(const T* from, index_t stride, unsigned lines, unsigned terms) {
+    // A tile spans less than 2^32 elements.
+    __device__ void load(const T* from, unsigned stride, unsigned lines, unsigned terms) {
 #pragma unroll
         for (unsigned r = 0; r < ROUNDS; ++r) {
             const unsigned v = vector(r), l = line(v), k = term(v);
@@ -74,6 +75,8 @@ struct Product {
     static constexpr unsigned WIDTH = 16 / sizeof(T), THREADS = THREADS_A * THREADS_B;
     static constexpr unsigned OWN_A = GROUPS_A * WIDTH, OWN_B = GROUPS_B * WIDTH;
     static constexpr unsigned A = THREADS_A * OWN_A, B = THREADS_B * OWN_B;
+    // Terms between two branches. With more the compilers need more than 128 registers for 8 x 8 sums.
+    static constexpr unsigned AT_ONCE = 128 / (OWN_A * OWN_B) < STEP ? 128 / (OWN_A * OWN_B) : STEP;
     static constexpr unsigned HALF = STEP * (padded(A) + padded(B)), ROOM = 2 * HALF;
     static_assert(ROOM * sizeof(T) <= SHARED_BYTES, "two steps of both operands are in shared memory");
 
@@ -87,8 +90,8 @@ struct Product {
 
     // sums += a b^T of STEP terms; end(k) is called after each STEP of `terms`, the number of all.
     template <typename SideA, typename SideB, typename End>
-    static __device__ void add(T (&sums)[OWN_A][OWN_B], T* shared, SideA& side_a, const T* from_a, index_t stride_a,
-                               index_t step_a, unsigned lines_a, SideB& side_b, const T* from_b, index_t stride_b,
+    static __device__ void add(T (&sums)[OWN_A][OWN_B], T* shared, SideA& side_a, const T* from_a, unsigned stride_a,
+                               index_t step_a, unsigned lines_a, SideB& side_b, const T* from_b, unsigned stride_b,
                                index_t step_b, unsigned lines_b, unsigned terms, const End& end) {
         const auto left = [&](unsigned done) { return terms - done < STEP ? terms - done : STEP; };
         side_a.load(from_a, stride_a, lines_a, left(0));
@@ -110,7 +113,7 @@ struct Product {
             // --- sums += a b^T ---------------------------------------------------------------------------------------
             const T* const own_a = shared + half + a(0);
             const T* const own_b = shared + half + STEP * SideA::LINE + b(0);
-#pragma unroll 2  // more would need more than 128 registers
+#pragma unroll AT_ONCE
             for (unsigned k = 0; k < STEP; ++k) {
                 T a_own[OWN_A], b_own[OWN_B];
 #pragma unroll
@@ -176,11 +179,9 @@ __device__ inline void shared_blocks_q(const T* W,          // (m, n)
     Operand<T, P::A, STEP, P::THREADS, true, WIDE> x_side;
     Operand<T, P::B, STEP, P::THREADS, true, WIDE> W_side;
     alignas(16) __shared__ T shared[P::ROOM];
-    __shared__ T loss_sums[WANT_LOSS ? THREADS_B * P::A : 1];
+    __shared__ T loss_sums[WANT_LOSS ? P::OWN_A * P::THREADS : 1];  // of each pair of a thread, by threads
     const index_t first = index_t(blockIdx.x) * P::A;
     const unsigned pairs = B - first < P::A ? unsigned(B - first) : P::A;
-    T* const own_sums = loss_sums + threadIdx.x % THREADS_B * P::A;  // the thread's, of its pairs
-
     for (unsigned row = 0; row < m; row += P::B) {
         // --- q = x W^T -----------------------------------------------------------------------------------------------
         const unsigned rows = m - row < P::B ? m - row : P::B;
@@ -198,7 +199,7 @@ __device__ inline void shared_blocks_q(const T* W,          // (m, n)
             const unsigned here = pair < pairs ? rows : 0;
             if (GIVEN_TARGET) load_own<P, WIDE_G>(y_own, target + at, here);
             if (GIVEN_COTANGENT && here > 0) c_own = cotangent[first + pair];
-            if (WANT_LOSS && row > 0) total = own_sums[pair];
+            if (WANT_LOSS && row > 0) total = loss_sums[i * P::THREADS + threadIdx.x];
 #pragma unroll
             for (unsigned j = 0; j < P::OWN_B; ++j) {
                 T e;
@@ -207,18 +208,20 @@ __device__ inline void shared_blocks_q(const T* W,          // (m, n)
 #pragma unroll
                 for (unsigned k = 1; k < P::OWN_A; ++k) q[k - 1][j] = q[k][j];
             }
-            if (WANT_LOSS) own_sums[pair] = total;
+            if (WANT_LOSS) loss_sums[i * P::THREADS + threadIdx.x] = total;
             if (WANT_G) store_own<P, WIDE_G>(g + at, g_own, here);
         }
     }
 
     // --- the loss of each pair: sums over the threads that share it --------------------------------------------------
     __syncthreads();
-    for (unsigned p = threadIdx.x; WANT_LOSS && p < pairs; p += P::THREADS) {
-        T total = loss_sums[p];
+    for (unsigned s = threadIdx.x; WANT_LOSS && s < P::A; s += P::THREADS) {
+        const unsigned i = s / THREADS_A, pair = (i / P::WIDTH * THREADS_A + s % THREADS_A) * P::WIDTH + i % P::WIDTH;
+        const T* const own = loss_sums + s * THREADS_B;
+        T total = own[0];
 #pragma unroll
-        for (unsigned k = 1; k < THREADS_B; ++k) total += loss_sums[k * P::A + p];
-        loss[first + p] = total;
+        for (unsigned k = 1; k < THREADS_B; ++k) total += own[k];
+        if (pair < pairs) loss[first + pair] = total;
     }
 }
 
@@ -247,16 +250,16 @@ __device__ inline void shared_blocks_dx(const T* W,  // (m, n)
         if (P::a(i) < pairs) store_own<P, WIDE>(dx + (first + P::a(i)) * n + column, sums[i], columns);
 }
 
-// dW += g^T x of a tile of rows and columns, over `pairs` of the B pairs of a part of the batch. A term goes through a
-// chain of `chain` STEPs, whose sum is added to high + low without an error; both stay in `sums` from part to part.
-// Grid: ceil(B / pairs) slices, or more, with ceil(m / A) * ceil(n / B) blocks each.
+// Parts of dW: of a tile of rows and columns g^T x, summed over a slice of `pairs` of the B pairs of this launch. A term
+// goes through a chain of `chain` STEPs, whose sum is added to high + low without an error. A part keeps both from
+// launch to launch. Grid: ceil(B / pairs) slices, or more, with ceil(m / A) * ceil(n / B) blocks each.
 template <typename T, unsigned THREADS_A, unsigned THREADS_B, unsigned GROUPS_A, unsigned GROUPS_B, unsigned STEP,
           bool WIDE, bool WIDE_G>
-__device__ inline void shared_blocks_dW(const T* x,  // (B, n)
-                                        const T* g,  // (B, m)
-                                        T* sums,     // (slices, 2, m, n): high and low
-                                        index_t B, unsigned m, unsigned n, index_t pairs, unsigned chain,
-                                        unsigned is_first) {
+__device__ inline void shared_blocks_parts(const T* x,  // (B, n)
+                                           const T* g,  // (B, m)
+                                           T* parts,    // (slices, 2, m, n): high and low
+                                           index_t B, unsigned m, unsigned n, index_t pairs, unsigned chain,
+                                           unsigned is_first) {
     typedef Product<T, THREADS_A, THREADS_B, GROUPS_A, GROUPS_B, STEP> P;
     Operand<T, P::A, STEP, P::THREADS, false, WIDE_G> g_side;
     Operand<T, P::B, STEP, P::THREADS, false, WIDE> x_side;
@@ -266,15 +269,16 @@ __device__ inline void shared_blocks_dW(const T* x,  // (B, n)
     const index_t slice = blockIdx.x / column_tiles / row_tiles, first = slice * pairs;
     const unsigned rows = m - row < P::A ? m - row : P::A, columns = n - column < P::B ? n - column : P::B;
     const unsigned here = first >= B ? 0 : unsigned(B - first < pairs ? B - first : pairs);
-    T* const own_sums = sums + slice * 2 * m * n + index_t(row) * n + column;
+    T* const own_high = parts + (slice * 2 * m + row) * n + column;
+    T* const own_low = own_high + index_t(m) * n;
     if (here == 0 && !is_first) return;
 
     T high[P::OWN_A][P::OWN_B] = {}, low[P::OWN_A][P::OWN_B] = {}, added[P::OWN_A][P::OWN_B] = {};
 #pragma unroll
     for (unsigned i = 0; i < P::OWN_A; ++i)
         if (!is_first && P::a(i) < rows) {
-            load_own<P, WIDE>(high[i], own_sums + index_t(P::a(i)) * n, columns);
-            load_own<P, WIDE>(low[i], own_sums + index_t(m + P::a(i)) * n, columns);
+            load_own<P, WIDE>(high[i], own_high + index_t(P::a(i)) * n, columns);
+            load_own<P, WIDE>(low[i], own_low + index_t(P::a(i)) * n, columns);
         }
 
     // --- dW = g^T x --------------------------------------------------------------------------------------------------
@@ -294,7 +298,7 @@ __device__ inline void shared_blocks_dW(const T* x,  // (B, n)
         P::add(added, shared, g_side, g + first * m + row, m, index_t(STEP) * m, rows, x_side, x + first * n + column, n,
                index_t(STEP) * n, columns, here, end);
 
-    // --- high and low of the slice, low being as small as it can be --------------------------------------------------
+    // --- high and low of the part, low being as small as it can be ---------------------------------------------------
 #pragma unroll
     for (unsigned i = 0; i < P::OWN_A; ++i) {
 #pragma unroll
@@ -305,8 +309,8 @@ __device__ inline void shared_blocks_dW(const T* x,  // (B, n)
             if (low[i][j] != low[i][j]) low[i][j] = T(0);
         }
         if (P::a(i) < rows) {
-            store_own<P, WIDE>(own_sums + index_t(P::a(i)) * n, high[i], columns);
-            store_own<P, WIDE>(own_sums + index_t(m + P::a(i)) * n, low[i], columns);
+            store_own<P, WIDE>(own_high + index_t(P::a(i)) * n, high[i], columns);
+            store_own<P, WIDE>(own_low + index_t(P::a(i)) * n, low[i], columns);
         }
     }
 }

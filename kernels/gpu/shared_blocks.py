@@ -1,6 +1,7 @@
 """Three kernels for one W (m, n) and many x, in numba.cuda; shared_blocks.cuh has CuPy's.
 
-Each is a product of matrices: q = x W^T, from which come e, g and the loss; dx = g W; dW = g^T x, a sum over the batch.
+Each is a product of matrices: q = x W^T, from which come e, g and the loss; dx = g W; parts of dW = g^T x, a sum over
+the batch.
 
 A block owns a tile of a product, A x B elements. Its operands go through shared memory, STEP terms of the sums at a
 time; the next STEP are in flight meanwhile. Thread (ta, tb) owns GROUPS_A groups of WIDTH neighbours along A, and
@@ -70,10 +71,13 @@ class Operand:
 
         @device
         def from_global(held: Any, source: Any, at: Any, stride: Any, lines: Any, terms: Any, t: Any) -> None:
-            """What is there of ``lines`` and ``terms``, zeros elsewhere; ``stride``: from one line or term to next."""
+            """Load what is there of ``lines`` and ``terms``, zeros elsewhere.
+
+            ``stride`` is from one line or term to the next.
+            """
             for r in range(ROUNDS):
                 line, term, has = place(r, t)
-                begin = at + (line * stride + term if ALONG else term * stride + line)
+                begin = at + np.uint32(line * stride + term if ALONG else term * stride + line)
                 for w in range(WIDTH):
                     held[r * WIDTH + w] = zero
                 if WIDE:
@@ -131,6 +135,8 @@ class Tile:
         LINE_A, LINE_B, BEGIN_B = side_a.LINE, side_b.LINE, STEP * side_a.LINE
         a, b, get, add_row = self.a, self.b, load_shared(WIDTH), add_scaled(OWN_B)
         load_a, load_b, put_a, put_b = side_a.from_global, side_b.from_global, side_a.to_shared, side_b.to_shared
+        # Terms between two branches. With more the compilers need more than 128 registers for 8 x 8 sums.
+        AT_ONCE = min(128 // self.OWN, STEP)
         real = framework.REALS[self.itemsize]
 
         @device
@@ -163,13 +169,15 @@ class Tile:
             chain: Any,  # of ``end``
             t: Any,
         ) -> None:
+            # A tile spans less than 2**32 elements.
+            a_apart, b_apart, left = np.uint32(a_stride), np.uint32(b_stride), np.uint32(terms)
             a_held, b_held = cuda.local.array(HELD_A, real), cuda.local.array(HELD_B, real)
-            load_a(a_held, a_from, a_at, a_stride, a_lines, terms, t)
-            load_b(b_held, b_from, b_at, b_stride, b_lines, terms, t)
+            load_a(a_held, a_from, a_at, a_apart, a_lines, left, t)
+            load_b(b_held, b_from, b_at, b_apart, b_lines, left, t)
             put_a(shared, np.uint32(0), a_held, t)
             put_b(shared, np.uint32(BEGIN_B), b_held, t)
             cuda.syncthreads()
-            half, left, steps = np.uint32(0), np.uint32(terms), np.uint32(0)
+            half, steps = np.uint32(0), np.uint32(0)
             while left > 0:
                 # --- the next terms on their way ---------------------------------------------------------------------
                 more = left > STEP
@@ -177,18 +185,18 @@ class Tile:
                 if more:
                     a_at += a_step
                     b_at += b_step
-                    load_a(a_held, a_from, a_at, a_stride, a_lines, left, t)
-                    load_b(b_held, b_from, b_at, b_stride, b_lines, left, t)
+                    load_a(a_held, a_from, a_at, a_apart, a_lines, left, t)
+                    load_b(b_held, b_from, b_at, b_apart, b_lines, left, t)
 
                 # --- sums += a b^T -----------------------------------------------------------------------------------
                 # 64-bit numbers here: what is added to them goes into the instructions that load.
                 own_a, own_b = np.int64(half + a(0, t)), np.int64(half + BEGIN_B + b(0, t))
                 end_a = own_a + STEP * LINE_A
                 while own_a < end_a:
-                    add_term(sums, shared, own_a, own_b)
-                    add_term(sums, shared, own_a + LINE_A, own_b + LINE_B)
-                    own_a += 2 * LINE_A
-                    own_b += 2 * LINE_B
+                    for k in range(AT_ONCE):
+                        add_term(sums, shared, own_a + k * LINE_A, own_b + k * LINE_B)
+                    own_a += AT_ONCE * LINE_A
+                    own_b += AT_ONCE * LINE_B
                 steps = end(sums, high, low, steps, chain, not more)
                 half = np.uint32(HALF - half)
                 if more:
@@ -218,7 +226,8 @@ class Tile:
     def _each(self, WIDE: bool, move: Any, move_one: Any) -> Any:
         """Written out, because for sm_100 the compiler unrolls no loops here before it looks for registers."""
         WIDTH, GROUPS_B, b = self.WIDTH, self.GROUPS_B, self.b
-        assert GROUPS_B <= 2 and WIDTH in (2, 4)
+        assert GROUPS_B <= 2
+        assert WIDTH in (2, 4)
 
         @device
         def group(own: Any, k: Any, memory: Any, at: Any, first: Any, columns: Any) -> None:
@@ -255,9 +264,10 @@ def blocks_q_function(
     """q = x W^T, e, g and the loss of a tile of pairs, tile of rows by tile of rows. Grid: ceil(B / A) blocks."""
     tile = Tile(p, itemsize)
     A, B_TILE, STEP, OWN_A, OWN_B, OWN, ROOM = tile.A, tile.B, tile.STEP, tile.OWN_A, tile.OWN_B, tile.OWN, tile.ROOM
-    THREADS, THREADS_B, LAST = tile.THREADS, tile.THREADS_B, tile.OWN - tile.OWN_B
+    THREADS, THREADS_A, THREADS_B, WIDTH = tile.THREADS, tile.THREADS_A, tile.THREADS_B, tile.WIDTH
+    LAST = OWN - OWN_B
     GIVEN_TARGET, GIVEN_COTANGENT = given
-    LOSS_ROOM = THREADS_B * A if WANT_LOSS else 1
+    LOSS_ROOM = OWN_A * THREADS if WANT_LOSS else 1
     x_side, W_side = (Operand(size, STEP, THREADS, True, WIDE, itemsize) for size in (A, B_TILE))
     add, a, b = tile.add(x_side, W_side, no_end), tile.a, tile.b
     load_y, store_g = tile.load_own(WIDE_G), tile.store_own(WIDE_G)
@@ -275,13 +285,13 @@ def blocks_q_function(
         m: Any,
         n: Any,
     ) -> None:
-        shared, loss_sums = cuda.shared.array(ROOM, real, 16), cuda.shared.array(LOSS_ROOM, real)
+        shared = cuda.shared.array(ROOM, real, 16)
+        loss_sums = cuda.shared.array(LOSS_ROOM, real)  # of each pair of a thread, by threads
         q = cuda.local.array(OWN, real)
         y_own, g_own = cuda.local.array(OWN_B, real), cuda.local.array(OWN_B, real)
         t = np.uint32(cuda.threadIdx.x)
         first = np.int64(np.uint32(cuda.blockIdx.x)) * A
         pairs = np.uint32(min(B - first, A))
-        own_sums = np.uint32(t % THREADS_B * A)  # where the thread's begin, of its pairs
 
         row = np.int64(0)
         while row < m:
@@ -289,7 +299,7 @@ def blocks_q_function(
             rows = np.uint32(min(m - row, B_TILE))
             for k in range(OWN):
                 q[k] = zero
-            add(q, q, q, shared, x, first * n, n, STEP, pairs, W, row * n, n, STEP, rows, np.uint32(n), 0, t)
+            add(q, q, q, shared, x, first * n, n, STEP, pairs, W, row * n, n, STEP, rows, n, 0, t)
 
             # --- e, g and loss: one pair of the thread after the other -----------------------------------------------
             # Its q is always in the first registers, so that the loop has the code of one pair.
@@ -306,7 +316,7 @@ def blocks_q_function(
                 if GIVEN_COTANGENT and here > 0:
                     c_own = load_one(cotangent, first + pair)
                 if WANT_LOSS and row > 0:
-                    total = loss_sums[np.uint32(own_sums + pair)]
+                    total = loss_sums[np.uint32(i * THREADS + t)]
                 for j in range(OWN_B):
                     e, g_j = e_and_g(q[j], y_own[j], c_own)
                     g_own[j] = g_j
@@ -315,7 +325,7 @@ def blocks_q_function(
                 for k in range(LAST):
                     q[k] = q[k + OWN_B]
                 if WANT_LOSS:
-                    loss_sums[np.uint32(own_sums + pair)] = total
+                    loss_sums[np.uint32(i * THREADS + t)] = total
                 if WANT_G:
                     store_g(g_own, 0, g, at, here, t)
                 i = np.uint32(i + 1)
@@ -323,13 +333,16 @@ def blocks_q_function(
 
         # --- the loss of each pair: sums over the threads that share it ----------------------------------------------
         cuda.syncthreads()
-        pair = t
-        while WANT_LOSS and pair < pairs:
-            total = loss_sums[pair]
+        s = t
+        while WANT_LOSS and s < A:
+            i = np.uint32(s // THREADS_A)
+            pair = np.uint32((i // WIDTH * THREADS_A + s % THREADS_A) * WIDTH + i % WIDTH)
+            total = loss_sums[np.uint32(s * THREADS_B)]
             for k in range(1, THREADS_B):
-                total += loss_sums[np.uint32(k * A + pair)]
-            store_one(loss, first + pair, total)
-            pair = np.uint32(pair + THREADS)
+                total += loss_sums[np.uint32(s * THREADS_B + k)]
+            if pair < pairs:
+                store_one(loss, first + pair, total)
+            s = np.uint32(s + THREADS)
 
     return shared_blocks_q
 
@@ -361,7 +374,7 @@ def blocks_dx_function(p: Product, itemsize: int, WIDE: bool, WIDE_G: bool) -> A
         # --- dx = g W ------------------------------------------------------------------------------------------------
         for k in range(OWN):
             sums[k] = zero
-        add(sums, sums, sums, shared, g, first * m, m, STEP, pairs, W, column, n, STEP * n, columns, np.uint32(m), 0, t)
+        add(sums, sums, sums, shared, g, first * m, m, STEP, pairs, W, column, n, STEP * n, columns, m, 0, t)
         i = np.uint32(0)
         while i < OWN_A:
             if a(i, t) < pairs:
@@ -373,11 +386,11 @@ def blocks_dx_function(p: Product, itemsize: int, WIDE: bool, WIDE_G: bool) -> A
     return shared_blocks_dx
 
 
-def blocks_dW_function(p: Product, itemsize: int, WIDE: bool, WIDE_G: bool) -> Any:
-    """dW += g^T x of a tile of rows and columns, over ``pairs`` of the B pairs of a part of the batch.
+def blocks_parts_function(p: Product, itemsize: int, WIDE: bool, WIDE_G: bool) -> Any:
+    """Parts of dW: of a tile of rows and columns g^T x, summed over a slice of ``pairs`` of the B pairs of this launch.
 
-    A term goes through a chain of ``chain`` STEPs, whose sum is added to high + low without an error; both stay in
-    ``sums`` from part to part. Grid: ceil(B / pairs) slices, or more, with ceil(m / A) * ceil(n / B) blocks each.
+    A term goes through a chain of ``chain`` STEPs, whose sum is added to high + low without an error. A part keeps both
+    from launch to launch. Grid: ceil(B / pairs) slices, or more, with ceil(m / A) * ceil(n / B) blocks each.
     """
     tile = Tile(p, itemsize)
     A, B_TILE, STEP, OWN_A, OWN_B, OWN, ROOM = tile.A, tile.B, tile.STEP, tile.OWN_A, tile.OWN_B, tile.OWN, tile.ROOM
@@ -399,10 +412,10 @@ def blocks_dW_function(p: Product, itemsize: int, WIDE: bool, WIDE_G: bool) -> A
 
     add, a, load, store = tile.add(g_side, x_side, add_chain), tile.a, tile.load_own(WIDE), tile.store_own(WIDE)
 
-    def shared_blocks_dW(
+    def shared_blocks_parts(
         x: Any,  # (B, n)
         g: Any,  # (B, m)
-        sums: Any,  # (slices, 2, m, n): high and low
+        parts: Any,  # (slices, 2, m, n): high and low
         B: Any,
         m: Any,
         n: Any,
@@ -438,8 +451,8 @@ def blocks_dW_function(p: Product, itemsize: int, WIDE: bool, WIDE_G: bool) -> A
             for k in range(LAST):
                 low[k] = low[k + OWN_B]
             if a(i, t) < rows:
-                load(high, LAST, sums, high_at + a(i, t) * n, columns, t)
-                load(low, LAST, sums, low_at + a(i, t) * n, columns, t)
+                load(high, LAST, parts, high_at + a(i, t) * n, columns, t)
+                load(low, LAST, parts, low_at + a(i, t) * n, columns, t)
             i = np.uint32(i + 1)
 
         # --- dW = g^T x ----------------------------------------------------------------------------------------------
@@ -447,7 +460,7 @@ def blocks_dW_function(p: Product, itemsize: int, WIDE: bool, WIDE_G: bool) -> A
             g_at, x_at = first * m + row, first * n + column
             add(added, high, low, shared, g, g_at, m, STEP * m, rows, x, x_at, n, STEP * n, columns, here, chain, t)
 
-        # --- high and low of the slice, low being as small as it can be ----------------------------------------------
+        # --- high and low of the part, low being as small as it can be -----------------------------------------------
         i = np.uint32(0)
         while i < OWN_A:  # each row out of the first registers
             for j in range(OWN_B):
@@ -455,12 +468,12 @@ def blocks_dW_function(p: Product, itemsize: int, WIDE: bool, WIDE_G: bool) -> A
                 high[j], rest = add_exactly(high[j], zero, rest)
                 low[j] = rest if rest == rest else zero
             if a(i, t) < rows:
-                store(high, 0, sums, high_at + a(i, t) * n, columns, t)
-                store(low, 0, sums, low_at + a(i, t) * n, columns, t)
+                store(high, 0, parts, high_at + a(i, t) * n, columns, t)
+                store(low, 0, parts, low_at + a(i, t) * n, columns, t)
             for k in range(LAST):
                 high[k] = high[k + OWN_B]
             for k in range(LAST):
                 low[k] = low[k + OWN_B]
             i = np.uint32(i + 1)
 
-    return shared_blocks_dW
+    return shared_blocks_parts
