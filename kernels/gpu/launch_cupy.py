@@ -111,7 +111,7 @@ def shared_tiny_kernel(p: SharedTiny, m: int, n: int, itemsize: int, wide: bool,
     """The kernel of shared_tiny.cuh for one (m, n)."""
     template = m, n, p.threads, p.pairs, p.run, wide, *given, *wanted
     outputs, stems = "loss parts dx dq", ("common", "tile", "shared_sums", "shared_tiny")
-    return _kernel("shared_tiny", itemsize, template, INPUTS, outputs, "B tiles", p.registers, stems)
+    return _kernel("shared_tiny", itemsize, template, INPUTS, outputs, "B tiles", stems=stems)
 
 
 @launch.once

@@ -109,7 +109,7 @@ def finish_kernel(chunk: int, itemsize: int, wanted: Wanted) -> Any:
 @launch.once
 def shared_tiny_kernel(p: SharedTiny, m: int, n: int, itemsize: int, wide: bool, given: Given, wanted: Wanted) -> Any:
     """The kernel of shared_tiny.py for one (m, n)."""
-    return _kernel(tiny_function(p, m, n, itemsize, wide, given, wanted), p.threads, p.registers)
+    return _kernel(tiny_function(p, m, n, itemsize, wide, given, wanted), p.threads, None)
 
 
 @launch.once

@@ -44,7 +44,7 @@ def shared(
 def _tiny(launcher: Any, p: SharedTiny, stream: int | None, batch: Batch) -> None:
     W, x, target, cotangent, loss, dW, dx, dq, B, m, n, itemsize = batch
     tiles = plan_shared.tiles_of_block(p, B)
-    blocks = -(-B // (p.threads * p.pairs * tiles))
+    blocks = -(-B // (p.tile * tiles))
     parts = dW
     if dW and blocks > 1:
         parts = address(launcher.workspace(stream, blocks * m * n * itemsize))

@@ -16,10 +16,10 @@ from sigmoid_l2.kernels.gpu.plan import REGISTERS, WORKSPACE_BYTES
 from sigmoid_l2.kernels.gpu.plan_types import Product, SharedBlocks, SharedPlan, SharedTiny
 
 TINY_THREADS = 128  # threads of a block
-# Values of dW, x and dx that a thread of the tiny kernel owns, at most: its registers.
-TINY_VALUES = {4: 96, 8: 46}  # by itemsize
-# Bytes of x that a thread loads at once, at most, and of shared memory that a block's tiles take.
-TINY_PAIRS_BYTES, TINY_TILE_BYTES = 64, 40 * 1024
+# Values of dW that a thread of the tiny kernel owns, and of dW, x and dx, at most: its registers.
+TINY_VALUES = {4: (100, 128), 8: (50, 64)}  # by itemsize
+# Pairs of a tile that a thread has, at most, bytes of x that it loads at once, and bytes of a block's tiles.
+TINY_PAIRS, TINY_PAIRS_BYTES, TINY_TILE_BYTES = 4, 160, 40 * 1024
 # Pairs that a thread adds up one after the other before the sums over lanes, at most. So a term of dW is rounded in 7
 # additions, in 5 over the lanes, and once at the end of a block and of all: 14 = 2 (log2(64) + 1), and a batch of fewer
 # than 129 pairs has one in each thread.
@@ -35,23 +35,22 @@ SUMS_COLUMNS = 32  # values of a block that adds up the sums of slices
 @cache
 def make_plan(m: int, n: int, itemsize: int) -> SharedPlan | None:
     """Which kernel does pairs that all have one W (m, n), and how; None where there is no kernel for it."""
-    if m * n + 2 * n <= TINY_VALUES[itemsize]:
-        return _tiny(m, n, itemsize)
-    if 2 * m * n * itemsize > WORKSPACE_BYTES or m * PAIRS * itemsize > WORKSPACE_BYTES:
+    return _tiny(m, n, itemsize) or _blocks(m, n, itemsize)
+
+
+def _tiny(m: int, n: int, itemsize: int) -> SharedTiny | None:
+    of_dW, of_all = TINY_VALUES[itemsize]
+    room = TINY_TILE_BYTES // ((m + n + 1) * itemsize * TINY_THREADS)  # pairs of a thread
+    if m * n > of_dW or m * n + 2 * n > of_all or room == 0:
         return None
-    return _blocks(m, n, itemsize)
-
-
-def _tiny(m: int, n: int, itemsize: int) -> SharedTiny:
-    room = TINY_TILE_BYTES // ((m + n + 1) * itemsize * TINY_THREADS)
-    pairs = max(1, min(TINY_PAIRS_BYTES // (n * itemsize), room, TINY_RUN))
+    pairs = max(1, min(TINY_PAIRS, TINY_PAIRS_BYTES // (n * itemsize), room))
     pairs = 1 << (pairs.bit_length() - 1)
-    return SharedTiny(TINY_THREADS, pairs, TINY_RUN // pairs, None)
+    return SharedTiny(TINY_THREADS, pairs, TINY_RUN // pairs)
 
 
 def tiles_of_block(p: SharedTiny, B: int) -> int:
     """How many tiles a block does."""
-    tiles = -(-B // (p.threads * p.pairs))
+    tiles = -(-B // p.tile)
     return min(-(-tiles // TINY_BLOCKS), MOST_TERMS * p.run)
 
 
@@ -99,7 +98,9 @@ def _of_pairs(extent: int, itemsize: int, steps: dict[int, int], terms: int) -> 
     return Product(2 * MOST_THREADS, threads, groups, groups, step, SMALL_BLOCKS_REGISTERS)
 
 
-def _blocks(m: int, n: int, itemsize: int) -> SharedBlocks:
+def _blocks(m: int, n: int, itemsize: int) -> SharedBlocks | None:
+    if max(2 * m * n, PAIRS * m) * itemsize > WORKSPACE_BYTES:  # sums of dW, and g of a tile
+        return None
     rows, groups = _side(m, itemsize, DW_THREADS)
     columns = MOST_THREADS if rows == DW_THREADS else 2 * MOST_THREADS
     step = DW_STEP if itemsize == 4 and rows >= FEW_GROUPS else ONE_ROW_STEP if (itemsize, rows) == (8, 1) else STEP

@@ -93,7 +93,11 @@ class SharedTiny(NamedTuple):
     threads: int  # per block
     pairs: int  # of a tile that a thread owns; thread t those at t, t + threads, ...
     run: int  # tiles whose terms of dW a thread adds up before they are added over the lanes of a warp
-    registers: int | None  # that a thread may use; None leaves it to the compiler
+
+    @property
+    def tile(self) -> int:
+        """Pairs of a tile."""
+        return self.threads * self.pairs
 
 
 class Product(NamedTuple):

@@ -44,7 +44,7 @@ __device__ inline void shared_tiny(const T* W,          // (M, N)
     T dW_own[SIZE] = {}, high[OWN], low[OWN];
 #pragma unroll
     for (unsigned k = 0; k < OWN; ++k) high[k] = T(-0.0), low[k] = T(0);
-    static_assert(N <= WARP, "a warp loads a row of W");
+    static_assert(N <= THREADS, "a block loads a row of W");
     for (unsigned i = 0; i < M; ++i)
         if (t < N) W_shared[i * W_STEP + t] = W[i * N + t];
 
@@ -57,6 +57,7 @@ __device__ inline void shared_tiny(const T* W,          // (M, N)
             X_Mover x_moves(count * N);
             Y_Mover y_moves(count * M);
             C_Mover c_moves(count);
+            x_moves.clear(), y_moves.clear(), c_moves.clear();
             x_moves.from_global(x + first * N);
             if (GIVEN_TARGET) y_moves.from_global(target + first * M);
             if (GIVEN_COTANGENT) c_moves.from_global(cotangent + first);
@@ -76,9 +77,10 @@ __device__ inline void shared_tiny(const T* W,          // (M, N)
         }
         __syncthreads();
 
-#pragma unroll
+#pragma unroll 1
         for (unsigned p = 0; p < PAIRS; ++p) {
             const unsigned pair = p * THREADS + t;
+            __syncwarp();  // else the compilers would load all of W before the first pair, into registers
             T x_own[N], y_own[M] = {}, dx_own[N] = {}, c_own = T(1), total = T(0);
             x_tile.template get<N, N>(x_own, pair * N, N);
             if constexpr (GIVEN_TARGET) y_tile.template get<M, M>(y_own, pair * M, M);
@@ -117,6 +119,7 @@ __device__ inline void shared_tiny(const T* W,          // (M, N)
         const auto copy_out = [&](unsigned count) {
             X_Mover x_moves(count * N);
             Y_Mover y_moves(count * M);
+            x_moves.clear(), y_moves.clear();
             if (WANT_DX) x_moves.from_tile(x_tile);
             if (WANT_DQ) y_moves.from_tile(y_tile);
             if (WANT_DX) x_moves.to_global(dx + first * N);

@@ -30,6 +30,36 @@ from sigmoid_l2.kernels.gpu.shared_sums import add_exactly, rounded_once
 from sigmoid_l2.kernels.gpu.tile import Mover, Tile, twos
 
 
+def each_row(row: Any, M: int) -> Any:
+    """The function that calls ``row`` for the rows first, ..., M - 1.
+
+    dW_own[i * N + j] is a register only where the compiler knows i. For sm_100 it does not unroll a loop over long
+    rows, so the calls are written out: four, four times four, and so on.
+    """
+    function, step = row, 1
+    while step < M:
+        function, step = four_times(function, step, M), 4 * step
+    return function
+
+
+def four_times(function: Any, step: int, M: int) -> Any:
+    """The function that calls ``function`` for first, first + step, ... where there are such rows."""
+    one, two, three = (np.int64(k * step) for k in (1, 2, 3))  # with literals numba would compile it for each
+
+    def four(
+        first: Any, W_tile: Any, x_own: Any, y_own: Any, c_own: Any, counts: Any, dx_own: Any, dW_own: Any, sums: Any
+    ) -> None:
+        function(first, W_tile, x_own, y_own, c_own, counts, dx_own, dW_own, sums)
+        if first + one < M:
+            function(first + one, W_tile, x_own, y_own, c_own, counts, dx_own, dW_own, sums)
+        if first + two < M:
+            function(first + two, W_tile, x_own, y_own, c_own, counts, dx_own, dW_own, sums)
+        if first + three < M:
+            function(first + three, W_tile, x_own, y_own, c_own, counts, dx_own, dW_own, sums)
+
+    return device(four)
+
+
 def tiny_function(plan: SharedTiny, M: int, N: int, itemsize: int, wide: bool, given: Given, wanted: Wanted) -> Any:
     """The kernel's Python function for one (M, N). Grid: ceil(B / (THREADS * PAIRS * tiles)) blocks of THREADS threads.
 
@@ -37,7 +67,7 @@ def tiny_function(plan: SharedTiny, M: int, N: int, itemsize: int, wide: bool, g
     after the other, then those of a warp over its lanes, and these sums with their errors: those of a warp, and at the
     end those of the block, which leaves one part.
     """
-    THREADS, PAIRS, RUN = plan[:3]
+    THREADS, PAIRS, RUN = plan
     GIVEN_TARGET, GIVEN_COTANGENT = given
     WANT_LOSS, WANT_DW, WANT_DX, WANT_DQ = wanted
     real, zero, one, nothing = framework.REALS[itemsize], *map(TYPES[itemsize], (0, 1, -0.0))
@@ -48,7 +78,7 @@ def tiny_function(plan: SharedTiny, M: int, N: int, itemsize: int, wide: bool, g
     W_STEP = -(-N // VECTOR) * VECTOR  # a row of W in whole vectors
     OWN = -(-SIZE // WARP)  # sums over lanes that a lane is left with
     HAS_Y = GIVEN_TARGET or WANT_DQ
-    assert N <= WARP, "a warp loads a row of W"
+    assert N <= THREADS, "a block loads a row of W"
     X_Tile, Y_Tile = Tile(X_SIZE, N, twos(N, VECTOR), itemsize), Tile(Y_SIZE, M, twos(M, VECTOR), itemsize)
     C_Tile = Tile(TILE, 1, 1, itemsize)
     X_Mover, Y_Mover = Mover(X_Tile, X_SIZE, WIDTH, THREADS), Mover(Y_Tile, Y_SIZE, WIDTH, THREADS)
@@ -64,21 +94,38 @@ def tiny_function(plan: SharedTiny, M: int, N: int, itemsize: int, wide: bool, g
     sum_lanes, load_one, store_one = sum_over_lanes(WARP, SIZE), load_global(True, 1), store_global(True, 1)
 
     @device
-    def row(i: Any, W_tile: Any, x_own: Any, y_own: Any, c_own: Any, exists: Any, dx_own: Any, dW_own: Any) -> Any:
-        """e, and g in the place of the target."""
+    def clear(x_held: Any, y_held: Any) -> None:
+        """Else what is not loaded in one trip through the loop would be kept from the one before, in registers."""
+        for k in range(X_HELD):
+            x_held[k] = zero
+        for k in range(Y_HELD):
+            y_held[k] = zero
+
+    @device
+    def clear_c(c_held: Any) -> None:
+        for k in range(C_HELD):
+            c_held[k] = zero
+
+    @device
+    def row(
+        i: Any, W_tile: Any, x_own: Any, y_own: Any, c_own: Any, counts: Any, dx_own: Any, dW_own: Any, sums: Any
+    ) -> None:
         # --- q = W x, e, g and loss ----------------------------------------------------------------------------------
         W_row = cuda.local.array(W_STEP, real)
         for k in range(0, W_STEP, VECTOR):
             get_row(W_row, k, W_tile, i * W_STEP + k)
         e, g = e_and_g(dot_row(W_row, 0, x_own, 0, zero), y_own[i], c_own)
+        sums[0] = multiply_add(e, e, sums[0])
         y_own[i] = g
 
         # --- dx += W^T g, dW += g x^T --------------------------------------------------------------------------------
         if WANT_DX:
             add_scaled_row(dx_own, 0, g, W_row, 0)
         if WANT_DW:
-            add_scaled_row(dW_own, i * N, g if exists else zero, x_own, 0)
-        return e
+            add_scaled_row(dW_own, i * N, g if counts else zero, x_own, 0)
+
+    rows = each_row(row, M)
+    top = np.int64(0)
 
     def shared_tiny(
         W: Any,  # (M, N)
@@ -121,6 +168,8 @@ def tiny_function(plan: SharedTiny, M: int, N: int, itemsize: int, wide: bool, g
             # --- x, target and cotangent into shared memory ----------------------------------------------------------
             # copy_in and copy_out of shared_tiny.cuh are written out here: as functions they would take many arguments.
             pairs = min(B - first, C_ALL)
+            clear(x_held, y_held)
+            clear_c(c_held)
             if pairs == TILE:
                 x_from_global(x_held, x, first * N, X_ALL, t)
                 if GIVEN_TARGET:
@@ -162,8 +211,8 @@ def tiny_function(plan: SharedTiny, M: int, N: int, itemsize: int, wide: bool, g
 
             p = np.uint32(0)
             while p < PAIRS:
+                cuda.syncwarp()  # else the compilers would load all of W before the first pair, into registers
                 pair = np.uint32(p * THREADS + t)
-                exists = pair < pairs
                 c_own = one
                 for k in range(M):
                     y_own[k] = zero
@@ -174,16 +223,13 @@ def tiny_function(plan: SharedTiny, M: int, N: int, itemsize: int, wide: bool, g
                     y_get(y_own, 0, y_tile, np.uint32(pair * M), M)
                 if GIVEN_COTANGENT:
                     c_own = c_tile[pair]
-                total = zero
-                for i in range(M):
-                    error = row(i, W_tile, x_own, y_own, c_own, exists, dx_own, dW_own)
-                    total = multiply_add(error, error, total)
+                one_held[0] = zero  # the loss
+                rows(top, W_tile, x_own, y_own, c_own, pair < pairs, dx_own, dW_own, one_held)
                 if WANT_DX:
                     x_put(x_tile, np.uint32(pair * N), dx_own, 0, N)
                 if WANT_DQ:
                     y_put(y_tile, np.uint32(pair * M), y_own, 0, M)
-                if WANT_LOSS and exists:
-                    one_held[0] = total
+                if WANT_LOSS and pair < pairs:
                     store_one(loss, first + pair, one_held, 0)
                 p = np.uint32(p + 1)
 
@@ -199,6 +245,7 @@ def tiny_function(plan: SharedTiny, M: int, N: int, itemsize: int, wide: bool, g
 
             # --- dx and dq out of shared memory ----------------------------------------------------------------------
             cuda.syncthreads()
+            clear(dx_held, dq_held)
             if pairs == TILE:
                 if WANT_DX:
                     x_from_tile(dx_held, x_tile, X_ALL, t)

@@ -93,7 +93,9 @@ def assert_accurate(W, x, target, cotangent, results, backend):
     """The contract: for the first and the last pair by the oracle, for dW in long doubles."""
     ends = {name: results[name][[0, -1]] for name in ("loss", "dx", "dq")}
     y, c = target.astype(np.longdouble), cotangent.astype(np.longdouble)[:, None]
-    assert_contract(W, x[[0, -1]], dW=None, **ends, target=target[[0, -1]], cotangent=cotangent[[0, -1]], backend=backend)
+    assert_contract(
+        W, x[[0, -1]], dW=None, **ends, target=target[[0, -1]], cotangent=cotangent[[0, -1]], backend=backend
+    )
     eps, tiny, B = float(np.finfo(W.dtype).eps), float(np.finfo(W.dtype).tiny), len(x)
     W, x = W.astype(np.longdouble), x.astype(np.longdouble)
     q, delta = x @ W.T, W.shape[1] * eps / 2 * (abs(x) @ abs(W).T)
