@@ -18,7 +18,7 @@ from sigmoid_l2.kernels.gpu.finish import finish_function
 from sigmoid_l2.kernels.gpu.long import long_function
 from sigmoid_l2.kernels.gpu.plan_types import Columns, Long, Product, Rows, SharedTiny, Staged
 from sigmoid_l2.kernels.gpu.rows import rows_function
-from sigmoid_l2.kernels.gpu.shared_blocks import blocks_parts_function, blocks_dx_function, blocks_q_function
+from sigmoid_l2.kernels.gpu.shared_blocks import blocks_dx_function, blocks_parts_function, blocks_q_function
 from sigmoid_l2.kernels.gpu.shared_sums import sums_function
 from sigmoid_l2.kernels.gpu.shared_tiny import tiny_function
 from sigmoid_l2.kernels.gpu.staged import staged_function

@@ -97,7 +97,7 @@ def _products(
         kernel = launcher.shared_blocks_dx_kernel(side, itemsize, wide, wide_g)
         launcher.run(kernel, blocks * columns, side.threads, stream, (W, g, dx, B, m, n))
     if dW:
-        side = p.dW if wide and wide_g else p.dW._replace(registers=plan_shared.NARROW_PARTS_REGISTERS)
+        side = plan_shared.of_parts(p.dW, wide and wide_g)
         kernel = launcher.shared_blocks_parts_kernel(side, itemsize, wide, wide_g)
         blocks = slices * -(-m // side.a(itemsize)) * -(-n // side.b(itemsize))
         launcher.run(kernel, blocks, side.threads, stream, (x, g, sums, B, m, n, of_slice, chain, int(is_first)))

@@ -66,8 +66,8 @@ FEW_GROUPS = 4
 PAIRS = 128  # of a tile of q or dx in float32, and a multiple of those in float64
 # Registers that a thread may use: of a block of 256 threads for 512 resident ones, of smaller blocks for 384.
 BLOCKS_REGISTERS, SMALL_BLOCKS_REGISTERS = 128, 168
-# The same of parts of dW that move element by element, for 256 resident ones: with 168 64x64 elements in float32 spill 8
-# bytes on sm_90.
+# The same of parts of dW that move element by element, for 256 resident ones: with 168 registers, tiles of 64x64 in
+# float32 spill 8 bytes on sm_90.
 NARROW_PARTS_REGISTERS = 200
 # Terms in shared memory at a time. Two lanes load 32 bytes of a line, so 8 is the least in float32.
 STEP = 8
@@ -111,6 +111,11 @@ def _blocks(m: int, n: int, itemsize: int) -> SharedBlocks | None:
 def part_pairs(m: int, itemsize: int) -> int:
     """Pairs whose g fits the workspace, a multiple of PAIRS."""
     return WORKSPACE_BYTES // (m * itemsize * PAIRS) * PAIRS
+
+
+def of_parts(p: Product, wide: bool) -> Product:
+    """The product for parts of dW that move 16 bytes at a time, or not."""
+    return p if wide else p._replace(registers=NARROW_PARTS_REGISTERS)
 
 
 def chain_of_sums(B: int, p: Product) -> tuple[Product, int]:

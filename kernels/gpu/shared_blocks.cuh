@@ -179,9 +179,12 @@ __device__ inline void shared_blocks_q(const T* W,          // (m, n)
     Operand<T, P::A, STEP, P::THREADS, true, WIDE> x_side;
     Operand<T, P::B, STEP, P::THREADS, true, WIDE> W_side;
     alignas(16) __shared__ T shared[P::ROOM];
-    __shared__ T loss_sums[WANT_LOSS ? P::OWN_A * P::THREADS : 1];  // of each pair of a thread, by threads
+    constexpr unsigned LINE = THREADS_B + 1;  // so that lanes which add those of a pair use different banks
+    __shared__ T loss_sums[WANT_LOSS ? P::OWN_A * THREADS_A * LINE : 1];  // of each pair of a thread
     const index_t first = index_t(blockIdx.x) * P::A;
     const unsigned pairs = B - first < P::A ? unsigned(B - first) : P::A;
+    T* const own_sums = loss_sums + threadIdx.x / THREADS_B * LINE + threadIdx.x % THREADS_B;
+
     for (unsigned row = 0; row < m; row += P::B) {
         // --- q = x W^T -----------------------------------------------------------------------------------------------
         const unsigned rows = m - row < P::B ? m - row : P::B;
@@ -199,7 +202,7 @@ __device__ inline void shared_blocks_q(const T* W,          // (m, n)
             const unsigned here = pair < pairs ? rows : 0;
             if (GIVEN_TARGET) load_own<P, WIDE_G>(y_own, target + at, here);
             if (GIVEN_COTANGENT && here > 0) c_own = cotangent[first + pair];
-            if (WANT_LOSS && row > 0) total = loss_sums[i * P::THREADS + threadIdx.x];
+            if (WANT_LOSS && row > 0) total = own_sums[i * THREADS_A * LINE];
 #pragma unroll
             for (unsigned j = 0; j < P::OWN_B; ++j) {
                 T e;
@@ -208,20 +211,20 @@ __device__ inline void shared_blocks_q(const T* W,          // (m, n)
 #pragma unroll
                 for (unsigned k = 1; k < P::OWN_A; ++k) q[k - 1][j] = q[k][j];
             }
-            if (WANT_LOSS) loss_sums[i * P::THREADS + threadIdx.x] = total;
+            if (WANT_LOSS) own_sums[i * THREADS_A * LINE] = total;
             if (WANT_G) store_own<P, WIDE_G>(g + at, g_own, here);
         }
     }
 
     // --- the loss of each pair: sums over the threads that share it --------------------------------------------------
     __syncthreads();
-    for (unsigned s = threadIdx.x; WANT_LOSS && s < P::A; s += P::THREADS) {
-        const unsigned i = s / THREADS_A, pair = (i / P::WIDTH * THREADS_A + s % THREADS_A) * P::WIDTH + i % P::WIDTH;
-        const T* const own = loss_sums + s * THREADS_B;
-        T total = own[0];
+    for (unsigned p = threadIdx.x; WANT_LOSS && p < pairs; p += P::THREADS) {
+        const unsigned group = p / P::WIDTH, i = group / THREADS_A * P::WIDTH + p % P::WIDTH;
+        const T* const of_pair = loss_sums + (i * THREADS_A + group % THREADS_A) * LINE;
+        T total = of_pair[0];
 #pragma unroll
-        for (unsigned k = 1; k < THREADS_B; ++k) total += own[k];
-        if (pair < pairs) loss[first + pair] = total;
+        for (unsigned k = 1; k < THREADS_B; ++k) total += of_pair[k];
+        loss[first + p] = total;
     }
 }
 
@@ -251,8 +254,9 @@ __device__ inline void shared_blocks_dx(const T* W,  // (m, n)
 }
 
 // Parts of dW: of a tile of rows and columns g^T x, summed over a slice of `pairs` of the B pairs of this launch. A term
-// goes through a chain of `chain` STEPs, whose sum is added to high + low without an error. A part keeps both from
-// launch to launch. Grid: ceil(B / pairs) slices, or more, with ceil(m / A) * ceil(n / B) blocks each.
+// goes through a chain of `chain` STEPs, whose sum is added to high + low without an error. After CHAINS of them low goes
+// into high, but for what it loses, so that low is small and its own errors are too. A part keeps both from launch to
+// launch. Grid: ceil(B / pairs) slices, or more, with ceil(m / A) * ceil(n / B) blocks each.
 template <typename T, unsigned THREADS_A, unsigned THREADS_B, unsigned GROUPS_A, unsigned GROUPS_B, unsigned STEP,
           bool WIDE, bool WIDE_G>
 __device__ inline void shared_blocks_parts(const T* x,  // (B, n)
@@ -260,6 +264,7 @@ __device__ inline void shared_blocks_parts(const T* x,  // (B, n)
                                            T* parts,    // (slices, 2, m, n): high and low
                                            index_t B, unsigned m, unsigned n, index_t pairs, unsigned chain,
                                            unsigned is_first) {
+    constexpr unsigned CHAINS = 8;
     typedef Product<T, THREADS_A, THREADS_B, GROUPS_A, GROUPS_B, STEP> P;
     Operand<T, P::A, STEP, P::THREADS, false, WIDE_G> g_side;
     Operand<T, P::B, STEP, P::THREADS, false, WIDE> x_side;
@@ -293,26 +298,29 @@ __device__ inline void shared_blocks_parts(const T* x,  // (B, n)
                 add_exactly(high[i][j], low[i][j], added[i][j]);
                 added[i][j] = T(0);
             }
+        if (!is_last) return;
+#pragma unroll
+        for (unsigned i = 0; i < P::OWN_A; ++i)
+#pragma unroll
+            for (unsigned j = 0; j < P::OWN_B; ++j) {
+                const T rest = low[i][j] == low[i][j] ? low[i][j] : T(0);  // NaN where high is infinite
+                low[i][j] = T(0);
+                add_exactly(high[i][j], low[i][j], rest);
+                if (low[i][j] != low[i][j]) low[i][j] = T(0);
+            }
     };
-    if (here > 0)
-        P::add(added, shared, g_side, g + first * m + row, m, index_t(STEP) * m, rows, x_side, x + first * n + column, n,
-               index_t(STEP) * n, columns, here, end);
+    const unsigned most = CHAINS * chain * STEP;
+    for (unsigned done = 0; done < here; done += most)
+        P::add(added, shared, g_side, g + (first + done) * m + row, m, index_t(STEP) * m, rows, x_side,
+               x + (first + done) * n + column, n, index_t(STEP) * n, columns, here - done < most ? here - done : most, end);
 
-    // --- high and low of the part, low being as small as it can be ---------------------------------------------------
+    // --- high and low of the part ------------------------------------------------------------------------------------
 #pragma unroll
-    for (unsigned i = 0; i < P::OWN_A; ++i) {
-#pragma unroll
-        for (unsigned j = 0; j < P::OWN_B; ++j) {
-            const T rest = low[i][j] == low[i][j] ? low[i][j] : T(0);  // NaN where high is infinite
-            low[i][j] = T(0);
-            add_exactly(high[i][j], low[i][j], rest);
-            if (low[i][j] != low[i][j]) low[i][j] = T(0);
-        }
+    for (unsigned i = 0; i < P::OWN_A; ++i)
         if (P::a(i) < rows) {
             store_own<P, WIDE>(own_high + index_t(P::a(i)) * n, high[i], columns);
             store_own<P, WIDE>(own_low + index_t(P::a(i)) * n, low[i], columns);
         }
-    }
 }
 
 }  // namespace sigmoid_l2

@@ -267,7 +267,9 @@ def blocks_q_function(
     THREADS, THREADS_A, THREADS_B, WIDTH = tile.THREADS, tile.THREADS_A, tile.THREADS_B, tile.WIDTH
     LAST = OWN - OWN_B
     GIVEN_TARGET, GIVEN_COTANGENT = given
-    LOSS_ROOM = OWN_A * THREADS if WANT_LOSS else 1
+    LINE = THREADS_B + 1  # so that lanes which add those of a pair use different banks
+    I_LINE = THREADS_A * LINE
+    LOSS_ROOM = OWN_A * I_LINE if WANT_LOSS else 1
     x_side, W_side = (Operand(size, STEP, THREADS, True, WIDE, itemsize) for size in (A, B_TILE))
     add, a, b = tile.add(x_side, W_side, no_end), tile.a, tile.b
     load_y, store_g = tile.load_own(WIDE_G), tile.store_own(WIDE_G)
@@ -286,12 +288,13 @@ def blocks_q_function(
         n: Any,
     ) -> None:
         shared = cuda.shared.array(ROOM, real, 16)
-        loss_sums = cuda.shared.array(LOSS_ROOM, real)  # of each pair of a thread, by threads
+        loss_sums = cuda.shared.array(LOSS_ROOM, real)  # of each pair of a thread
         q = cuda.local.array(OWN, real)
         y_own, g_own = cuda.local.array(OWN_B, real), cuda.local.array(OWN_B, real)
         t = np.uint32(cuda.threadIdx.x)
         first = np.int64(np.uint32(cuda.blockIdx.x)) * A
         pairs = np.uint32(min(B - first, A))
+        own_sums = np.uint32(t // THREADS_B * LINE + t % THREADS_B)
 
         row = np.int64(0)
         while row < m:
@@ -316,7 +319,7 @@ def blocks_q_function(
                 if GIVEN_COTANGENT and here > 0:
                     c_own = load_one(cotangent, first + pair)
                 if WANT_LOSS and row > 0:
-                    total = loss_sums[np.uint32(i * THREADS + t)]
+                    total = loss_sums[np.uint32(own_sums + i * I_LINE)]
                 for j in range(OWN_B):
                     e, g_j = e_and_g(q[j], y_own[j], c_own)
                     g_own[j] = g_j
@@ -325,7 +328,7 @@ def blocks_q_function(
                 for k in range(LAST):
                     q[k] = q[k + OWN_B]
                 if WANT_LOSS:
-                    loss_sums[np.uint32(i * THREADS + t)] = total
+                    loss_sums[np.uint32(own_sums + i * I_LINE)] = total
                 if WANT_G:
                     store_g(g_own, 0, g, at, here, t)
                 i = np.uint32(i + 1)
@@ -333,16 +336,16 @@ def blocks_q_function(
 
         # --- the loss of each pair: sums over the threads that share it ----------------------------------------------
         cuda.syncthreads()
-        s = t
-        while WANT_LOSS and s < A:
-            i = np.uint32(s // THREADS_A)
-            pair = np.uint32((i // WIDTH * THREADS_A + s % THREADS_A) * WIDTH + i % WIDTH)
-            total = loss_sums[np.uint32(s * THREADS_B)]
+        pair = t
+        while WANT_LOSS and pair < pairs:
+            group = np.uint32(pair // WIDTH)
+            i = np.uint32(group // THREADS_A * WIDTH + pair % WIDTH)
+            of_pair = np.uint32((i * THREADS_A + group % THREADS_A) * LINE)
+            total = loss_sums[of_pair]
             for k in range(1, THREADS_B):
-                total += loss_sums[np.uint32(s * THREADS_B + k)]
-            if pair < pairs:
-                store_one(loss, first + pair, total)
-            s = np.uint32(s + THREADS)
+                total += loss_sums[np.uint32(of_pair + k)]
+            store_one(loss, first + pair, total)
+            pair = np.uint32(pair + THREADS)
 
     return shared_blocks_q
 
@@ -389,12 +392,13 @@ def blocks_dx_function(p: Product, itemsize: int, WIDE: bool, WIDE_G: bool) -> A
 def blocks_parts_function(p: Product, itemsize: int, WIDE: bool, WIDE_G: bool) -> Any:
     """Parts of dW: of a tile of rows and columns g^T x, summed over a slice of ``pairs`` of the B pairs of this launch.
 
-    A term goes through a chain of ``chain`` STEPs, whose sum is added to high + low without an error. A part keeps both
+    A term goes through a chain of ``chain`` STEPs, whose sum is added to high + low without an error. After CHAINS of
+    them low goes into high, but for what it loses, so that low is small and its own errors are too. A part keeps both
     from launch to launch. Grid: ceil(B / pairs) slices, or more, with ceil(m / A) * ceil(n / B) blocks each.
     """
     tile = Tile(p, itemsize)
     A, B_TILE, STEP, OWN_A, OWN_B, OWN, ROOM = tile.A, tile.B, tile.STEP, tile.OWN_A, tile.OWN_B, tile.OWN, tile.ROOM
-    LAST = OWN - OWN_B
+    CHAINS, LAST = 8, OWN - OWN_B
     g_side = Operand(A, STEP, tile.THREADS, False, WIDE_G, itemsize)
     x_side = Operand(B_TILE, STEP, tile.THREADS, False, WIDE, itemsize)
     real, zero = framework.REALS[itemsize], TYPES[itemsize](0)
@@ -408,6 +412,11 @@ def blocks_parts_function(p: Product, itemsize: int, WIDE: bool, WIDE_G: bool) -
         for k in range(OWN):
             high[k], low[k] = add_exactly(high[k], low[k], added[k])
             added[k] = zero
+        if is_last:
+            for k in range(OWN):
+                rest = low[k] if low[k] == low[k] else zero  # NaN where high is infinite
+                high[k], rest = add_exactly(high[k], zero, rest)
+                low[k] = rest if rest == rest else zero
         return np.uint32(0)
 
     add, a, load, store = tile.add(g_side, x_side, add_chain), tile.a, tile.load_own(WIDE), tile.store_own(WIDE)
@@ -456,17 +465,16 @@ def blocks_parts_function(p: Product, itemsize: int, WIDE: bool, WIDE_G: bool) -
             i = np.uint32(i + 1)
 
         # --- dW = g^T x ----------------------------------------------------------------------------------------------
-        if here > 0:
-            g_at, x_at = first * m + row, first * n + column
-            add(added, high, low, shared, g, g_at, m, STEP * m, rows, x, x_at, n, STEP * n, columns, here, chain, t)
+        done, most = np.uint32(0), np.uint32(CHAINS * STEP * chain)
+        while done < here:
+            terms = np.uint32(min(here - done, most))
+            g_at, x_at = (first + done) * m + row, (first + done) * n + column
+            add(added, high, low, shared, g, g_at, m, STEP * m, rows, x, x_at, n, STEP * n, columns, terms, chain, t)
+            done = np.uint32(done + terms)
 
-        # --- high and low of the part, low being as small as it can be -----------------------------------------------
+        # --- high and low of the part --------------------------------------------------------------------------------
         i = np.uint32(0)
         while i < OWN_A:  # each row out of the first registers
-            for j in range(OWN_B):
-                rest = low[j] if low[j] == low[j] else zero  # NaN where high is infinite
-                high[j], rest = add_exactly(high[j], zero, rest)
-                low[j] = rest if rest == rest else zero
             if a(i, t) < rows:
                 store(high, 0, parts, high_at + a(i, t) * n, columns, t)
                 store(low, 0, parts, low_at + a(i, t) * n, columns, t)

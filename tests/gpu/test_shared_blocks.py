@@ -2,7 +2,6 @@
 
 import importlib
 import itertools
-import math
 from contextlib import ExitStack
 from functools import cache
 from unittest import mock
@@ -12,13 +11,15 @@ import pytest
 from contract import allowed_sum, assert_contract
 from fenced import FENCE, NAMES, assert_same_bits
 
-from gpu import code, launches
+from gpu import code, launches, ptx
 from gpu.launches import aligned
-from gpu.memory import WORD, Global
+from gpu.memory import Global
+from gpu.test_compile import FEW_CHIPS, SHARED_BYTES
 from gpu.test_proof import BARRIER, DTYPES, at_length, between, given, has_race
 from gpu.test_proof import backend as backend
 from gpu.traffic import SECTOR_BYTES
-from sigmoid_l2.kernels.gpu import launch_shared, plan_shared
+from sigmoid_l2.kernels import Given
+from sigmoid_l2.kernels.gpu import launch_shared, plan, plan_shared
 
 # B, m, n. Of each tile a few elements more or fewer than it holds, and rows that are whole vectors of 16 bytes or not.
 CASES = {
@@ -186,7 +187,7 @@ def test_each_barrier_that_is_left_out_is_seen(backend, name):
     arrays = case(name, "float32")
     outputs = [np.full(shape, np.nan, np.float32) for shape in shapes(*arrays[:2]).values()]
     launched, memory = launches_of(backend, *map(aligned, arrays), *outputs)
-    for launch in launched:
+    for launch in launched[:3]:
         text = launch.text()
         launches.run([launch], memory)
         assert BARRIER.search(text)
@@ -195,3 +196,106 @@ def test_each_barrier_that_is_left_out_is_seen(backend, name):
 
 
 # --- what they use of a chip ---------------------------------------------------------------------------------------
+
+# Of the instructions of the loop over terms, in PTX, at least; and passes through shared memory over those without bank
+# conflicts, at most.
+MULTIPLY_ADDS, CONFLICTS = 0.8, 1.02
+
+
+def share_of_multiply_adds(kernel):
+    """In the shortest loop that has any."""
+    branches = [(kernel.labels.get(i.operands[0]), k) for k, i in enumerate(kernel.code) if i.opcode.startswith("bra")]
+    loops = [kernel.code[first : last + 1] for first, last in branches if first is not None and first <= last]
+    counts = [(len(loop), sum(i.opcode.startswith("fma.") for i in loop)) for loop in loops]
+    length, multiply_adds = min(count for count in counts if count[1] >= 32)
+    return multiply_adds / length
+
+
+@pytest.mark.parametrize("backend", ["cupy", pytest.param("numba-cuda", marks=at_length)], indirect=True)
+def test_multiply_adds_and_traffic(backend):
+    """The loop over terms is little else; x, W, g and dx move once for each tile, in whole sectors."""
+    size = 128
+    shapes = (size, size), (size, size), (size,), (size, size), (size, size), (size, size)
+    W, x, *outputs = (aligned(np.zeros(shape, np.float32)) for shape in shapes)
+    launched, memory = launches_of(backend, W, x, None, None, *outputs)
+    for launch, side in zip(launched[:3], plan_shared.make_plan(size, size, 4), strict=True):
+        assert share_of_multiply_adds(ptx.parse(launch.text())) >= MULTIPLY_ADDS, launch.name
+        ((_, traffic),) = launches.run([launch], memory, only=range(1), count=True)
+        assert traffic.wavefronts <= CONFLICTS * traffic.conflict_free, launch.name
+        a, b = side.a(4), side.b(4)
+        written = {"q": a * b + a, "dx": a * b, "parts": 2 * a * b}
+        assert traffic.sectors.total() * SECTOR_BYTES == ((a + b) * size + written[launch.name]) * 4, launch.name
+
+
+MORE = {"q": (Given(True, True), True, True)}  # that a kernel is compiled for
+
+
+def products():
+    """Every product that a plan may have: its itemsize, which it is, and the numbers."""
+    found = set()
+    for itemsize in (4, 8):
+        for m, n in itertools.product((1, 4, 8, 9, 16, 17, 33, 65, 500), repeat=2):
+            p = plan_shared._blocks(m, n, itemsize)
+            small, _ = plan_shared.chain_of_sums(20, p.dW)
+            found |= {(itemsize, *named) for named in (("q", p.q), ("dx", p.dx), ("parts", p.dW), ("parts", small))}
+    return sorted(found)
+
+
+@pytest.mark.parametrize("wide", [True, False])
+@pytest.mark.parametrize(
+    ("itemsize", "name", "product"),
+    [pytest.param(*p, marks=() if p[0] == 4 and p[2][:2] in ((16, 16), (8, 16)) else at_length) for p in products()],
+    ids=str,
+)
+def test_it_fits(backend, itemsize, name, product, wide):
+    """Nothing in local memory, and as many threads at a time as the plan is for; with all inputs and outputs."""
+    if name == "parts":
+        product = plan_shared.of_parts(product, wide)
+    launcher = importlib.import_module(f"sigmoid_l2.kernels.gpu.{launches.MODULES[backend]}")
+    kernel = getattr(launcher, f"shared_blocks_{name}_kernel")(product, itemsize, wide, wide, *MORE.get(name, ()))
+    launch = launches.Launch(kernel, 1, product.threads, (0,) * (6 if name == "dx" else 9))
+    blocks = plan.REGISTERS // (product.threads * product.registers)
+    for chip in FEW_CHIPS:
+        used = code.used(launch, chip)
+        assert used.stack == 0, used
+        assert used.shared <= SHARED_BYTES, used
+        assert used.registers <= plan.REGISTERS // (product.threads * blocks), used
+
+
+# --- the plan --------------------------------------------------------------------------------------------------------
+
+CHAINS = 8  # after which low goes into high
+BATCHES = [*range(1, 5000), *(2**k + d for k in range(13, 27) for d in (-1, 0, 1)), 10**8]
+SHAPES = [(1, 105), (10, 784), (784, 10), (256, 256), (1000, 1000), (30, 60_000), (30_000, 30)]
+
+
+@pytest.mark.parametrize("itemsize", [4, 8])
+@pytest.mark.parametrize(("m", "n"), SHAPES)
+def test_roundings_of_sums(m, n, itemsize):
+    """A term of dW is rounded in fewer than 2 (ceil(log2 B) + 1) additions, for every B."""
+    p = plan_shared.make_plan(m, n, itemsize)
+    half_eps = np.finfo(f"f{itemsize}").eps / 2
+    for B in BATCHES:
+        part = min(B, plan_shared.part_pairs(m, itemsize))
+        product, chain = plan_shared.chain_of_sums(B, p.dW)
+        of_slice = plan_shared.slice_pairs(product, part, m, n, itemsize)
+        chains, parts, slices = -(-of_slice // (chain * product.step)), -(-B // part), -(-part // of_slice)
+        roundings = min(B, chain * product.step) - 1
+        if max(chains, parts, slices) > 1:
+            # Of the total; and of low, which in k additions is at most k + 1 roundings of high.
+            groups = parts * -(-chains // CHAINS)
+            roundings += 1 + (groups * CHAINS * (CHAINS + 3) / 2 + slices * (2 * slices + 3)) * half_eps
+        assert roundings <= 2 * ((B - 1).bit_length() + 1), (B, roundings)
+
+
+@pytest.mark.parametrize("itemsize", [4, 8])
+def test_the_workspace_is_bounded(itemsize):
+    """By 64 MiB, and a W for which it would not be has no plan."""
+    for m, n in SHAPES:
+        p = plan_shared.make_plan(m, n, itemsize)
+        part = plan_shared.part_pairs(m, itemsize)
+        assert part > 0
+        slices = -(-part // plan_shared.slice_pairs(p.dW, part, m, n, itemsize))
+        assert part * m * itemsize <= plan.WORKSPACE_BYTES
+        assert slices * 2 * m * n * itemsize <= plan.WORKSPACE_BYTES
+    assert plan_shared.make_plan(3000, 3000, itemsize) is plan_shared.make_plan(100_000, 2, itemsize) is None
