@@ -14,7 +14,7 @@ import cupy
 from sigmoid_l2.gpu.cupy_library import CupyLibrary, cupy_stream
 from sigmoid_l2.kernels import Given, Wanted
 from sigmoid_l2.kernels.gpu import launch, launch_shared, plan
-from sigmoid_l2.kernels.gpu.plan_types import Columns, Long, Rows, SharedTiny, Staged
+from sigmoid_l2.kernels.gpu.plan_types import Columns, Long, Product, Rows, SharedTiny, Staged
 
 INPUTS, OUTPUTS = "W x target cotangent", "loss dW dx dq"
 
@@ -112,6 +112,33 @@ def shared_tiny_kernel(p: SharedTiny, m: int, n: int, itemsize: int, wide: bool,
     template = m, n, p.threads, p.pairs, p.run, wide, *given, *wanted
     outputs, stems = "loss parts dx dq", ("common", "tile", "shared_sums", "shared_tiny")
     return _kernel("shared_tiny", itemsize, template, INPUTS, outputs, "B tiles", stems=stems)
+
+
+@launch.once
+def shared_blocks_q_kernel(
+    p: Product, itemsize: int, wide: bool, wide_g: bool, given: Given, want_loss: bool, want_g: bool
+) -> Any:
+    """The first kernel of shared_blocks.cuh."""
+    return _blocks_kernel("q", p, itemsize, (wide, wide_g, *given, want_loss, want_g), INPUTS, "loss g", "B m n")
+
+
+@launch.once
+def shared_blocks_dx_kernel(p: Product, itemsize: int, wide: bool, wide_g: bool) -> Any:
+    """The second, for dx."""
+    return _blocks_kernel("dx", p, itemsize, (wide, wide_g), "W g", "dx", "B m n")
+
+
+@launch.once
+def shared_blocks_parts_kernel(p: Product, itemsize: int, wide: bool, wide_g: bool) -> Any:
+    """The third, for parts of dW."""
+    return _blocks_kernel("parts", p, itemsize, (wide, wide_g), "x g", "parts", "B m n pairs chain is_first")
+
+
+def _blocks_kernel(
+    name: str, p: Product, itemsize: int, how: Sequence[int], inputs: str, outputs: str, sizes: str
+) -> Any:
+    stems, template = ("common", "shared_sums", "shared_blocks"), (*p[:5], *how)
+    return _kernel(f"shared_blocks_{name}", itemsize, template, inputs, outputs, sizes, p.registers, stems)
 
 
 @launch.once

@@ -16,8 +16,9 @@ from sigmoid_l2.kernels.gpu.columns import columns_gradients_function, columns_q
 from sigmoid_l2.kernels.gpu.common import cuda, framework
 from sigmoid_l2.kernels.gpu.finish import finish_function
 from sigmoid_l2.kernels.gpu.long import long_function
-from sigmoid_l2.kernels.gpu.plan_types import Columns, Long, Rows, SharedTiny, Staged
+from sigmoid_l2.kernels.gpu.plan_types import Columns, Long, Product, Rows, SharedTiny, Staged
 from sigmoid_l2.kernels.gpu.rows import rows_function
+from sigmoid_l2.kernels.gpu.shared_blocks import blocks_dx_function, blocks_parts_function, blocks_q_function
 from sigmoid_l2.kernels.gpu.shared_sums import sums_function
 from sigmoid_l2.kernels.gpu.shared_tiny import tiny_function
 from sigmoid_l2.kernels.gpu.staged import staged_function
@@ -109,6 +110,26 @@ def finish_kernel(chunk: int, itemsize: int, wanted: Wanted) -> Any:
 def shared_tiny_kernel(p: SharedTiny, m: int, n: int, itemsize: int, wide: bool, given: Given, wanted: Wanted) -> Any:
     """The kernel of shared_tiny.py for one (m, n)."""
     return _kernel(tiny_function(p, m, n, itemsize, wide, given, wanted), p.threads, None)
+
+
+@launch.once
+def shared_blocks_q_kernel(
+    p: Product, itemsize: int, wide: bool, wide_g: bool, given: Given, want_loss: bool, want_g: bool
+) -> Any:
+    """The first kernel of shared_blocks.py."""
+    return _kernel(blocks_q_function(p, itemsize, wide, wide_g, given, want_loss, want_g), p.threads, p.registers)
+
+
+@launch.once
+def shared_blocks_dx_kernel(p: Product, itemsize: int, wide: bool, wide_g: bool) -> Any:
+    """The second, for dx."""
+    return _kernel(blocks_dx_function(p, itemsize, wide, wide_g), p.threads, p.registers)
+
+
+@launch.once
+def shared_blocks_parts_kernel(p: Product, itemsize: int, wide: bool, wide_g: bool) -> Any:
+    """The third, for parts of dW."""
+    return _kernel(blocks_parts_function(p, itemsize, wide, wide_g), p.threads, p.registers)
 
 
 @launch.once
