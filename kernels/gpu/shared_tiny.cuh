@@ -44,9 +44,9 @@ __device__ inline void shared_tiny(const T* W,          // (M, N)
     T dW_own[SIZE] = {}, high[OWN], low[OWN];
 #pragma unroll
     for (unsigned k = 0; k < OWN; ++k) high[k] = T(-0.0), low[k] = T(0);
-    static_assert(N <= THREADS, "a block loads a row of W");
-    for (unsigned i = 0; i < M; ++i)
-        if (t < N) W_shared[i * W_STEP + t] = W[i * N + t];
+    static_assert(SIZE <= THREADS, "a thread loads an element of W");
+    const unsigned W_at = t / N * W_STEP + t % N;
+    const T W_own = t < SIZE ? W[t] : T(0);
 
     index_t first = blockIdx.x * tiles * TILE;
     unsigned run = 0;  // tiles whose terms are in dW_own
@@ -61,6 +61,7 @@ __device__ inline void shared_tiny(const T* W,          // (M, N)
             x_moves.from_global(x + first * N);
             if (GIVEN_TARGET) y_moves.from_global(target + first * M);
             if (GIVEN_COTANGENT) c_moves.from_global(cotangent + first);
+            if (t < SIZE) W_shared[W_at] = W_own;  // in each trip: the first one loads W and x at once
             x_moves.to_tile(x_tile);
             if (GIVEN_TARGET) y_moves.to_tile(y_tile);
             if (GIVEN_COTANGENT) c_moves.to_tile(c_tile);

@@ -78,7 +78,7 @@ def tiny_function(plan: SharedTiny, M: int, N: int, itemsize: int, wide: bool, g
     W_STEP = -(-N // VECTOR) * VECTOR  # a row of W in whole vectors
     OWN = -(-SIZE // WARP)  # sums over lanes that a lane is left with
     HAS_Y = GIVEN_TARGET or WANT_DQ
-    assert N <= THREADS, "a block loads a row of W"
+    assert SIZE <= THREADS, "a thread loads an element of W"
     X_Tile, Y_Tile = Tile(X_SIZE, N, twos(N, VECTOR), itemsize), Tile(Y_SIZE, M, twos(M, VECTOR), itemsize)
     C_Tile = Tile(TILE, 1, 1, itemsize)
     X_Mover, Y_Mover = Mover(X_Tile, X_SIZE, WIDTH, THREADS), Mover(Y_Tile, Y_SIZE, WIDTH, THREADS)
@@ -157,10 +157,10 @@ def tiny_function(plan: SharedTiny, M: int, N: int, itemsize: int, wide: bool, g
         for k in range(OWN):
             high[k] = nothing
             low[k] = zero
-        for i in range(M):
-            if t < N:
-                load_one(one_held, 0, W, np.int64(i * N + t))
-                W_tile[np.uint32(i * W_STEP + t)] = one_held[0]
+        W_at, W_own = np.uint32(t // N * W_STEP + t % N), zero
+        if t < SIZE:
+            load_one(one_held, 0, W, np.int64(t))
+            W_own = one_held[0]
 
         left, run = tiles, 0  # tiles to do, and those whose terms are in dW_own
         first = np.int64(np.uint32(cuda.blockIdx.x)) * tiles * TILE
@@ -176,6 +176,8 @@ def tiny_function(plan: SharedTiny, M: int, N: int, itemsize: int, wide: bool, g
                     y_from_global(y_held, target, first * M, Y_ALL, t)
                 if GIVEN_COTANGENT:
                     c_from_global(c_held, cotangent, first, C_ALL, t)
+                if t < SIZE:
+                    W_tile[W_at] = W_own  # in each trip: the first one loads W and x at once
                 x_to_tile(x_tile, x_held, X_ALL, t)
                 if GIVEN_TARGET:
                     y_to_tile(y_tile, y_held, Y_ALL, t)
@@ -201,6 +203,8 @@ def tiny_function(plan: SharedTiny, M: int, N: int, itemsize: int, wide: bool, g
                     y_from_global(y_held, target, first * M, pairs * M, t)
                 if GIVEN_COTANGENT:
                     c_from_global(c_held, cotangent, first, pairs, t)
+                if t < SIZE:
+                    W_tile[W_at] = W_own
                 x_to_tile(x_tile, x_held, pairs * N, t)
                 if GIVEN_TARGET:
                     y_to_tile(y_tile, y_held, pairs * M, t)
