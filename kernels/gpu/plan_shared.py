@@ -15,19 +15,6 @@ from functools import cache
 from sigmoid_l2.kernels.gpu.plan import REGISTERS, WORKSPACE_BYTES
 from sigmoid_l2.kernels.gpu.plan_types import Product, SharedBlocks, SharedPlan, SharedTiny
 
-TINY_THREADS = 128  # threads of a block
-# Values of dW that a thread of the tiny kernel owns, and of dW, x and dx, at most: its registers.
-TINY_VALUES = {4: (100, 128), 8: (50, 64)}  # by itemsize
-# Pairs of a tile that a thread has, at most, bytes of x that it loads at once, and bytes of a block's tiles.
-TINY_PAIRS, TINY_PAIRS_BYTES, TINY_TILE_BYTES = 4, 160, 40 * 1024
-# Pairs that a thread adds up one after the other before the sums over lanes, at most. So a term of dW is rounded in 7
-# additions, in 5 over the lanes, and once at the end of a block and of all: 14 = 2 (log2(64) + 1), and a batch of fewer
-# than 129 pairs has one in each thread.
-TINY_RUN = 8
-# Parts of dW, about: some for each multiprocessor, and little to add.
-TINY_BLOCKS = 4096
-# Sums that are added with their errors, at most: the errors of the errors grow with the square of the number.
-MOST_TERMS = 1 << 12
 SUMS_THREADS = 256  # of a block that adds up parts
 SUMS_COLUMNS = 32  # values of a block that adds up the sums of slices
 
@@ -36,6 +23,27 @@ SUMS_COLUMNS = 32  # values of a block that adds up the sums of slices
 def make_plan(m: int, n: int, itemsize: int) -> SharedPlan | None:
     """Which kernel does pairs that all have one W (m, n), and how; None where there is no kernel for it."""
     return _tiny(m, n, itemsize) or _blocks(m, n, itemsize)
+
+
+# --- tiny ------------------------------------------------------------------------------------------------------------
+
+TINY_THREADS = 128  # threads of a block, and elements of W at most
+# Values in registers of a thread, at most, by itemsize: of dW, and of dW, x and dx. Then nothing is spilled: with a
+# target, a cotangent and dq numba.cuda's kernels need up to 254 registers (7x7 in float64, 50x2 in float32).
+TINY_VALUES = {4: (100, 128), 8: (50, 64)}
+# Pairs of a tile that a thread has, at most, and bytes of x that it loads at once: 48 for 3x3 in float32, which keeps
+# 54 KiB in flight on a multiprocessor.
+TINY_PAIRS, TINY_PAIRS_BYTES = 4, 160
+TINY_TILE_BYTES = 40 * 1024  # bytes of x, a target and a cotangent that a block stages, at most; sums take some more
+# Pairs whose terms of dW a thread adds one after the other, at most, before the sums over lanes. So a term is rounded
+# in 7 additions, in 5 over the lanes, and once at the end of a block and of all: 14, where 2 (ceil(log2 B) + 1) are
+# allowed. In a batch of up to 128 pairs a thread has one, and the term is rounded 7 times less often.
+TINY_RUN = 8
+# Blocks, at most, unless one would have more than MOST_TERMS runs: a launch adds up their parts of dW, in a 400th of
+# the time of 10^8 pairs of 3x3, by the prediction for an H100.
+TINY_BLOCKS = 4096
+# Sums that are added with their errors, at most. k additions leave an error of (k eps/2)^2 of the sum of the sizes.
+MOST_TERMS = 1 << 12
 
 
 def _tiny(m: int, n: int, itemsize: int) -> SharedTiny | None:

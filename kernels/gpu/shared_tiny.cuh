@@ -40,16 +40,17 @@ __device__ inline void shared_tiny(const T* W,          // (M, N)
     const X_Tile x_tile = {x_shared};
     const Y_Tile y_tile = {y_shared};
     const C_Tile c_tile = {c_shared};
-    const unsigned t = threadIdx.x, lane = t % WARP, warp = t / WARP;
+    static_assert(SIZE <= THREADS, "a thread loads an element of W");
+
+    // --- where this thread works, and its element of W ---------------------------------------------------------------
+    const unsigned t = threadIdx.x, lane = t % WARP, warp = t / WARP, W_at = t / N * W_STEP + t % N;
+    const T W_own = t < SIZE ? W[t] : T(0);
     T dW_own[SIZE] = {}, high[OWN], low[OWN];
+    unsigned run = 0;  // tiles whose terms are in dW_own
 #pragma unroll
     for (unsigned k = 0; k < OWN; ++k) high[k] = T(-0.0), low[k] = T(0);
-    static_assert(SIZE <= THREADS, "a thread loads an element of W");
-    const unsigned W_at = t / N * W_STEP + t % N;
-    const T W_own = t < SIZE ? W[t] : T(0);
 
     index_t first = blockIdx.x * tiles * TILE;
-    unsigned run = 0;  // tiles whose terms are in dW_own
     for (index_t left = tiles; left > 0 && first < B; --left, first += TILE) {
         // --- x, target and cotangent into shared memory --------------------------------------------------------------
         const unsigned pairs = B - first < TILE ? unsigned(B - first) : TILE;

@@ -150,17 +150,19 @@ def tiny_function(plan: SharedTiny, M: int, N: int, itemsize: int, wide: bool, g
         x_own, y_own = cuda.local.array(N, real), cuda.local.array(M, real)
         dx_own, dW_own = cuda.local.array(N, real), cuda.local.array(SIZE, real)
         high, low = cuda.local.array(OWN, real), cuda.local.array(OWN, real)
+
+        # --- where this thread works, and its element of W -----------------------------------------------------------
         t = np.uint32(cuda.threadIdx.x)
         lane, warp = np.uint32(t % WARP), np.uint32(t // WARP)
+        W_at, W_own = np.uint32(t // N * W_STEP + t % N), zero
+        if t < SIZE:
+            load_one(one_held, 0, W, np.int64(t))
+            W_own = one_held[0]
         for k in range(SIZE):
             dW_own[k] = zero
         for k in range(OWN):
             high[k] = nothing
             low[k] = zero
-        W_at, W_own = np.uint32(t // N * W_STEP + t % N), zero
-        if t < SIZE:
-            load_one(one_held, 0, W, np.int64(t))
-            W_own = one_held[0]
 
         left, run = tiles, 0  # tiles to do, and those whose terms are in dW_own
         first = np.int64(np.uint32(cuda.blockIdx.x)) * tiles * TILE

@@ -1,5 +1,5 @@
 // tile.cuh: a tile of elements in shared memory, and the way of its elements from and to global memory. The kernel of
-// staged.cuh has W and dW in one tile, x and dx in another.
+// staged.cuh has W and dW in one tile, x and dx in another; that of shared_tiny.cuh x and dx, the target and dq.
 
 #ifndef SIGMOID_L2_TILE_CUH
 #define SIGMOID_L2_TILE_CUH
