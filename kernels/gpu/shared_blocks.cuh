@@ -28,12 +28,18 @@ struct Operand {
     static_assert(!ALONG || STEP % (2 * WIDTH) == 0, "two lanes load neighbouring vectors of a line");
     T held[ROUNDS][WIDTH];  // all are loaded before the first is used, so that all are in flight
 
-    static __device__ unsigned vector(unsigned round) { return round * THREADS + threadIdx.x; }
-    static __device__ bool has(unsigned round) { return VECTORS % THREADS == 0 || vector(round) < VECTORS; }
-    // Of a vector's first element: the line and the term.
-    static __device__ unsigned line(unsigned v) { return ALONG ? v / 2 % SIZE : v % (SIZE / WIDTH) * WIDTH; }
-    static __device__ unsigned term(unsigned v) {
-        return ALONG ? (v / (2 * SIZE) * 2 + v % 2) * WIDTH : v / (SIZE / WIDTH);
+    // Of the first element of the vector of a round the line and the term, as the thread's own and a constant: for powers
+    // of two that is the place of vector round * THREADS + threadIdx.x.
+    static_assert((SIZE & (SIZE - 1)) == 0 && (THREADS & (THREADS - 1)) == 0, "powers of two");
+    static constexpr unsigned VECTORS_OF_TERM = SIZE / WIDTH;
+    static __device__ bool has() { return VECTORS >= THREADS || threadIdx.x < VECTORS; }
+    static __device__ unsigned line(unsigned round) {
+        return ALONG ? threadIdx.x / 2 % SIZE + round * (THREADS / 2) % SIZE
+                     : (threadIdx.x % VECTORS_OF_TERM + round * THREADS % VECTORS_OF_TERM) * WIDTH;
+    }
+    static __device__ unsigned term(unsigned round) {
+        return ALONG ? (threadIdx.x / (2 * SIZE) * 2 + threadIdx.x % 2 + round * THREADS / (2 * SIZE) * 2) * WIDTH
+                     : threadIdx.x / VECTORS_OF_TERM + round * THREADS / VECTORS_OF_TERM;
     }
 
     // Load what is there of `lines` and `terms`, zeros elsewhere. `stride` is from one line or term to the next.
@@ -41,11 +47,11 @@ struct Operand {
     __device__ void load(const T* from, unsigned stride, unsigned lines, unsigned terms) {
 #pragma unroll
         for (unsigned r = 0; r < ROUNDS; ++r) {
-            const unsigned v = vector(r), l = line(v), k = term(v);
+            const unsigned l = line(r), k = term(r);
             const T* const at = from + (ALONG ? l * stride + k : k * stride + l);
 #pragma unroll
             for (unsigned w = 0; w < WIDTH; ++w) held[r][w] = T(0);
-            if (!has(r)) continue;
+            if (!has()) continue;
             if (WIDE) {
                 if (l < lines && k < terms) load_global<true, WIDTH, true>(held[r], at);
             } else {
@@ -58,9 +64,8 @@ struct Operand {
     __device__ void store(T* shared) const {  // (STEP, LINE)
 #pragma unroll
         for (unsigned r = 0; r < ROUNDS; ++r) {
-            const unsigned v = vector(r);
-            T* const at = shared + term(v) * LINE + line(v);
-            if (!has(r)) continue;
+            T* const at = shared + term(r) * LINE + line(r);
+            if (!has()) continue;
             if (!ALONG) store_shared<WIDTH>(at, held[r]);
 #pragma unroll
             for (unsigned w = 0; w < WIDTH; ++w)
@@ -88,49 +93,45 @@ struct Product {
         return (k / WIDTH * THREADS_B + threadIdx.x % THREADS_B) * WIDTH + k % WIDTH;
     }
 
-    // sums += a b^T of STEP terms; end(k) is called after each STEP of `terms`, the number of all.
+    // sums += a b^T of STEP terms at a time; end(is_last) is called after each. The halves of `shared` are used in turn,
+    // from call to call: while some threads read one, others may already store into the other.
     template <typename SideA, typename SideB, typename End>
-    static __device__ void add(T (&sums)[OWN_A][OWN_B], T* shared, SideA& side_a, const T* from_a, unsigned stride_a,
-                               index_t step_a, unsigned lines_a, SideB& side_b, const T* from_b, unsigned stride_b,
-                               index_t step_b, unsigned lines_b, unsigned terms, const End& end) {
-        const auto left = [&](unsigned done) { return terms - done < STEP ? terms - done : STEP; };
-        side_a.load(from_a, stride_a, lines_a, left(0));
-        side_b.load(from_b, stride_b, lines_b, left(0));
-        side_a.store(shared);
-        side_b.store(shared + STEP * SideA::LINE);
-        __syncthreads();
-        unsigned half = 0;
-        for (unsigned done = 0; done < terms; done += STEP) {
+    static __device__ void add(T (&sums)[OWN_A][OWN_B], T* shared, unsigned& half, SideA& side_a, const T* from_a,
+                               unsigned stride_a, index_t step_a, unsigned lines_a, SideB& side_b, const T* from_b,
+                               unsigned stride_b, index_t step_b, unsigned lines_b, unsigned terms, const End& end) {
+        for (unsigned left = terms, stored = 0;; ++stored) {  // steps in shared memory until now
             // --- the next terms on their way -------------------------------------------------------------------------
-            const bool more = terms - done > STEP;
+            const bool more = left > 0;
             if (more) {
+                side_a.load(from_a, stride_a, lines_a, left);
+                side_b.load(from_b, stride_b, lines_b, left);
                 from_a += step_a;
                 from_b += step_b;
-                side_a.load(from_a, stride_a, lines_a, left(done + STEP));
-                side_b.load(from_b, stride_b, lines_b, left(done + STEP));
+                left = left > STEP ? left - STEP : 0;
             }
 
             // --- sums += a b^T ---------------------------------------------------------------------------------------
-            const T* const own_a = shared + half + a(0);
-            const T* const own_b = shared + half + STEP * SideA::LINE + b(0);
+            if (stored > 0) {
+                const T* const own_a = shared + half + a(0);
+                const T* const own_b = shared + half + STEP * SideA::LINE + b(0);
 #pragma unroll AT_ONCE
-            for (unsigned k = 0; k < STEP; ++k) {
-                T a_own[OWN_A], b_own[OWN_B];
+                for (unsigned k = 0; k < STEP; ++k) {
+                    T a_own[OWN_A], b_own[OWN_B];
 #pragma unroll
-                for (unsigned g = 0; g < GROUPS_A; ++g)
-                    load_shared<WIDTH>(a_own + g * WIDTH, own_a + k * SideA::LINE + g * THREADS_A * WIDTH);
+                    for (unsigned g = 0; g < GROUPS_A; ++g)
+                        load_shared<WIDTH>(a_own + g * WIDTH, own_a + k * SideA::LINE + g * THREADS_A * WIDTH);
 #pragma unroll
-                for (unsigned g = 0; g < GROUPS_B; ++g)
-                    load_shared<WIDTH>(b_own + g * WIDTH, own_b + k * SideB::LINE + g * THREADS_B * WIDTH);
+                    for (unsigned g = 0; g < GROUPS_B; ++g)
+                        load_shared<WIDTH>(b_own + g * WIDTH, own_b + k * SideB::LINE + g * THREADS_B * WIDTH);
 #pragma unroll
-                for (unsigned i = 0; i < OWN_A; ++i) add_scaled<OWN_B>(sums[i], a_own[i], b_own);
+                    for (unsigned i = 0; i < OWN_A; ++i) add_scaled<OWN_B>(sums[i], a_own[i], b_own);
+                }
+                end(!more);
             }
-            end(!more);
+            if (!more) break;
             half = HALF - half;
-            if (more) {
-                side_a.store(shared + half);
-                side_b.store(shared + half + STEP * SideA::LINE);
-            }
+            side_a.store(shared + half);
+            side_b.store(shared + half + STEP * SideA::LINE);
             __syncthreads();
         }
     }
@@ -184,12 +185,13 @@ __device__ inline void shared_blocks_q(const T* W,          // (m, n)
     const index_t first = index_t(blockIdx.x) * P::A;
     const unsigned pairs = B - first < P::A ? unsigned(B - first) : P::A;
     T* const own_sums = loss_sums + threadIdx.x / THREADS_B * LINE + threadIdx.x % THREADS_B;
+    unsigned half = 0;
 
     for (unsigned row = 0; row < m; row += P::B) {
         // --- q = x W^T -----------------------------------------------------------------------------------------------
         const unsigned rows = m - row < P::B ? m - row : P::B;
         T q[P::OWN_A][P::OWN_B] = {};
-        P::add(q, shared, x_side, x + first * n, n, STEP, pairs, W_side, W + index_t(row) * n, n, STEP, rows, n,
+        P::add(q, shared, half, x_side, x + first * n, n, STEP, pairs, W_side, W + index_t(row) * n, n, STEP, rows, n,
                [](bool) {});
 
         // --- e, g and loss: one pair of the thread after the other -------------------------------------------------
@@ -246,7 +248,8 @@ __device__ inline void shared_blocks_dx(const T* W,  // (m, n)
 
     // --- dx = g W ----------------------------------------------------------------------------------------------------
     T sums[P::OWN_A][P::OWN_B] = {};
-    P::add(sums, shared, g_side, g + first * m, m, STEP, pairs, W_side, W + column, n, index_t(STEP) * n, columns, m,
+    unsigned half = 0;
+    P::add(sums, shared, half, g_side, g + first * m, m, STEP, pairs, W_side, W + column, n, index_t(STEP) * n, columns, m,
            [](bool) {});
 #pragma unroll
     for (unsigned i = 0; i < P::OWN_A; ++i)
@@ -310,8 +313,9 @@ __device__ inline void shared_blocks_parts(const T* x,  // (B, n)
             }
     };
     const unsigned most = CHAINS * chain * STEP;
+    unsigned half = 0;
     for (unsigned done = 0; done < here; done += most)
-        P::add(added, shared, g_side, g + (first + done) * m + row, m, index_t(STEP) * m, rows, x_side,
+        P::add(added, shared, half, g_side, g + (first + done) * m + row, m, index_t(STEP) * m, rows, x_side,
                x + (first + done) * n + column, n, index_t(STEP) * n, columns, here - done < most ? here - done : most, end);
 
     // --- high and low of the part ------------------------------------------------------------------------------------

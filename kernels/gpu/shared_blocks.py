@@ -60,14 +60,23 @@ class Operand:
         zero = TYPES[itemsize](0)
         load, load_one, put = load_global(True, WIDTH), load_global(True, 1), store_shared(WIDTH)
 
+        assert SIZE & (SIZE - 1) == THREADS & (THREADS - 1) == 0, "powers of two"
+
         @device
         def place(r: Any, t: Any) -> Any:
-            """Of a vector's first element the line and the term, and whether there is such a vector."""
-            v = np.uint32(r * THREADS + t)
-            has = VECTORS % THREADS == 0 or v < VECTORS
+            """Of the first element of the vector of round r the line and the term, and whether there is such a vector.
+
+            As the thread's own and a constant: for powers of two that is the place of vector r * THREADS + t.
+            """
+            has = VECTORS >= THREADS or t < VECTORS
             if ALONG:
-                return np.uint32(v // 2 % SIZE), np.uint32((v // (2 * SIZE) * 2 + v % 2) * WIDTH), has
-            return np.uint32(v % LINES * WIDTH), np.uint32(v // LINES), has
+                line = np.uint32(t // 2 % SIZE + r * (THREADS // 2) % SIZE)
+                return line, np.uint32((t // (2 * SIZE) * 2 + t % 2 + r * THREADS // (2 * SIZE) * 2) * WIDTH), has
+            return (
+                np.uint32((t % LINES + r * THREADS % LINES) * WIDTH),
+                np.uint32(t // LINES + r * THREADS // LINES),
+                has,
+            )
 
         @device
         def from_global(held: Any, source: Any, at: Any, stride: Any, lines: Any, terms: Any, t: Any) -> None:
@@ -128,7 +137,11 @@ class Tile:
         self.a, self.b, self.itemsize = a, b, itemsize
 
     def add(self, side_a: Operand, side_b: Operand, end: Any) -> Any:
-        """sums += a b^T of STEP terms at a time; ``end`` is called after each, with whether it is the last."""
+        """sums += a b^T of STEP terms at a time; ``end`` is called after each, with whether it is the last.
+
+        The halves of ``shared`` are used in turn, from call to call: while some threads read one, others may already
+        store into the other. The function returns which one comes next.
+        """
         STEP, HALF, WIDTH, OWN_A, OWN_B = self.STEP, self.HALF, self.WIDTH, self.OWN_A, self.OWN_B
         GROUPS_A, GROUPS_B, HELD_A, HELD_B = self.GROUPS_A, self.GROUPS_B, side_a.HELD, side_b.HELD
         APART_A, APART_B = self.THREADS_A * WIDTH, self.THREADS_B * WIDTH
@@ -155,6 +168,7 @@ class Tile:
             high: Any,  # these two are for ``end``
             low: Any,
             shared: Any,
+            half: Any,
             a_from: Any,
             a_at: Any,
             a_stride: Any,
@@ -168,41 +182,39 @@ class Tile:
             terms: Any,
             chain: Any,  # of ``end``
             t: Any,
-        ) -> None:
+        ) -> Any:
             # A tile spans less than 2**32 elements.
             a_apart, b_apart, left = np.uint32(a_stride), np.uint32(b_stride), np.uint32(terms)
             a_held, b_held = cuda.local.array(HELD_A, real), cuda.local.array(HELD_B, real)
-            load_a(a_held, a_from, a_at, a_apart, a_lines, left, t)
-            load_b(b_held, b_from, b_at, b_apart, b_lines, left, t)
-            put_a(shared, np.uint32(0), a_held, t)
-            put_b(shared, np.uint32(BEGIN_B), b_held, t)
-            cuda.syncthreads()
-            half, steps = np.uint32(0), np.uint32(0)
-            while left > 0:
+            more, stored, steps = True, np.uint32(0), np.uint32(0)  # stored: steps in shared memory until now
+            while more:
                 # --- the next terms on their way ---------------------------------------------------------------------
-                more = left > STEP
-                left = np.uint32(left - STEP) if more else np.uint32(0)
+                more = left > 0
                 if more:
-                    a_at += a_step
-                    b_at += b_step
                     load_a(a_held, a_from, a_at, a_apart, a_lines, left, t)
                     load_b(b_held, b_from, b_at, b_apart, b_lines, left, t)
+                    a_at += a_step
+                    b_at += b_step
+                    left = np.uint32(left - STEP) if left > STEP else np.uint32(0)
 
                 # --- sums += a b^T -----------------------------------------------------------------------------------
-                # 64-bit numbers here: what is added to them goes into the instructions that load.
-                own_a, own_b = np.int64(half + a(0, t)), np.int64(half + BEGIN_B + b(0, t))
-                end_a = own_a + STEP * LINE_A
-                while own_a < end_a:
-                    for k in range(AT_ONCE):
-                        add_term(sums, shared, own_a + k * LINE_A, own_b + k * LINE_B)
-                    own_a += AT_ONCE * LINE_A
-                    own_b += AT_ONCE * LINE_B
-                steps = end(sums, high, low, steps, chain, not more)
-                half = np.uint32(HALF - half)
+                if stored > 0:
+                    # 64-bit numbers here: what is added to them goes into the instructions that load.
+                    own_a, own_b = np.int64(half + a(0, t)), np.int64(half + BEGIN_B + b(0, t))
+                    end_a = own_a + STEP * LINE_A
+                    while own_a < end_a:
+                        for k in range(AT_ONCE):
+                            add_term(sums, shared, own_a + k * LINE_A, own_b + k * LINE_B)
+                        own_a += AT_ONCE * LINE_A
+                        own_b += AT_ONCE * LINE_B
+                    steps = end(sums, high, low, steps, chain, not more)
                 if more:
+                    half = np.uint32(HALF - half)
                     put_a(shared, half, a_held, t)
                     put_b(shared, np.uint32(half + BEGIN_B), b_held, t)
-                cuda.syncthreads()
+                    cuda.syncthreads()
+                stored = np.uint32(stored + 1)
+            return half
 
         return function
 
@@ -296,13 +308,13 @@ def blocks_q_function(
         pairs = np.uint32(min(B - first, A))
         own_sums = np.uint32(t // THREADS_B * LINE + t % THREADS_B)
 
-        row = np.int64(0)
+        row, half = np.int64(0), np.uint32(0)
         while row < m:
             # --- q = x W^T -------------------------------------------------------------------------------------------
             rows = np.uint32(min(m - row, B_TILE))
             for k in range(OWN):
                 q[k] = zero
-            add(q, q, q, shared, x, first * n, n, STEP, pairs, W, row * n, n, STEP, rows, n, 0, t)
+            half = add(q, q, q, shared, half, x, first * n, n, STEP, pairs, W, row * n, n, STEP, rows, n, 0, t)
 
             # --- e, g and loss: one pair of the thread after the other -----------------------------------------------
             # Its q is always in the first registers, so that the loop has the code of one pair.
@@ -377,7 +389,26 @@ def blocks_dx_function(p: Product, itemsize: int, WIDE: bool, WIDE_G: bool) -> A
         # --- dx = g W ------------------------------------------------------------------------------------------------
         for k in range(OWN):
             sums[k] = zero
-        add(sums, sums, sums, shared, g, first * m, m, STEP, pairs, W, column, n, STEP * n, columns, m, 0, t)
+        add(
+            sums,
+            sums,
+            sums,
+            shared,
+            np.uint32(0),
+            g,
+            first * m,
+            m,
+            STEP,
+            pairs,
+            W,
+            column,
+            n,
+            STEP * n,
+            columns,
+            m,
+            0,
+            t,
+        )
         i = np.uint32(0)
         while i < OWN_A:
             if a(i, t) < pairs:
@@ -465,11 +496,30 @@ def blocks_parts_function(p: Product, itemsize: int, WIDE: bool, WIDE_G: bool) -
             i = np.uint32(i + 1)
 
         # --- dW = g^T x ----------------------------------------------------------------------------------------------
-        done, most = np.uint32(0), np.uint32(CHAINS * STEP * chain)
+        done, most, half = np.uint32(0), np.uint32(CHAINS * STEP * chain), np.uint32(0)
         while done < here:
             terms = np.uint32(min(here - done, most))
             g_at, x_at = (first + done) * m + row, (first + done) * n + column
-            add(added, high, low, shared, g, g_at, m, STEP * m, rows, x, x_at, n, STEP * n, columns, terms, chain, t)
+            half = add(
+                added,
+                high,
+                low,
+                shared,
+                half,
+                g,
+                g_at,
+                m,
+                STEP * m,
+                rows,
+                x,
+                x_at,
+                n,
+                STEP * n,
+                columns,
+                terms,
+                chain,
+                t,
+            )
             done = np.uint32(done + terms)
 
         # --- high and low of the part --------------------------------------------------------------------------------
