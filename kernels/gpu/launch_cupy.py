@@ -13,8 +13,8 @@ import cupy
 
 from sigmoid_l2.gpu.cupy_library import CupyLibrary, cupy_stream
 from sigmoid_l2.kernels import Given, Wanted
-from sigmoid_l2.kernels.gpu import launch, plan
-from sigmoid_l2.kernels.gpu.plan_types import Columns, Long, Rows, Staged
+from sigmoid_l2.kernels.gpu import launch, launch_shared, plan
+from sigmoid_l2.kernels.gpu.plan_types import Columns, Long, Product, Rows, SharedTiny, Staged
 
 INPUTS, OUTPUTS = "W x target cotangent", "loss dW dx dq"
 
@@ -39,6 +39,26 @@ def fused(
     launch.fused(sys.modules[__name__], W, x, target, cotangent, loss, dW, dx, dq, stream=stream)
 
 
+def shared(
+    W: Any,
+    x: Any,
+    target: Any,
+    cotangent: Any,
+    loss: Any,
+    dW: Any,
+    dx: Any,
+    dq: Any,
+    *,
+    stream: int | None = None,
+    call_bytes: int = 0,
+) -> None:
+    """The same for pairs that all have one W (m, n), of which dW is the sum; ``has_shared`` says for which W."""
+    launch_shared.shared(sys.modules[__name__], W, x, target, cotangent, loss, dW, dx, dq, stream=stream)
+
+
+has_shared = launch_shared.has_shared
+
+
 # --- the kernels -----------------------------------------------------------------------------------------------------
 
 
@@ -47,7 +67,7 @@ def staged_kernel(p: Staged, m: int, n: int, itemsize: int, wide: bool, given: G
     """The kernel of staged.cuh for one (m, n)."""
     lanes = p.lanes, p.row_lanes, p.columns, p.lane_rows, p.lane_pairs
     template = m, n, p.rows, p.slices, p.threads, *lanes, wide, *given, *wanted
-    return _kernel("fused_staged", itemsize, template, INPUTS, OUTPUTS, "units")
+    return _kernel("fused_staged", itemsize, template, INPUTS, OUTPUTS, "units", stems=("common", "tile", "staged"))
 
 
 @launch.once
@@ -86,6 +106,48 @@ def finish_kernel(chunk: int, itemsize: int, wanted: Wanted) -> Any:
     return _kernel("finish", itemsize, template, "slice_loss slice_dx", "loss dx", "n slices group")
 
 
+@launch.once
+def shared_tiny_kernel(p: SharedTiny, m: int, n: int, itemsize: int, wide: bool, given: Given, wanted: Wanted) -> Any:
+    """The kernel of shared_tiny.cuh for one (m, n)."""
+    template = m, n, p.threads, p.pairs, p.run, wide, *given, *wanted
+    outputs, stems = "loss parts dx dq", ("common", "tile", "shared_sums", "shared_tiny")
+    return _kernel("shared_tiny", itemsize, template, INPUTS, outputs, "B tiles", stems=stems)
+
+
+@launch.once
+def shared_blocks_q_kernel(
+    p: Product, itemsize: int, wide: bool, wide_g: bool, given: Given, want_loss: bool, want_g: bool
+) -> Any:
+    """The first kernel of shared_blocks.cuh."""
+    return _blocks_kernel("q", p, itemsize, (wide, wide_g, *given, want_loss, want_g), INPUTS, "loss g", "B m n")
+
+
+@launch.once
+def shared_blocks_dx_kernel(p: Product, itemsize: int, wide: bool, wide_g: bool) -> Any:
+    """The second, for dx."""
+    return _blocks_kernel("dx", p, itemsize, (wide, wide_g), "W g", "dx", "B m n")
+
+
+@launch.once
+def shared_blocks_parts_kernel(p: Product, itemsize: int, wide: bool, wide_g: bool) -> Any:
+    """The third, for parts of dW."""
+    return _blocks_kernel("parts", p, itemsize, (wide, wide_g), "x g", "parts", "B m n pairs chain is_first")
+
+
+def _blocks_kernel(
+    name: str, p: Product, itemsize: int, how: Sequence[int], inputs: str, outputs: str, sizes: str
+) -> Any:
+    stems, template = ("common", "shared_sums", "shared_blocks"), (*p[:5], *how)
+    return _kernel(f"shared_blocks_{name}", itemsize, template, inputs, outputs, sizes, p.registers, stems)
+
+
+@launch.once
+def shared_sums_kernel(columns: int, loaders: int, itemsize: int) -> Any:
+    """The kernel of shared_sums.cuh."""
+    sizes, stems = "values count value_step part_step", ("common", "shared_sums")
+    return _kernel("shared_sums", itemsize, (columns, loaders), "parts", "dW", sizes, stems=stems)
+
+
 def _kernel(
     name: str,
     itemsize: int,
@@ -94,13 +156,14 @@ def _kernel(
     outputs: str,
     sizes: str,
     registers: int | None = None,
+    stems: Sequence[str] = (),
 ) -> Any:
+    """The kernel of ``stems``; without them of common and the file that ``name`` begins with."""
     real = {4: "float", 8: "double"}[itemsize]
     pointers = [f"reinterpret_cast<const {real}*>({a})" for a in inputs.split()]
     pointers += [f"reinterpret_cast<{real}*>({a})" for a in outputs.split()]
     template_arguments = ", ".join([real, *(str(int(a)) for a in template)])
-    stem = name.removeprefix("fused_").partition("_")[0]
-    stems = ("common", "tile", stem) if stem == "staged" else ("common", stem)
+    stems = stems or ("common", name.removeprefix("fused_").partition("_")[0])
     return cupy.ElementwiseKernel(
         in_params=", ".join(f"int64 {a}" for a in f"{inputs} {outputs} {sizes}".split()),
         out_params="",

@@ -11,13 +11,16 @@ from typing import Any
 
 from sigmoid_l2.gpu.numba_library import NumbaLibrary
 from sigmoid_l2.kernels import Given, Wanted
-from sigmoid_l2.kernels.gpu import launch, plan
+from sigmoid_l2.kernels.gpu import launch, launch_shared, plan
 from sigmoid_l2.kernels.gpu.columns import columns_gradients_function, columns_q_function
 from sigmoid_l2.kernels.gpu.common import cuda, framework
 from sigmoid_l2.kernels.gpu.finish import finish_function
 from sigmoid_l2.kernels.gpu.long import long_function
-from sigmoid_l2.kernels.gpu.plan_types import Columns, Long, Rows, Staged
+from sigmoid_l2.kernels.gpu.plan_types import Columns, Long, Product, Rows, SharedTiny, Staged
 from sigmoid_l2.kernels.gpu.rows import rows_function
+from sigmoid_l2.kernels.gpu.shared_blocks import blocks_dx_function, blocks_parts_function, blocks_q_function
+from sigmoid_l2.kernels.gpu.shared_sums import sums_function
+from sigmoid_l2.kernels.gpu.shared_tiny import tiny_function
 from sigmoid_l2.kernels.gpu.staged import staged_function
 
 
@@ -39,6 +42,26 @@ def fused(
     Arrays are numba's, CuPy's or of the class DeviceArray.
     """
     launch.fused(sys.modules[__name__], W, x, target, cotangent, loss, dW, dx, dq, stream=stream)
+
+
+def shared(
+    W: Any,
+    x: Any,
+    target: Any,
+    cotangent: Any,
+    loss: Any,
+    dW: Any,
+    dx: Any,
+    dq: Any,
+    *,
+    stream: int | None = None,
+    call_bytes: int = 0,
+) -> None:
+    """The same for pairs that all have one W (m, n), of which dW is the sum; ``has_shared`` says for which W."""
+    launch_shared.shared(sys.modules[__name__], W, x, target, cotangent, loss, dW, dx, dq, stream=stream)
+
+
+has_shared = launch_shared.has_shared
 
 
 # --- the kernels -----------------------------------------------------------------------------------------------------
@@ -81,6 +104,38 @@ def finish_kernel(chunk: int, itemsize: int, wanted: Wanted) -> Any:
     """The kernel of finish.py."""
     loaders = chunk // plan.FINISH_LOADS
     return _kernel(finish_function(loaders, chunk, itemsize, wanted), loaders * plan.WARP, plan.FINISH_REGISTERS)
+
+
+@launch.once
+def shared_tiny_kernel(p: SharedTiny, m: int, n: int, itemsize: int, wide: bool, given: Given, wanted: Wanted) -> Any:
+    """The kernel of shared_tiny.py for one (m, n)."""
+    return _kernel(tiny_function(p, m, n, itemsize, wide, given, wanted), p.threads, None)
+
+
+@launch.once
+def shared_blocks_q_kernel(
+    p: Product, itemsize: int, wide: bool, wide_g: bool, given: Given, want_loss: bool, want_g: bool
+) -> Any:
+    """The first kernel of shared_blocks.py."""
+    return _kernel(blocks_q_function(p, itemsize, wide, wide_g, given, want_loss, want_g), p.threads, p.registers)
+
+
+@launch.once
+def shared_blocks_dx_kernel(p: Product, itemsize: int, wide: bool, wide_g: bool) -> Any:
+    """The second, for dx."""
+    return _kernel(blocks_dx_function(p, itemsize, wide, wide_g), p.threads, p.registers)
+
+
+@launch.once
+def shared_blocks_parts_kernel(p: Product, itemsize: int, wide: bool, wide_g: bool) -> Any:
+    """The third, for parts of dW."""
+    return _kernel(blocks_parts_function(p, itemsize, wide, wide_g), p.threads, p.registers)
+
+
+@launch.once
+def shared_sums_kernel(columns: int, loaders: int, itemsize: int) -> Any:
+    """The kernel of shared_sums.py."""
+    return _kernel(sums_function(columns, loaders, itemsize), columns * loaders, None)
 
 
 def _kernel(function: Any, threads: int, registers: int | None) -> Any:

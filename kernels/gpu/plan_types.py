@@ -85,3 +85,51 @@ class Columns(NamedTuple):
 
 
 Plan = Staged | Rows | Long | Columns
+
+
+class SharedTiny(NamedTuple):
+    """One W for all pairs: a thread owns whole pairs, and sums of all of dW in registers."""
+
+    threads: int  # per block
+    pairs: int  # of a tile that a thread owns; thread t those at t, t + threads, ...
+    run: int  # tiles whose terms of dW a thread adds up before they are added over the lanes of a warp
+
+    @property
+    def tile(self) -> int:
+        """Pairs of a tile."""
+        return self.threads * self.pairs
+
+
+class Product(NamedTuple):
+    """How a block does a tile of a product of matrices, A x B elements, each of which is a sum over k."""
+
+    threads_a: int  # that share the tile's A
+    threads_b: int  # that share its B
+    groups_a: int  # of 16 bytes of neighbours along A that a thread owns
+    groups_b: int  # the same along B
+    step: int  # terms of the sums that are in shared memory at a time
+    registers: int  # that a thread may use
+
+    @property
+    def threads(self) -> int:
+        """Per block."""
+        return self.threads_a * self.threads_b
+
+    def a(self, itemsize: int) -> int:
+        """Elements of A."""
+        return self.threads_a * self.groups_a * (16 // itemsize)
+
+    def b(self, itemsize: int) -> int:
+        """Elements of B."""
+        return self.threads_b * self.groups_b * (16 // itemsize)
+
+
+class SharedBlocks(NamedTuple):
+    """One W for all pairs: products of matrices, tile by tile."""
+
+    q: Product  # pairs x rows, summed over columns
+    dx: Product  # pairs x columns, summed over rows
+    dW: Product  # rows x columns, summed over pairs
+
+
+SharedPlan = SharedTiny | SharedBlocks

@@ -1,5 +1,5 @@
 // tile.cuh: a tile of elements in shared memory, and the way of its elements from and to global memory. The kernel of
-// staged.cuh has W and dW in one tile, x and dx in another.
+// staged.cuh has W and dW in one tile, x and dx in another; that of shared_tiny.cuh x and dx, the target and dq.
 
 #ifndef SIGMOID_L2_TILE_CUH
 #define SIGMOID_L2_TILE_CUH
@@ -63,6 +63,14 @@ struct Mover {
     }
     __device__ bool has_single() const { return threadIdx.x < count % WIDTH; }
 
+    // In a loop: else what is not loaded in one trip would be kept from the one before, in registers.
+    __device__ void clear() {
+        single = T(0);
+#pragma unroll
+        for (unsigned r = 0; r < ROUNDS; ++r)
+#pragma unroll
+            for (unsigned k = 0; k < WIDTH; ++k) held[r][k] = T(0);
+    }
     __device__ void from_global(const T* from) {
 #pragma unroll
         for (unsigned r = 0; r < ROUNDS; ++r)

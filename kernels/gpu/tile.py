@@ -1,6 +1,7 @@
 """A tile of elements in shared memory, and the way of its elements from and to global memory: tile.cuh in numba.cuda.
 
-The kernel of staged.py has W and dW in one tile, x and dx in another.
+The kernel of staged.py has W and dW in one tile, x and dx in another; that of shared_tiny.py has x and dx, the target
+and dq.
 """
 
 from functools import cache

@@ -118,6 +118,23 @@ def test_target_cotangent_and_dq(name):
     assert bits(out) == bits(results)
 
 
+def test_a_shared_w():
+    """The kernel for a W that all pairs share: the sum of its parts of dW is the second launch, on the same stream."""
+    rng = np.random.default_rng(5)
+    W, x = rng.standard_normal((3, 3), np.float32), rng.standard_normal((700, 3), np.float32)
+    names, stream = ("loss", "dW", "dx"), cuda.stream()
+    out = [cuda.to_device(np.full(shape, np.nan, np.float32)) for shape in ((700,), (3, 3), (700, 3))]
+    kernel = importlib.import_module("sigmoid_l2.kernels.gpu.launch_numba")
+    assert kernel.has_shared(3, 3, 4)
+    DRIVER.calls.clear()
+    kernel.shared(cuda.to_device(W), cuda.to_device(x), None, None, *out, None, stream=stream_handle(stream))
+    assert functions(stream_handle(stream)) == ["cuLaunchKernelEx"] * 2
+    right = sl2.value_and_grad(*map(np.float64, (np.broadcast_to(W, (700, 3, 3)), x)), backend="numpy")
+    for name, a, b in zip(names, out, right, strict=True):
+        b = b.sum(0) if name == "dW" else b
+        np.testing.assert_allclose(a.copy_to_host(), b, rtol=1e-5, atol=1e-5 * abs(b).max())
+
+
 def test_a_plain_call(monkeypatch):
     """With numba's arrays and results given it goes straight to the kernel, on any stream."""
     W, x = batch(*CLASSES["tiny"])

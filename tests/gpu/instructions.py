@@ -140,12 +140,15 @@ for name, function in (("min", np.minimum), ("max", np.maximum)):
 for name, function in (("and", np.bitwise_and), ("or", np.bitwise_or), ("xor", np.bitwise_xor)):
     define(name, (*BITS, "pred"), function, "t t")
 define("not", (*BITS, "pred"), np.invert, "t")
+define("and", ("b16",), np.bitwise_and, "t t")
+define("cvt.u16", ("u32",), lambda a: a, "t", "u16")
 define("shl", BITS, shift(left=True), "t u32")
 define("shr", INTEGERS, shift(left=False), "t u32")
 define("bfi", BITS, insert, "t t u32 u32")
 define("mul.lo", INTEGERS, np.multiply, "t t")
 define("mul.hi", ("s64", "u64"), high, "t t")
 define("mul.wide", ("s32",), lambda a, b: a.astype(np.int64) * b, "t t", "s64")
+define("mul.wide", ("u16",), lambda a, b: a.astype(np.uint32) * b, "t t", "u32")
 define("mul.wide", ("u32",), lambda a, b: a.astype(np.uint64) * b, "t t", "u64")
 define("mad.lo", INTEGERS, lambda a, b, c: a * b + c, "t t t")
 define("div", INTEGERS, divide, "t t")
@@ -169,7 +172,13 @@ for name, function in (
     ("le", np.less_equal),
     ("gt", np.greater),
     ("ge", np.greater_equal),
+    ("num", lambda a, b: ~(np.isnan(a) | np.isnan(b))),
+    ("nan", lambda a, b: np.isnan(a) | np.isnan(b)),
 ):
+    if name in ("num", "nan"):  # which integers do not have, nor a form for numbers that are not ordered
+        define(f"setp.{name}", FLOATS, function, "t t", "pred")
+        define(f"setp.{name}.ftz", ("f32",), of_flushed(function), "t t", "pred")
+        continue
     if name not in ("eq", "ne"):
         define(f"setp.{name}", INTEGERS, function, "t t", "pred")
     for suffix, compare in (("", function), ("u", or_unordered(function))):

@@ -1,4 +1,4 @@
-"""What ``fused`` of each GPU kernel launches for NumPy arrays, and those launches executed from their PTX.
+"""What ``fused`` and ``shared`` of each GPU library launch for NumPy arrays, and that executed from its PTX.
 
 The host code is the real one: it chooses the kernels and their sizes. Only what would need a device is taken from it.
 """
@@ -17,12 +17,10 @@ from gpu import code, machine, ptx
 from gpu.memory import Global
 from gpu.traffic import Traffic
 from sigmoid_l2.kernels.gpu import launch as host
-from sigmoid_l2.kernels.gpu import plan
+from sigmoid_l2.kernels.gpu import launch_shared, plan
 
 NAMES = ("W", "x", "target", "cotangent", "loss", "dW", "dx", "dq")
 MODULES = {"cupy": "launch_cupy", "numba-cuda": "launch_numba"}
-BUILDERS = ("staged_kernel", "rows_kernel", "long_kernel", "columns_q_kernel", "columns_gradients_kernel")
-BUILDERS += ("finish_kernel",)
 WORKSPACE_PAIRS = 2  # that the workspace has room for, so that a batch of more takes several launches
 
 
@@ -41,7 +39,7 @@ class Launch(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The kernel's: "staged", "rows", "long", "q", "gradients" or "finish"."""
+        """The kernel's: "staged", "rows", "long", "q", "gradients" or "finish", and for one W "tiny" or "sums"."""
         return (self.kernel.py_func.__name__ if self.by_numba else self.kernel.name).rpartition("_")[2]
 
     def text(self) -> str:
@@ -60,7 +58,8 @@ class Launch(NamedTuple):
 def launches_of(backend: str, *arrays: Any, wide: bool | None = None) -> tuple[list[Launch], Global]:
     """The launches of ``fused(*arrays)`` of "cupy" or "numba-cuda", and the memory that they use.
 
-    ``wide`` says whether arrays are to be taken for aligned to 16 bytes; None: as they are.
+    Those of ``shared``, if W is one for all pairs. ``wide`` says whether arrays are to be taken for aligned to 16
+    bytes; None: as they are.
     """
     W = arrays[0]
     memory = Global()
@@ -70,7 +69,7 @@ def launches_of(backend: str, *arrays: Any, wide: bool | None = None) -> tuple[l
     launched: list[Launch] = []
 
     launcher = importlib.import_module(f"sigmoid_l2.kernels.gpu.{MODULES[backend]}")
-    _, m, n = W.shape
+    m, n = W.shape[-2:]
     room = int(WORKSPACE_PAIRS * host.sums_of_pair(plan.make_plan(m, n, W.itemsize), m, n) * W.itemsize)
 
     def workspace(stream: int | None, nbytes: int) -> Any:
@@ -81,14 +80,16 @@ def launches_of(backend: str, *arrays: Any, wide: bool | None = None) -> tuple[l
     def recorded(build: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *key: _Recorded(build(*key), launched)
 
-    builders = {name: recorded(getattr(launcher, name)) for name in BUILDERS}
+    names = [name for name in vars(launcher) if name.endswith("_kernel") and not name.startswith("_")]
+    builders = {name: recorded(getattr(launcher, name)) for name in names}
     with ExitStack() as patches:
         patches.enter_context(mock.patch.multiple(launcher, workspace=workspace, **builders))
-        patches.enter_context(mock.patch.object(host, "address", lambda a: a.ctypes.data))
+        for module in (host, launch_shared):
+            patches.enter_context(mock.patch.object(module, "address", lambda a: a.ctypes.data))
+            if wide is not None:
+                patches.enter_context(mock.patch.object(module, "are_aligned", return_value=wide))
         patches.enter_context(mock.patch.object(plan, "WORKSPACE_BYTES", room))
-        if wide is not None:
-            patches.enter_context(mock.patch.object(host, "are_aligned", return_value=wide))
-        launcher.fused(*arrays)
+        (launcher.shared if W.ndim == 2 else launcher.fused)(*arrays)
     return launched, memory
 
 
@@ -130,7 +131,7 @@ def run(
 
 
 def fused(backend: str, *arrays: Any, stream: int | None = None, call_bytes: int = 0) -> None:
-    """``fused`` of a GPU kernel on NumPy arrays, executed from its PTX."""
+    """``fused`` of a GPU kernel on NumPy arrays, or ``shared`` where there is one W, executed from its PTX."""
     run(*launches_of(backend, *arrays))
 
 

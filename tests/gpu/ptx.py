@@ -13,6 +13,7 @@ TYPES = {
     f"{letter}{8 * size}": np.dtype(f"{kind}{size}") for letter, kind in ("uu", "si", "bu", "ff") for size in (4, 8)
 }
 TYPES["pred"] = np.dtype(bool)
+TYPES |= {"b16": np.dtype("u2"), "u16": np.dtype("u2")}  # of registers, not of memory
 SPECIAL = ("%tid.x", "%ntid.x", "%ctaid.x", "%nctaid.x")  # registers that the hardware fills; launches have one axis
 IGNORED = (
     "",

@@ -245,6 +245,8 @@ def _access(kernel: Kernel, instruction: Instruction, kind: str, space: str, wid
     if not isinstance(address, Address) or type_name not in TYPES or len(held) != int(width or 1):
         raise NotKnownError(instruction.line)
     dtype, words = TYPES[type_name], TYPES[type_name].itemsize // WORD
+    if not words:
+        raise NotKnownError(instruction.line)
     size = len(held) * dtype.itemsize
     narrow = isinstance(address.base, Register) and kernel.registers[address.base.number].itemsize == 4
     base = _reader(kernel, address.base, TYPES["s32" if shared and narrow else "s64"])

@@ -30,6 +30,7 @@ CLI = ("tests/host/test_cli_target.py",)
 MEMORY = ("tests/host/test_memory.py",)
 WHOLE = ("tests/host/test_whole_function.py",)
 KEPT = ("tests/host/test_kept_memory.py",)
+SHARED_TINY = ("tests/gpu/test_shared_tiny.py",)
 
 MUTANTS = (
     # The reference
@@ -410,6 +411,41 @@ MUTANTS = (
         "-(-units // p.block_units)",
         "max(1, units // p.block_units)",
         ("tests/gpu/test_proof.py",),
+    ),
+    Mutant(
+        "cuh: threads without a pair count for dW of a shared W",
+        "kernels/gpu/shared_tiny.cuh",
+        "pair < pairs ? g : T(0)",
+        "g",
+        SHARED_TINY,
+    ),
+    Mutant(
+        "cuh: the run of dW not reset",
+        "kernels/gpu/shared_tiny.cuh",
+        "for (unsigned k = 0; k < SIZE; ++k) dW_own[k] = T(0);",
+        "for (unsigned k = 1; k < SIZE; ++k) dW_own[k] = T(0);",
+        SHARED_TINY,
+    ),
+    Mutant(
+        "cuh: the errors of sums over warps forgotten",
+        "kernels/gpu/shared_sums.cuh",
+        "low += (high - (sum - added)) + (term - added);",
+        "",
+        SHARED_TINY,
+    ),
+    Mutant(
+        "numba.cuda: the last run of dW forgotten",
+        "kernels/gpu/shared_tiny.py",
+        "(run == RUN or left == 1 or B - first <= TILE)",
+        "(run == RUN or left == 1)",
+        SHARED_TINY,
+    ),
+    Mutant(
+        "launch: a shared W's last block left out",
+        "kernels/gpu/launch_shared.py",
+        "blocks = -(-B // (p.tile * tiles))",
+        "blocks = max(1, B // (p.tile * tiles))",
+        SHARED_TINY,
     ),
     Mutant(
         "offload: the kernel does not wait for the copy",
