@@ -4,9 +4,11 @@ The environment variable SIGMOID_L2_TEST_BACKENDS limits the backends (comma sep
 """
 
 import os
+import tempfile
 
 import hypothesis
 import numpy as np
+import processes
 import pytest
 
 from sigmoid_l2 import dispatch
@@ -24,6 +26,14 @@ hypothesis.settings.register_profile(
     max_examples=1000 if random else 50,
 )
 hypothesis.settings.load_profile("sigmoid-l2")
+
+
+def pytest_configure(config):
+    """The first process of a run makes the folder that all of them use, and removes it at the end."""
+    if processes.FOLDER not in os.environ:
+        folder = tempfile.TemporaryDirectory()
+        os.environ[processes.FOLDER] = folder.name
+        config.add_cleanup(folder.cleanup)
 
 
 def _parameters() -> list:

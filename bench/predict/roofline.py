@@ -33,7 +33,7 @@ from sigmoid_l2.kernels.gpu.launch import sums_of_pair
 sys.path += [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2] / "tests")]
 import model
 import tables
-from gpu import code, launches
+from gpu import launches
 from gpu.chips import CHIPS, WARP, Chip, occupancy, resident_blocks
 from model import SECTOR_BYTES, Work
 from results import Row
@@ -121,7 +121,7 @@ def _asked(memory: Any) -> Iterator[tuple[int, bool]]:
 
 def predict(case: Case, called: tuple[Launched, ...], chip: Chip) -> Row:
     """The prediction for a call on one chip, with what it comes from: that of the launch that takes longest."""
-    used = [code.used(launch, chip.cc) for launch, _ in called]
+    used = [launch.used(chip.cc) for launch, _ in called]
     resident = [
         resident_blocks(chip.cc, launch.threads, u.registers, u.shared)
         for (launch, _), u in zip(called, used, strict=True)

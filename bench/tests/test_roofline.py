@@ -4,8 +4,8 @@ import importlib
 
 import pytest
 
-chips, model, roofline, tables, workload = map(
-    importlib.import_module, ["gpu.chips", "model", "roofline", "tables", "workload"]
+chips, code, model, roofline, tables, workload = map(
+    importlib.import_module, ["gpu.chips", "gpu.code", "model", "roofline", "tables", "workload"]
 )
 H100, H200, T4 = (chips.CHIPS[name] for name in ("H100", "H200", "T4"))
 
@@ -137,11 +137,12 @@ class Launch:
     def __init__(self, blocks):
         self.blocks, self.threads = blocks, 128
 
+    def used(self, cc):
+        return code.Used(registers=40, stack=0, shared=6144)  # room for 12 blocks
+
 
 @pytest.mark.parametrize(("blocks", "resident"), [(1, 1), (133, 2), (13_200, 12)])
-def test_prediction_of_a_call(monkeypatch, blocks, resident):
-    used = roofline.code.Used(registers=40, stack=0, shared=6144)  # room for 12 blocks
-    monkeypatch.setattr(roofline.code, "used", lambda launch, cc: used)
+def test_prediction_of_a_call(blocks, resident):
     case = workload.Case("gpu", "float32", 3, 3, 128 * blocks)  # 12,800 bytes a block
     ns = model.parts(H200, GOOD, blocks, resident)
     one = roofline.Launched(Launch(blocks), GOOD)

@@ -29,6 +29,13 @@ class Used(NamedTuple):
     shared: int  # bytes per block
 
 
+def ptx(launch):
+    """The PTX of a ``launches.Launch``."""
+    if launch.by_numba:
+        return numba_ptx(launch.kernel, len(launch.arguments))
+    return cupy_ptx(launch.kernel)
+
+
 def used(launch, chip):
     """What the machine code of a ``launches.Launch`` uses."""
     if launch.by_numba:

@@ -8,10 +8,12 @@ import struct
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, NamedTuple
 from unittest import mock
 
 import numpy as np
+from processes import made_once
 
 from gpu import code, machine, ptx
 from gpu.memory import Global
@@ -31,6 +33,7 @@ class Launch(NamedTuple):
     blocks: int
     threads: int
     arguments: tuple[int, ...]  # addresses and sizes
+    key: tuple[Any, ...]  # what the kernel was built from: two with equal ones are the same
 
     @property
     def by_numba(self) -> bool:
@@ -44,9 +47,11 @@ class Launch(NamedTuple):
 
     def text(self) -> str:
         """The PTX that would run."""
-        if self.by_numba:
-            return code.numba_ptx(self.kernel, len(self.arguments))
-        return code.cupy_ptx(self.kernel)
+        return made_once(partial(code.ptx, self), "PTX", *self.key)
+
+    def used(self, chip: int) -> code.Used:
+        """What the machine code uses."""
+        return made_once(partial(code.used, self, chip), "used", chip, *self.key)
 
     def parameters(self) -> list[bytes]:
         """The arguments as the kernel gets them; of CuPy's also its index at the end."""
@@ -78,7 +83,7 @@ def launches_of(backend: str, *arrays: Any, wide: bool | None = None) -> tuple[l
         return held.view(np.uint8)
 
     def recorded(build: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda *key: _Recorded(build(*key), launched)
+        return lambda *key: _Recorded(build(*key), (backend, build.__name__, *key), launched)
 
     names = [name for name in vars(launcher) if name.endswith("_kernel") and not name.startswith("_")]
     builders = {name: recorded(getattr(launcher, name)) for name in names}
@@ -96,17 +101,17 @@ def launches_of(backend: str, *arrays: Any, wide: bool | None = None) -> tuple[l
 class _Recorded:
     """A kernel whose launches are noted down, by the call of either library."""
 
-    def __init__(self, kernel: Any, launched: list[Launch]) -> None:
-        self.kernel, self.launched = kernel, launched
+    def __init__(self, kernel: Any, key: tuple[Any, ...], launched: list[Launch]) -> None:
+        self.kernel, self.key, self.launched = kernel, key, launched
 
     def __call__(self, *arguments: Any, size: int, block_size: int, stream: Any) -> None:
         """CuPy's."""
         assert size % block_size == 0, "a thread without a trip through CuPy's loop would miss the barriers"
-        self.launched.append(Launch(self.kernel, size // block_size, block_size, arguments))
+        self.launched.append(Launch(self.kernel, size // block_size, block_size, arguments, self.key))
 
     def __getitem__(self, configuration: tuple[int, int, Any]) -> Callable[..., None]:
         """numba's."""
-        return lambda *arguments: self.launched.append(Launch(self.kernel, *configuration[:2], arguments))
+        return lambda *arguments: self.launched.append(Launch(self.kernel, *configuration[:2], arguments, self.key))
 
 
 def run(

@@ -94,7 +94,7 @@ def assert_fits(case, chips, **how):
         if isinstance(p, Staged) and p.lanes == 1:  # a lane that has as many targets as rows needs more registers
             least = 0.3 if any(given) or wanted.dq else 0.5
         for chip in chips:
-            used = code.used(launch, chip)
+            used = launch.used(chip)
             assert used.stack == 0, used
             assert used.shared <= SHARED_BYTES, used
             assert used.registers <= plan.REGISTERS // (launch.threads * blocks), used
@@ -141,13 +141,19 @@ def test_slices_in_turn(monkeypatch, case):
         plan.make_plan.cache_clear()
 
 
-@pytest.mark.parametrize("how", [{"wide": False}, {"wanted": (True, False, False, False)}], ids=str)
-@pytest.mark.parametrize("case", cases([(3, 3), (784, 10), (2, 24576)], [(2, 8192)]), ids=named)
+OTHER_WAYS = [
+    pytest.param(case, how, marks=pytest.mark.proof if "wanted" in how and case[0] == "numba-cuda" else ())
+    for how in ({"wide": False}, {"wanted": (True, False, False, False)})
+    for case in cases([(3, 3), (784, 10), (2, 24576)], [(2, 8192)])
+]
+
+
+@pytest.mark.parametrize(("case", "how"), OTHER_WAYS, ids=named)
 def test_other_ways(case, how):
     assert_fits(case, [90], **how)
 
 
-@pytest.mark.parametrize("case", cases([(4, 30000), (4, 30001)], [(4, 16000)]), ids=named)
+@pytest.mark.parametrize("case", cases([(4, 30000)], [(4, 16000)]), ids=named)
 def test_columns_that_are_not_aligned(case):
     assert_fits(case, FEW_CHIPS, wide=False)
 

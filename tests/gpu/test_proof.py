@@ -94,9 +94,11 @@ WANTED = [("loss",), ("dW",), ("dx",), ("dq",), ("loss", "dW", "dx"), ("loss", "
 DTYPES = ["float32", "float64"]
 # Ways that have a target and a cotangent in float64 too, and those of `make test`.
 GIVEN_FLOAT64 = ["tiny", "group", "group, shared rows", "split, staged", "group, rows of teams", "long", "columns"]
-# "split, staged" in float64 is a third of what all of them take.
-QUICK_GIVEN = [("tiny", "float32"), ("group, shared rows", "float32"), ("split, rows in turn", "float32")]
-QUICK_GIVEN += [("columns", "float32")]
+QUICK_GIVEN = ["tiny", "group, shared rows", "split, rows in turn", "columns"]
+# Ways that numba's kernels are taken in `make test` too, where each kernel takes seconds to compile: with arrays that
+# begin between multiples of 16 bytes, and without a barrier. CuPy's are taken all ways.
+QUICK_BETWEEN = ["tiny", "block, staged", "group, rows", "split, warps in turn", "long", "columns"]
+QUICK_BARRIERS = [*QUICK_GIVEN, "group, one row", "split, shared rows", "group, rows of teams", "block, a row", "long"]
 
 
 @pytest.fixture(params=["cupy", "numba-cuda"])
@@ -131,6 +133,15 @@ def between(a):
     return aligned(a, a.itemsize)
 
 
+def with_backends(is_quick, *parameters):
+    """Each of the ``parameters`` with both backends, the first of them; for `make proof` alone where not is_quick()."""
+    return [
+        pytest.param(backend, *p, marks=() if is_quick(backend, *p) else at_length)
+        for p in parameters
+        for backend in ("cupy", "numba-cuda")
+    ]
+
+
 def tile_pairs(m, n, dtype):
     """Pairs of a block."""
     return plan.make_plan(m, n, np.dtype(dtype).itemsize).block_units
@@ -138,11 +149,17 @@ def tile_pairs(m, n, dtype):
 
 def assert_proven(backend, W, x, pairs, parts):
     """The contract for ``pairs``, the same bits in ``parts`` of the batch, and where no array begins on 16 bytes."""
+    whole = assert_same_in_parts(backend, W, x, pairs, parts)
+    assert_same_bits(execute(backend, W, x, to_device=between), whole)
+
+
+def assert_same_in_parts(backend, W, x, pairs, parts):
+    """The contract for ``pairs``, and the same bits in ``parts`` of the batch; returns the results of all of it."""
     whole = execute(backend, W, x)
     assert_contract(W[pairs], x[pairs], **{name: whole[name][pairs] for name in NAMES}, backend=backend)
     for part in parts:
         assert_same_bits(execute(backend, W[part], x[part]), {name: a[part] for name, a in whole.items()})
-    assert_same_bits(execute(backend, W, x, to_device=between), whole)
+    return whole
 
 
 @pytest.mark.usefixtures("small_slices")
@@ -153,7 +170,20 @@ def test_every_way(backend, way):
     W, x = batch(B, m, n, np.float32)
     tile = tile_pairs(m, n, np.float32)
     parts = {(0, 1), (1, B), (0, tile), (0, max(1, tile - 1))}
-    assert_proven(backend, W, x, [-1] if m * n > 1000 else [0, -1], [slice(*part) for part in sorted(parts)])
+    assert_same_in_parts(backend, W, x, [-1] if m * n > 1000 else [0, -1], [slice(*part) for part in sorted(parts)])
+
+
+@pytest.mark.usefixtures("small_slices")
+@pytest.mark.parametrize(
+    ("backend", "way"),
+    with_backends(
+        lambda backend, way: way in QUICK_BETWEEN if backend == "numba-cuda" else way not in SLOW, *zip(WAYS)
+    ),
+    indirect=["backend"],
+)
+def test_every_way_between_multiples_of_16_bytes(backend, way):
+    """It has the same bits as where arrays begin there."""
+    assert_same_bits(execute(backend, *batch(*WAYS[way], np.float32), to_device=between), results_of(backend, way))
 
 
 @pytest.mark.parametrize("way", ["tiny", "group", "block, rows", "split, staged"])
@@ -163,31 +193,51 @@ def test_float64(backend, way):
     assert_contract(W[-1:], x[-1:], **{name: whole[name][-1:] for name in NAMES}, backend=backend)
 
 
+GIVEN = [(way, dtype) for way in WAYS for dtype in DTYPES if dtype == "float32" or way in GIVEN_FLOAT64]
+
+
+def assert_given_proven(backend, W, x, wanted, inputs):
+    results = execute(backend, W, x, wanted, **inputs)
+    last = {name: a[-1:] for name, a in (inputs | results).items()}
+    assert_contract(W[-1:], x[-1:], **dict.fromkeys(NAMES) | last, backend=backend)
+    return results
+
+
 @pytest.mark.usefixtures("small_slices")
 @pytest.mark.parametrize(
     ("way", "dtype"),
     [
-        pytest.param(way, dtype, marks=() if (way, dtype) in QUICK_GIVEN else at_length)
-        for way in WAYS
-        for dtype in DTYPES
-        if dtype == "float32" or way in GIVEN_FLOAT64
+        pytest.param(way, dtype, marks=() if dtype == "float32" and way in QUICK_GIVEN else at_length)
+        for way, dtype in GIVEN
     ],
 )
 def test_target_and_cotangent(backend, way, dtype):
-    """The contract for both and for each alone; the same bits in a part, and where no array begins on 16 bytes."""
+    """The contract; the same bits in a part."""
+    B, m, n = WAYS[way]
+    W, x = batch(B, m, n, dtype)
+    inputs = given(B, m, dtype)
+    whole = assert_given_proven(backend, W, x, NAMES, inputs)
+    part = {name: a[1:] for name, a in inputs.items()}
+    assert_same_bits(execute(backend, W[1:], x[1:], **part), {name: a[1:] for name, a in whole.items()})
+
+
+@pytest.mark.usefixtures("small_slices")
+@pytest.mark.parametrize(
+    ("backend", "way", "dtype"),
+    with_backends(
+        lambda backend, way, dtype: dtype == "float32" and way in (QUICK_GIVEN if backend == "cupy" else ["tiny"]),
+        *GIVEN,
+    ),
+    indirect=["backend"],
+)
+def test_target_or_cotangent(backend, way, dtype):
+    """The contract for each alone; with both the same bits where no array begins on 16 bytes."""
     B, m, n = WAYS[way]
     W, x = batch(B, m, n, dtype)
     both = given(B, m, dtype)
-    for names, wanted in ((both, NAMES), (["target"], ("loss", "dx", "dq")), (["cotangent"], ("dq",))):
-        inputs = {name: both[name] for name in names}
-        results = execute(backend, W, x, wanted, **inputs)
-        last = {name: a[-1:] for name, a in (inputs | results).items()}
-        assert_contract(W[-1:], x[-1:], **dict.fromkeys(NAMES) | last, backend=backend)
-        if names is both:
-            whole = results
-    assert_same_bits(execute(backend, W, x, ("dW", "dq"), between, **both), whole)
-    part = {name: a[1:] for name, a in both.items()}
-    assert_same_bits(execute(backend, W[1:], x[1:], **part), {name: a[1:] for name, a in whole.items()})
+    assert_given_proven(backend, W, x, ("loss", "dx", "dq"), {"target": both["target"]})
+    assert_given_proven(backend, W, x, ("dq",), {"cotangent": both["cotangent"]})
+    assert_same_bits(execute(backend, W, x, ("dW", "dq"), between, **both), execute(backend, W, x, **both))
 
 
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=at_length)])
@@ -383,8 +433,12 @@ def has_race(launch, memory, text):
 
 @pytest.mark.usefixtures("small_slices")
 @pytest.mark.parametrize(
-    ("way", "dtype"),
-    [pytest.param(w, dtype, marks=() if dtype == "float32" else at_length) for w in WAYS for dtype in DTYPES],
+    ("backend", "way", "dtype"),
+    with_backends(
+        lambda backend, way, dtype: dtype == "float32" and (backend == "cupy" or way in QUICK_BARRIERS),
+        *((way, dtype) for way in WAYS for dtype in DTYPES),
+    ),
+    indirect=["backend"],
 )
 def test_each_barrier_that_is_left_out_is_seen(backend, way, dtype):
     W, x = batch(*WAYS[way], dtype)
