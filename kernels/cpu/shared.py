@@ -51,7 +51,17 @@ class Arrays(NamedTuple):
 
 
 def shared(
-    W: Any, x: Any, target: Any, cotangent: Any, loss: Any, dW: Any, dx: Any, dq: Any, *, call_bytes: int = 0
+    W: Any,
+    x: Any,
+    target: Any,
+    cotangent: Any,
+    loss: Any,
+    dW: Any,
+    dx: Any,
+    dq: Any,
+    *,
+    stream: int | None = None,
+    call_bytes: int = 0,
 ) -> None:
     """Compute the outputs that are wanted, for W (m, n) and x (B, n); dW (m, n) is a sum over the batch."""
     arrays = Arrays(x, target, cotangent, loss, dx, dq)

@@ -69,7 +69,7 @@ def units(
     begin, end = b.mul(first, unit), minimum(b, b.mul(last, unit), batch)
     whole = b.sub(end, b.urem(b.sub(end, begin), width))
     sizes = (x, n), (target, m), (cotangent, 1), (loss, 1), (dx, n), (dq, m)
-    arrays = Arrays(*(a and Pairs(v, a, size, begin, whole, end) for a, size in sizes))
+    arrays = Arrays(*(a and Pairs(v, a, size, v.width, begin, whole, end) for a, size in sizes))
     with b.if_then(b.icmp_signed("<", whole, end)):
         for array in filter(None, arrays[:3]):
             array.load_rest()
@@ -116,14 +116,13 @@ def block(
 ) -> None:
     """Compute as many samples as a vector has lanes, of which ``left`` count."""
     b, m, n, lanes = v.builder, len(W), len(W[0]), range(v.width)
-    x_block = v.load_block(arrays.x.block(at), n)
-    x = v.take(x_block, [k * n + j for j in range(n) for k in lanes])  # x_j of all samples, for each j
+    x = v.take(arrays.x.load(at), [k * n + j for j in range(n) for k in lanes])  # x_j of all samples, for each j
     q = [dot(v, row, x) for row in W]  # q = W x
     y, c = [None] * m, None
     if arrays.target:
-        y = v.take(v.load_block(arrays.target.block(at), m), [k * m + i for i in range(m) for k in lanes])
+        y = v.take(arrays.target.load(at), [k * m + i for i in range(m) for k in lanes])
     if arrays.cotangent:
-        (c,) = v.load_block(arrays.cotangent.block(at), 1)
+        (c,) = arrays.cotangent.load(at)
     e, g = zip(*side_by_side(map(error_and_g, [v] * m, q, y, [c] * m)), strict=True)
     with b.if_then(wanted.loss):
         sums = sum_products(v, e, e)

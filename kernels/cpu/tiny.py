@@ -1,4 +1,4 @@
-"""The kernel for tiny pairs: one block is as many pairs as a vector has lanes, and a thread has a range of pairs.
+"""The kernel for tiny pairs: a block is as many pairs as a vector has lanes, or twice as many; a thread has a range.
 
 W, x and all else of a block are whole vectors, loaded and written in the order of memory. Shuffles bring x_j and g_i to
 the elements W_ij that they multiply, and the terms of a sum into one lane. Compiled for each (m, n).
@@ -16,6 +16,15 @@ from sigmoid_l2.kernels.cpu.compile import compile_kernel, vector_code
 from sigmoid_l2.kernels.cpu.sigmoid import error_and_g, side_by_side
 from sigmoid_l2.kernels.cpu.simd import INDEX, VectorBuilder
 from sigmoid_l2.kernels.cpu.stream import AHEAD_BYTES, Stream, can_stream
+
+# Size of the largest pair of which a block has twice as many as a vector has lanes, in elements of W. A step of a
+# sigmoid waits for the one before, and the shuffles wait for the sigmoids; with more of both the processor waits less.
+TWICE = 16
+
+
+def pairs_of_block(v: VectorBuilder, m: int, n: int) -> int:
+    """How many pairs of m by n elements are computed together."""
+    return v.width * (2 if m * n <= TWICE else 1)
 
 
 @vector_code(constants=2)
@@ -37,19 +46,20 @@ def pairs(
     n: int,
 ) -> None:
     """Compute the pairs first..last; ``streams``: results go past the caches."""
-    b, width = v.builder, INDEX(v.width)
+    b, together = v.builder, pairs_of_block(v, m, n)
     v.align_stack()
-    whole = b.sub(last, b.urem(b.sub(last, first), width))
+    step = INDEX(together)
+    whole = b.sub(last, b.urem(b.sub(last, first), step))
     has_rest = b.icmp_signed("<", whole, last)
     inputs = zip((W, x, target, cotangent), (m * n, n, m, 1), strict=True)
     outputs = zip((loss, dW, dx, dq), (1, m * n, n, m), strict=True)
-    given = Inputs(*(a and Pairs(v, a, size, first, whole, last) for a, size in inputs))
-    results = Outputs(*(Pairs(v, a, size, first, whole, last) for a, size in outputs))
+    given = Inputs(*(a and Pairs(v, a, size, together, first, whole, last) for a, size in inputs))
+    results = Outputs(*(Pairs(v, a, size, together, first, whole, last) for a, size in outputs))
     with b.if_then(has_rest):
         for array in filter(None, given):
             array.load_rest()
-    begin = b.select(has_rest, b.sub(first, width), first)
-    with cgutils.for_range_slice(b, begin, whole, width, intp=INDEX) as (pair, _):
+    begin = b.select(has_rest, b.sub(first, step), first)
+    with cgutils.for_range_slice(b, begin, whole, step, intp=INDEX) as (pair, _):
         block(v, given, results, wanted, pair, b.and_(streams, b.icmp_signed(">=", pair, first)), m, n)
     for output, is_wanted in zip(results, wanted, strict=True):
         with b.if_then(is_wanted):
@@ -57,17 +67,19 @@ def pairs(
 
 
 class Pairs:
-    """An array in which a pair has ``size`` elements.
+    """An array in which a pair has ``size`` elements, and a block ``together`` pairs, hence ``vectors`` vectors.
 
     The last pairs, too few for a block, are a block of their own in a buffer, filled up with zeros: the same
-    instructions give the same bits. It is the first of all blocks, at the pair ``first - width``.
+    instructions give the same bits. It is the first of all blocks, at the pair ``first - together``.
     """
 
-    def __init__(self, v: VectorBuilder, array: Any, size: int, first: Any, whole: Any, last: Any) -> None:
+    def __init__(
+        self, v: VectorBuilder, array: Any, size: int, together: int, first: Any, whole: Any, last: Any
+    ) -> None:
         b = v.builder
-        self.v, self.array, self.size = v, array, size
+        self.v, self.array, self.size, self.vectors = v, array, size, size * together // v.width
         self.first, self.whole, self.last = first, whole, last
-        self.rest = b.bitcast(cgutils.alloca_once(b, v.vector, INDEX(size)), v.real.as_pointer())
+        self.rest = b.bitcast(cgutils.alloca_once(b, v.vector, INDEX(self.vectors)), v.real.as_pointer())
         self.stream = Stream(v, array, self.index(first)) if can_stream() else None
 
     def index(self, pair: Any) -> Any:
@@ -79,10 +91,14 @@ class Pairs:
         b = self.v.builder
         return b.select(b.icmp_signed("<", pair, self.first), self.rest, self.v.at(self.array, self.index(pair)))
 
+    def load(self, pair: Any) -> list[Any]:
+        """The vectors of the block that begins with ``pair``."""
+        return self.v.load_block(self.block(pair), self.vectors)
+
     def load_rest(self) -> None:
         """Copy the last pairs to their buffer."""
         b, itemsize = self.v.builder, self.v.dtype.itemsize
-        cgutils.memset(b, self.rest, INDEX(self.size * self.v.width * itemsize), 0)
+        cgutils.memset(b, self.rest, INDEX(self.vectors * self.v.width * itemsize), 0)
         self._copy_rest(self.rest, self.v.at(self.array, self.index(self.whole)))
 
     def put(
@@ -94,7 +110,7 @@ class Pairs:
             return
         with self.v.builder.if_else(streams) as (streamed, stored):
             with streamed:
-                self.stream.put(vectors(), self.v.width * self.size, meanwhile)
+                self.stream.put(vectors(), self.vectors * self.v.width, meanwhile)
             with stored:
                 self.v.store_block(vectors(), self.block(pair))
 
@@ -126,7 +142,7 @@ class Inputs(NamedTuple):
         """
         v, ahead = self.W.v, AHEAD_BYTES // self.W.v.dtype.itemsize
         for array in filter(None, self):
-            if k < array.size:
+            if k < array.vectors:
                 at = v.builder.add(array.index(pair), INDEX(k * v.width + ahead * array.size // self.W.size))
                 v.prefetch(array.array, at)
 
@@ -143,23 +159,23 @@ class Outputs(NamedTuple):
 def block(
     v: VectorBuilder, given: Inputs, results: Outputs, wanted: Wanted, pair: Any, streams: Any, m: int, n: int
 ) -> None:
-    """Compute as many pairs as a vector has lanes, from ``pair`` on."""
+    """Compute the block of pairs that begins with ``pair``."""
     b = v.builder
     W, x, target, cotangent = given
     loss, dW, dx, dq = results
-    elements = range(v.width * m * n)  # of W in the block
-    W_block = v.load_block(W.block(pair), m * n)  # (pairs, m, n)
-    x_block = v.load_block(x.block(pair), n)  # (pairs, n)
+    together = pairs_of_block(v, m, n)
+    elements = range(together * m * n)  # of W in the block
+    W_block, x_block = W.load(pair), x.load(pair)  # (pairs, m, n) and (pairs, n)
     x_of_W = v.take(x_block, [e // (m * n) * n + e % n for e in elements])  # x_j for each W_ij
-    q = v.sum_axis(v.products(W_block, x_of_W), (v.width * m, n, 1))  # q = W x  (pairs, m)
-    y = v.load_block(target.block(pair), m) if target else [None] * m  # (pairs, m)
-    c = [None] * m  # the cotangent for each q_i
+    q = v.sum_axis(v.products(W_block, x_of_W), (together * m, n, 1))  # q = W x  (pairs, m)
+    y = target.load(pair) if target else [None] * len(q)  # (pairs, m)
+    c = [None] * len(q)  # the cotangent for each q_i
     if cotangent:
-        c = v.take(v.load_block(cotangent.block(pair), 1), [e // m for e in range(v.width * m)])
-    e, g = zip(*side_by_side(map(error_and_g, [v] * m, q, y, c)), strict=True)  # (pairs, m)
+        c = v.take(cotangent.load(pair), [e // m for e in range(together * m)])
+    e, g = zip(*side_by_side(map(error_and_g, [v] * len(q), q, y, c)), strict=True)  # (pairs, m)
     g_of_W = v.take(g, [e // n for e in elements])  # g_i for each W_ij
     with b.if_then(wanted.loss):
-        sums = v.sum_axis(v.products(e, e), (v.width, m, 1))
+        sums = v.sum_axis(v.products(e, e), (together, m, 1))
         loss.put(pair, streams, lambda: sums)
 
     def prefetch(k: int) -> None:
@@ -168,12 +184,12 @@ def block(
     with b.if_then(wanted.dW):  # dW = g x^T
         dW.put(pair, streams, lambda: v.products(g_of_W, x_of_W), prefetch)
     with b.if_then(wanted.dx):  # dx = W^T g
-        totals = v.sum_axis(v.products(g_of_W, W_block), (v.width, m, n))
+        totals = v.sum_axis(v.products(g_of_W, W_block), (together, m, n))
         dx.put(pair, streams, lambda: totals)
     with b.if_then(wanted.dq):
         dq.put(pair, streams, lambda: g)
     with b.if_then(b.not_(wanted.dW)):  # nor streamed: prefetch all the same
-        for k in range(m * n):
+        for k in range(W.vectors):
             prefetch(k)
 
 
