@@ -203,6 +203,11 @@ def test_multiply_adds_and_traffic(backend):
 MORE = {"q": (Given(True, True), True, True)}  # that a kernel is compiled for
 
 
+# Of a thread, of the elements in flight of parts of dW that numba.cuda moves one by one: for sm_100 and sm_120 the
+# compiler finds no registers for them in some plans, though there are enough.
+LOCAL_BYTES = 64
+
+
 def products_of(m, n, itemsize):
     """The itemsize, the kernel and the numbers of each product of a plan."""
     return [(itemsize, *named) for named in zip(("q", "dx", "parts"), plan_shared._blocks(m, n, itemsize), strict=True)]
@@ -236,7 +241,8 @@ def test_it_fits(backend, itemsize, name, product, wide):
     blocks = plan.REGISTERS // (product.threads * product.registers)
     for chip in FEW_CHIPS:
         used = code.used(launch, chip)
-        assert used.stack == 0, used
+        may_be_local = name == "parts" and not wide and backend == "numba-cuda" and chip >= 100
+        assert used.stack <= (LOCAL_BYTES if may_be_local else 0), used
         assert used.shared <= SHARED_BYTES, used
         assert used.registers <= plan.REGISTERS // (product.threads * blocks), used
 
