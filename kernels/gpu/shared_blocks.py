@@ -208,7 +208,8 @@ class Tile:
             # A tile spans less than 2**32 elements.
             a_apart, b_apart, left = np.uint32(a_stride), np.uint32(b_stride), np.uint32(terms)
             a_held, b_held = cuda.local.array(HELD_A, real), cuda.local.array(HELD_B, real)
-            more, stored, steps = True, np.uint32(0), np.uint32(0)  # stored: steps in shared memory until now
+            more: Any = True
+            stored, steps = np.uint32(0), np.uint32(0)  # stored: steps in shared memory until now
             while more:
                 # --- the next terms on their way ---------------------------------------------------------------------
                 more = left > 0

@@ -24,7 +24,7 @@ CASES = {
     "few rows": (131, 10, 36),
     "one row": (70, 1, 99),
     "one column": (70, 99, 1),
-    "rows": (129, 67, 12),
+    "rows": (129, 131, 12),  # two tiles of them
     "columns": (37, 20, 133),
     "vectors": (40, 68, 20),
 }

@@ -442,14 +442,14 @@ MUTANTS = (
         SHARED_TINY,
     ),
     Mutant(
-        "cuh: low of a part of dW not kept for the next launch",
+        "cuh: high of a part of dW stored as its low",
         "kernels/gpu/shared_blocks.cuh",
         "store_own<P, WIDE>(own_low + index_t(P::a(i)) * n, low[i], columns);",
         "store_own<P, WIDE>(own_low + index_t(P::a(i)) * n, high[i], columns);",
         SHARED_BLOCKS,
     ),
     Mutant(
-        "numba.cuda: the loss of later rows of a shared W alone",
+        "numba.cuda: the loss of the last tile of rows of a shared W alone",
         "kernels/gpu/shared_blocks.py",
         "if WANT_LOSS and row > 0:",
         "if WANT_LOSS and row > m:",
