@@ -29,11 +29,11 @@ def make_plan(m: int, n: int, itemsize: int) -> SharedPlan | None:
 
 TINY_THREADS = 128  # threads of a block, and elements of W at most
 # Values in registers of a thread, at most, by itemsize: of dW, and of dW, x and dx. Then nothing is spilled: with a
-# target, a cotangent and dq numba.cuda's kernels need up to 254 registers (7x7 in float64, 50x2 in float32).
-TINY_VALUES = {4: (100, 128), 8: (50, 64)}
+# target, a cotangent and dq numba.cuda's kernels need up to 255 registers (18x2 in float64).
+TINY_VALUES = {4: (100, 128), 8: (36, 64)}
 # Pairs of a tile that a thread has, at most, and bytes of x that it loads at once: 48 for 3x3 in float32, which keeps
 # 54 KiB in flight on a multiprocessor.
-TINY_PAIRS, TINY_PAIRS_BYTES = 4, 160
+TINY_PAIRS, TINY_PAIRS_BYTES = 4, 96
 TINY_TILE_BYTES = 40 * 1024  # bytes of x, a target and a cotangent that a block stages, at most; sums take some more
 # Pairs whose terms of dW a thread adds one after the other, at most, before the sums over lanes. So a term is rounded
 # in 7 additions, in 5 over the lanes, and once at the end of a block and of all: 14, where 2 (ceil(log2 B) + 1) are
