@@ -74,9 +74,9 @@ FEW_GROUPS = 4
 PAIRS = 128  # of a tile of q or dx in float32, and a multiple of those in float64
 # Registers that a thread may use: of a block of 256 threads for 512 resident ones, of smaller blocks for 384.
 BLOCKS_REGISTERS, SMALL_BLOCKS_REGISTERS = 128, 168
-# The same of parts of dW that move element by element, for 256 resident ones: with 168 registers, tiles of 64x64 in
-# float32 spill 8 bytes on sm_90.
-NARROW_PARTS_REGISTERS = 200
+# The same of parts of dW in float64, of one row, or that move element by element, for 256 resident ones: with 168 tiles
+# of 64x64 that do spill 8 bytes on sm_90 in float32, with 200 those of 16x128 in float64 16 bytes on sm_100.
+NARROW_PARTS_REGISTERS = 248
 # Terms in shared memory at a time. Two lanes load 32 bytes of a line, so 8 is the least in float32.
 STEP = 8
 # The same of q of few rows, by their threads: 4 have 16 KiB in flight in a block.
@@ -112,7 +112,8 @@ def _blocks(m: int, n: int, itemsize: int) -> SharedBlocks | None:
     rows, groups = _side(m, itemsize, DW_THREADS)
     columns = MOST_THREADS if rows == DW_THREADS else 2 * MOST_THREADS
     step = DW_STEP if itemsize == 4 and rows >= FEW_GROUPS else ONE_ROW_STEP if (itemsize, rows) == (8, 1) else STEP
-    dW = Product(rows, columns, groups, itemsize // 4, step, SMALL_BLOCKS_REGISTERS)
+    registers = SMALL_BLOCKS_REGISTERS if itemsize == 4 and rows > 1 else NARROW_PARTS_REGISTERS
+    dW = Product(rows, columns, groups, itemsize // 4, step, registers)
     return SharedBlocks(_of_pairs(m, itemsize, FEW_ROWS_STEPS, n), _of_pairs(n, itemsize, {}, m), dW)
 
 

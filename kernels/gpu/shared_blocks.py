@@ -42,6 +42,30 @@ def padded(size: int) -> int:
     return size + (12 - size % 8) % 8
 
 
+def move_some(WIDTH: int, WIDE: bool, move: Any, move_one: Any) -> Any:
+    """The function that moves the first ``count`` elements of a vector, or all or none of them where it is WIDE.
+
+    Written out, because for sm_100 the compiler unrolls no loop with conditions before it looks for registers.
+    """
+    assert WIDTH in (2, 4)
+
+    def function(own: Any, k: Any, memory: Any, at: Any, count: Any) -> None:
+        if WIDE:
+            if count > 0:
+                move(own, k, memory, at)
+        else:
+            if count > 0:
+                move_one(own, k, memory, at)
+            if count > 1:
+                move_one(own, k + 1, memory, at + 1)
+            if WIDTH > 2 and count > 2:
+                move_one(own, k + 2, memory, at + 2)
+            if WIDTH > 2 and count > 3:
+                move_one(own, k + 3, memory, at + 3)
+
+    return device(function)
+
+
 class Operand:
     """An operand's part of a tile: SIZE lines of STEP terms.
 
@@ -58,7 +82,7 @@ class Operand:
         assert not ALONG or STEP % (2 * WIDTH) == 0, "two lanes load neighbouring vectors of a line"
         self.LINE, self.HELD = LINE, ROUNDS * WIDTH
         zero = TYPES[itemsize](0)
-        load, load_one, put = load_global(True, WIDTH), load_global(True, 1), store_shared(WIDTH)
+        load, put = move_some(WIDTH, WIDE, load_global(True, WIDTH), load_global(True, 1)), store_shared(WIDTH)
 
         assert SIZE & (SIZE - 1) == THREADS & (THREADS - 1) == 0, "powers of two"
 
@@ -89,13 +113,11 @@ class Operand:
                 begin = at + np.uint32(line * stride + term if ALONG else term * stride + line)
                 for w in range(WIDTH):
                     held[r * WIDTH + w] = zero
-                if WIDE:
-                    if has and line < lines and term < terms:
-                        load(held, r * WIDTH, source, begin)
-                else:
-                    for w in range(WIDTH):
-                        if has and line + (0 if ALONG else w) < lines and term + (w if ALONG else 0) < terms:
-                            load_one(held, r * WIDTH + w, source, begin + w)
+                # Those of the vector that are there; none where a line or a term is not.
+                own = np.int64(terms) - term if ALONG else np.int64(lines) - line
+                if not has or (line >= lines if ALONG else term >= terms):
+                    own = np.int64(0)
+                load(held, r * WIDTH, source, begin, own)
 
         @device
         def to_shared(shared: Any, shared_at: Any, held: Any, t: Any) -> None:  # (STEP, LINE)
@@ -186,7 +208,8 @@ class Tile:
             # A tile spans less than 2**32 elements.
             a_apart, b_apart, left = np.uint32(a_stride), np.uint32(b_stride), np.uint32(terms)
             a_held, b_held = cuda.local.array(HELD_A, real), cuda.local.array(HELD_B, real)
-            more, stored, steps = True, np.uint32(0), np.uint32(0)  # stored: steps in shared memory until now
+            more: Any = True
+            stored, steps = np.uint32(0), np.uint32(0)  # stored: steps in shared memory until now
             while more:
                 # --- the next terms on their way ---------------------------------------------------------------------
                 more = left > 0
@@ -236,30 +259,17 @@ class Tile:
         return self._each(WIDE, *map(stored, (self.WIDTH, 1)))
 
     def _each(self, WIDE: bool, move: Any, move_one: Any) -> Any:
-        """Written out, because for sm_100 the compiler unrolls no loops here before it looks for registers."""
+        """The function that moves the groups of a row."""
         WIDTH, GROUPS_B, b = self.WIDTH, self.GROUPS_B, self.b
-        assert GROUPS_B <= 2
-        assert WIDTH in (2, 4)
-
-        @device
-        def group(own: Any, k: Any, memory: Any, at: Any, first: Any, columns: Any) -> None:
-            if WIDE:
-                if first < columns:
-                    move(own, k, memory, at + first)
-            else:
-                if first < columns:
-                    move_one(own, k, memory, at + first)
-                if first + 1 < columns:
-                    move_one(own, k + 1, memory, at + first + 1)
-                if WIDTH > 2 and first + 2 < columns:
-                    move_one(own, k + 2, memory, at + first + 2)
-                if WIDTH > 2 and first + 3 < columns:
-                    move_one(own, k + 3, memory, at + first + 3)
+        assert GROUPS_B <= 2, "they are written out, as in move_some"
+        group = move_some(WIDTH, WIDE, move, move_one)
 
         def function(own: Any, k: Any, memory: Any, at: Any, columns: Any, t: Any) -> None:
-            group(own, k, memory, at, b(0, t), columns)
+            first = np.int64(b(0, t))
+            group(own, k, memory, at + first, columns - first)
             if GROUPS_B > 1:
-                group(own, k + WIDTH, memory, at, b(WIDTH, t), columns)
+                first = np.int64(b(WIDTH, t))
+                group(own, k + WIDTH, memory, at + first, columns - first)
 
         return device(function)
 

@@ -31,6 +31,7 @@ MEMORY = ("tests/host/test_memory.py",)
 WHOLE = ("tests/host/test_whole_function.py",)
 KEPT = ("tests/host/test_kept_memory.py",)
 SHARED_TINY = ("tests/gpu/test_shared_tiny.py",)
+SHARED_BLOCKS = ("tests/gpu/test_shared_blocks.py",)
 
 MUTANTS = (
     # The reference
@@ -439,6 +440,20 @@ MUTANTS = (
         "(run == RUN or left == 1 or B - first <= TILE)",
         "(run == RUN or left == 1)",
         SHARED_TINY,
+    ),
+    Mutant(
+        "cuh: high of a part of dW stored as its low",
+        "kernels/gpu/shared_blocks.cuh",
+        "store_own<P, WIDE>(own_low + index_t(P::a(i)) * n, low[i], columns);",
+        "store_own<P, WIDE>(own_low + index_t(P::a(i)) * n, high[i], columns);",
+        SHARED_BLOCKS,
+    ),
+    Mutant(
+        "numba.cuda: the loss of the last tile of rows of a shared W alone",
+        "kernels/gpu/shared_blocks.py",
+        "if WANT_LOSS and row > 0:",
+        "if WANT_LOSS and row > m:",
+        SHARED_BLOCKS,
     ),
     Mutant(
         "launch: a shared W's last block left out",
