@@ -22,9 +22,9 @@ ONE_W_PIECE_BYTES = 8 << 20
 # And of a piece's other arrays, where all have one W; or so many as W has.
 OFFLOAD_PIECE_BYTES, OFFLOAD_ONE_W_BYTES = 32 << 20, 8 << 20
 
-# Work for one of many W, from which on the kernel for one W is called for each, in elements of W; on a GPU in bytes, for
-# a launch takes as long as moving about that much. On a CPU it is 1.0 times as fast at 7*10^4 for 8x8 and 0.4 for 64x64,
-# 1.5 at 2.6*10^5 for 64x64, 4.7 at 5*10^5 for 10x784, 6 to 9 at 10^6 and more for 64x64 and 256x256.
+# Work for one of many W from which on the kernel for one W is called for each, in elements of W; on a GPU in bytes: a
+# launch takes about as long as moving so many. On a CPU it is 1.0 times as fast at 7*10^4 for 8x8 and 0.4 for 64x64,
+# 1.5 at 2.6*10^5 for 64x64, 4.7 at 5*10^5 for 10x784, 6 to 9 at 10^6 and more for 64x64.
 MODEL_WORK, GPU_MODEL_BYTES = 1 << 17, 32 << 20
 
 # The outputs in the order of a kernel's arguments, which follow the inputs.
