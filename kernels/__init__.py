@@ -17,9 +17,10 @@ The contract of a kernel, ``fused(W, x, target, cotangent, loss, dW, dx, dq, *, 
 * ``call_bytes`` is what the call writes in all, where these pairs are a piece of it: whether that is more than the
   caches hold. GPU kernels ignore it.
 
-cpu.launch has also ``shared(W, x, target, cotangent, loss, dW, dx, dq, *, call_bytes=0)``, for pairs that all have one
-W (m, n): dW (m, n) is then the sum over them, in an order that depends on the shapes and the dtype alone. The bits of a
-pair's loss, dx and dq do not depend on the other pairs, but are not those of ``fused``.
+A module may also have ``shared``, with the same arguments, for pairs that all have one W (m, n); where it does not take
+every W, ``has_shared(m, n, itemsize)`` says which. dW (m, n) is the sum over the pairs, in an order that depends on the
+shapes and the dtype alone. The bits of a pair's loss, dx and dq do not depend on the other pairs, but need not be those
+of ``fused``. On a GPU the sums go through the workspace that each thread keeps for each stream.
 """
 
 from typing import Any, NamedTuple

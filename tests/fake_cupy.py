@@ -129,20 +129,38 @@ cuda = SimpleNamespace(
 )
 
 
+def compute_shared(W, x, target, cotangent, loss, dW, dx, dq):
+    """The reference in the place of the kernel for one W."""
+    terms = None if dW is None else np.empty((len(x), *W.shape), W.dtype)
+    reference.fused(np.repeat(W[None], len(x), 0), x, target, cotangent, loss, terms, dx, dq)
+    if dW is not None:
+        np.sum(terms, 0, out=dW)
+
+
 class RecordingKernel:
-    """The reference in the place of a GPU kernel: ``calls`` has device and stream, ``pointers`` addresses."""
+    """The reference in the place of GPU kernels: ``calls`` has device and stream, ``pointers`` addresses."""
 
     def __init__(self, computes=reference.fused):
-        self.calls, self.pointers, self.computes = [], [], computes
+        self.calls, self.pointers, self.names, self.computes = [], [], [], computes
+
+    def has_shared(self, m, n, itemsize):
+        return True
 
     def fused(self, *given, stream=None):
+        self.launch("fused", self.computes, given, stream)
+
+    def shared(self, *given, stream=None):
+        self.launch("shared", compute_shared, given, stream)
+
+    def launch(self, name, computes, given, stream):
         arrays = [None if a is None else on_host(a) for a in given]
         assert all(a is None or a.flags.c_contiguous for a in arrays)
         assert all(a is None or address(a) == on_host(a).ctypes.data for a in given)
         log.append(("kernel", stream))
+        self.names.append(name)
         self.calls.append((current()[0], stream))
         self.pointers.append([a.ctypes.data for a in arrays if a is not None])
-        queue(Stream(handle=stream), Operation("kernel", lambda: self.computes(*arrays)))
+        queue(Stream(handle=stream), Operation("kernel", lambda: computes(*arrays)))
 
 
 class Owned:

@@ -110,6 +110,7 @@ def compile_function(function: Any, name: str, signature: Any) -> Any:
         return njit(signature, **options)(function)
 
 
+@cache
 def entry_point(function: Any) -> Any:
     """A compiled function as numba's dispatcher calls it once it has found the type of each argument.
 

@@ -27,6 +27,13 @@ TINY = 144
 TINY_BYTES = 384
 # Size of the losses and dx of slices that a call keeps at a time, in bytes: enough for many pairs, and cached.
 SUMS_BYTES = 1 << 22
+# Bytes of the longest row that ``shared`` takes: it has some rows of x and dx in its buffers at a time.
+SHARED_ROW_BYTES = 1 << 19
+
+
+def has_shared(m: int, n: int, itemsize: int) -> bool:
+    """Whether ``shared`` takes a W (m, n)."""
+    return n * itemsize <= SHARED_ROW_BYTES
 
 
 @lru_cache

@@ -6,6 +6,7 @@ and dq depend on nothing but the sample.
 """
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -182,6 +183,7 @@ def _packed(W: Any, width: int) -> Any:
     return packed.reshape(-1)
 
 
+@lru_cache
 def _chains_of_panel(m: int, panel: int) -> int:
     """How many chains of a sum of dx each panel has: as few as the contract allows, and none of them empty."""
     most = min(allowed_roundings(m), m)
@@ -193,6 +195,7 @@ def _chains_of_panel(m: int, panel: int) -> int:
     return panel
 
 
+@lru_cache
 def _chain_of_sums(B: int, block: int) -> int:
     """How many samples a chain of dW has: as many as the contract allows, with two roundings of units and of all."""
     terms = min(B, block)

@@ -17,6 +17,7 @@ INDEX = ir.IntType(64)
 _LANE = ir.IntType(32)
 
 
+@cache
 def vector_bytes() -> int:
     """The width of the machine's vectors, or of those that NUMBA_CPU_FEATURES allows."""
     features = config.CPU_FEATURES

@@ -88,7 +88,7 @@ def value_and_grad(
     TypeError
         One input on the host, the other on a device; a dtype, masked array or CUDA array that is not supported: a
         tensor that requires a gradient or, without CuPy, whatever is not C-contiguous, needs another dtype or is
-        broadcast.
+        broadcast, other than one W for many x.
     ValueError
         Shapes that do not fit, with all shapes; an unusable ``out`` (before anything is written); an unknown name.
     BackendUnavailableError
@@ -101,8 +101,8 @@ def value_and_grad(
     dW is the outer product of dq and x: ``wrt=("q", "x")`` leaves it in these factors and writes m values for m n. NaN
     in a pair gives NaN in that pair's results alone, and in sums over it. A pair's result does not depend, to the last
     bit, on the batch around it, the number of threads or what else is wanted; nor does a sum on the number of threads.
-    One W for many x has a kernel of its own with numba, for rows of up to 512 KiB, and other last bits than the same
-    pairs with W each.
+    One W for many x has a kernel of its own (with numba for rows of up to 512 KiB), and other last bits than the same
+    pairs with W each. It is called for each of many W, too, where the shapes give it enough work.
 
     With CUDA arrays the host waits for nothing, and with ``out`` a CUDA graph can capture the call. Events order the
     streams: the call runs after the work that is queued on the current streams of the arrays' libraries (or on the

@@ -1,24 +1,31 @@
 """Runs one validated problem: allocates the results, and calls the kernel for the arrays as they are or in pieces."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from sigmoid_l2 import memory, offload, pieces
+from sigmoid_l2 import ensembles, memory, offload, pieces
+from sigmoid_l2.arguments import DW_PLACE, INPUTS, W_PLACE, Kernel, full_inputs, sums_of, with_batch_axes
+from sigmoid_l2.at_once import compute_at_once
 from sigmoid_l2.dispatch import Backend
 from sigmoid_l2.gpu.library import GpuLibrary
-from sigmoid_l2.problem import Problem
+from sigmoid_l2.problem import Problem, check_for_device
 
-# Bytes of W in a piece, where a kernel cannot take the arrays as they are. On a CPU: the buffers stay in cache. On a
-# GPU: launching takes little beside the work. Either way they take little memory however large the batch is.
-PIECE_BYTES, GPU_PIECE_BYTES = 1 << 20, 16 << 20
+# Bytes of the buffers of a piece, where a kernel cannot take the arrays as they are. On a CPU: the buffers stay in
+# cache. On a GPU: launching takes little beside the work. Either way they take little memory, however large the batch.
+PIECE_BYTES, GPU_PIECE_BYTES = 2 << 20, 16 << 20
+# The same for one W on a CPU: what a call of its kernel begins with and ends with takes some time.
+ONE_W_PIECE_BYTES = 8 << 20
 # Bytes of W in a piece that goes to a GPU: large, because the first byte of a copy over PCIe arrives after about 10 us.
-OFFLOAD_PIECE_BYTES = 32 << 20
+# And of a piece's other arrays, where all have one W; or so many as W has.
+OFFLOAD_PIECE_BYTES, OFFLOAD_ONE_W_BYTES = 32 << 20, 8 << 20
 
-# Bytes of the longest row that a kernel for one shared W gets: it has some rows of x and dx in its buffers at a time.
-SHARED_ROW_BYTES = 1 << 19
+# Work for one of many W from which on the kernel for one W is called for each, in elements of W; on a GPU in bytes: a
+# launch takes about as long as moving so many. On a CPU it is 1.0 times as fast at 7*10^4 for 8x8 and 0.4 for 64x64,
+# 1.5 at 2.6*10^5 for 64x64, 4.7 at 5*10^5 for 10x784, 6 to 9 at 10^6 and more for 64x64.
+MODEL_WORK, GPU_MODEL_BYTES = 1 << 17, 32 << 20
 
 # The outputs in the order of a kernel's arguments, which follow the inputs.
 _OUTPUTS = ("loss", "dW", "dx", "dq")
@@ -59,69 +66,121 @@ def _execute(problem: Problem, names: Sequence[str], backend: Backend, stream: A
         return results
     if problem.column:
         outputs[2:] = [None if a is None else a[..., 0] for a in outputs[2:]]
-    kernel = backend.kernel.fused
-    if problem.gpu is not None:
-        kernel = _on_stream(problem.gpu, backend)
-    elif backend.device == "cuda":
-        _offload(problem, outputs, backend, stream)
-        return results
-    arrays = [*problem.inputs, *outputs]
-    shared = None if problem.plain else getattr(backend.kernel, "shared", None)
-    if shared and pieces.has_one_W(problem) and problem.n * problem.computed.itemsize <= SHARED_ROW_BYTES:
-        _shared(problem, arrays, shared)
-        return results
-    if not (problem.plain or _fit(problem, arrays)):
-        piece_bytes = PIECE_BYTES if xp is np else GPU_PIECE_BYTES
-        pieces.compute(problem, outputs, kernel, xp, piece_bytes, parallel=xp is np)
-        return results
-    if not batch:
-        arrays = [None if a is None else a[None] for a in arrays]
-    elif len(batch) > 1:
-        arrays = [None if a is None else a.reshape(-1, *s) for a, s in zip(arrays, problem.pair_shapes, strict=True)]
-    kernel(*arrays)
+    if problem.plain and backend.device == "cpu":
+        arrays = [*problem.inputs, *outputs]
+        if problem.target is problem.cotangent is None or _fill(problem, arrays):
+            if not batch:
+                arrays = [None if a is None else a[None] for a in arrays]
+            elif len(batch) > 1:
+                pairs = zip(arrays, problem.pair_shapes, strict=True)
+                arrays = [None if a is None else a.reshape(-1, *shape) for a, shape in pairs]
+            backend.kernel.fused(*arrays)
+            return results
+    _compute(problem, outputs, _way(problem, backend, stream), xp)
     return results
 
 
-def _shared(problem: Problem, arrays: Sequence[Any], kernel: Callable[..., None]) -> None:
-    """Compute host arrays of which all pairs share one W."""
-    *_, dW, _, _ = arrays
-    of_pairs = [None if k in (0, pieces.DW) else a for k, a in enumerate(arrays)]
-    if not (_fit(problem, of_pairs) and all(pieces.fits(a, problem.computed) for a in (problem.W, dW))):
-        pieces.compute(problem, arrays[pieces.INPUTS :], kernel, np, PIECE_BYTES, parallel=True, shared=True)
-        return
-    flat = [None if a is None else a.reshape(-1, *s) for a, s in zip(of_pairs, problem.pair_shapes, strict=True)]
-    flat[0], flat[pieces.DW] = (None if a is None else a.reshape(problem.m, problem.n) for a in (problem.W, dW))
-    kernel(*flat)
+def _fill(problem: Problem, arrays: list[Any]) -> bool:
+    """Make full arrays of a small target and cotangent that are broadcast; return whether both are full."""
+    batch = problem.batch
+    for k, shape in ((2, (*batch, problem.m)), (3, batch)):
+        a = arrays[k]
+        if a is None or (a.shape == shape and a.dtype is problem.dtype):
+            continue
+        if problem.W.size > pieces.BLOCK_WORK:
+            return False
+        arrays[k] = np.empty(shape, problem.dtype)
+        with np.errstate(all="ignore"):
+            arrays[k][...] = a
+    return True
 
 
-def _on_stream(gpu: GpuLibrary, backend: Backend) -> Callable[..., None]:
-    """The backend's kernel as a function of its arrays on the device of CUDA arrays and the call's stream."""
+class _Way(NamedTuple):
+    """How a backend computes the arrays of a call, where they are."""
+
+    fused: Kernel
+    shared: Kernel | None  # the kernel for one W, where it takes this one
+    takes_views: bool  # the kernels take any layout and dtype, and inputs that are broadcast
+    piece_bytes: int  # of the buffers, for ``fused``
+    one_W_bytes: int  # of the buffers, for ``shared``
+    model_work: int  # in elements of W: whether to call ``shared`` for each of many W
+    parallel: bool  # pieces on all threads
+
+
+def _way(problem: Problem, backend: Backend, stream: Any) -> _Way:
+    """The way of ``backend``."""
+    kernel, itemsize = backend.kernel, problem.computed.itemsize
+    shared, has_shared = getattr(kernel, "shared", None), getattr(kernel, "has_shared", None)
+    if has_shared and not has_shared(problem.m, problem.n, itemsize):
+        shared = None
+    if backend.device == "cpu":
+        return _Way(kernel.fused, shared, False, PIECE_BYTES, ONE_W_PIECE_BYTES, MODEL_WORK, True)
+    gpu = problem.gpu
+    if gpu is not None:
+        check_for_device(problem, has_shared=shared is not None)
+        fused, shared = _on_stream(gpu, backend, kernel.fused), shared and _on_stream(gpu, backend, shared)
+    else:
+        library = backend.library_class()
+        fused = _offloaded(problem, library, kernel.fused, stream, OFFLOAD_PIECE_BYTES, one_W=False)
+        shared = shared and _offloaded(problem, library, shared, stream, OFFLOAD_ONE_W_BYTES, one_W=True)
+    model_work = GPU_MODEL_BYTES // itemsize
+    return _Way(fused, shared, gpu is None, GPU_PIECE_BYTES, GPU_PIECE_BYTES, model_work, False)
+
+
+def _on_stream(gpu: GpuLibrary, backend: Backend, kernel: Kernel) -> Kernel:
+    """The kernel as a function of its arrays on the device of CUDA arrays and the call's stream."""
 
     def launch(*arrays: Any, call_bytes: int = 0) -> None:
         with backend.library_class.on_device(gpu.device):
-            backend.kernel.fused(*arrays, stream=gpu.stream)
+            kernel(*arrays, stream=gpu.stream)
 
     return launch
 
 
-def _fit(problem: Problem, arrays: Sequence[Any]) -> bool:
-    """Whether a kernel can use all ``arrays`` in place."""
-    return all(
-        a is None or (pieces.fits(a, problem.computed) and a.shape == problem.batch + shape)
-        for a, shape in zip(arrays, problem.pair_shapes, strict=True)
-    )
+def _offloaded(
+    problem: Problem, library: GpuLibrary, kernel: Kernel, stream: Any, piece_bytes: int, *, one_W: bool
+) -> Kernel:
+    """The kernel as a function of host arrays."""
+
+    def compute(*arrays: Any, call_bytes: int = 0) -> None:
+        offload.compute(problem, arrays, library, kernel, stream, piece_bytes, one_W=one_W)
+
+    return compute
 
 
-def _offload(problem: Problem, outputs: Sequence[Any], backend: Backend, stream: Any) -> None:
-    """Compute host arrays on a GPU; where a gradient is summed, the host adds up its terms, piece by piece."""
-    library, kernel = backend.library_class(), backend.kernel.fused
+def _compute(problem: Problem, outputs: Sequence[Any], way: _Way, xp: Any) -> None:
+    """Compute the ``outputs`` that are wanted, with the kernel for one W where there is one and it pays."""
+    kernel: Any = way.shared
 
-    def on_gpu(*arrays: Any, call_bytes: int = 0) -> None:
-        offload.compute(problem, arrays, library, kernel, stream, OFFLOAD_PIECE_BYTES)
+    def compute_model(problem: Problem, outputs: Sequence[Any]) -> None:
+        if not _at_once(problem, outputs, way, xp, one_W=True):
+            pieces.compute(problem, outputs, kernel, xp, way.one_W_bytes, one_W=True)
 
-    if pieces.sums_of(problem, outputs):
-        pieces.compute(problem, outputs, on_gpu, np, GPU_PIECE_BYTES, parallel=False)
-        return
-    shapes, axes = problem.pair_shapes[pieces.INPUTS :], len(problem.batch)
-    full = [None if a is None else pieces.with_batch_axes(a, axes, s) for a, s in zip(outputs, shapes, strict=True)]
-    on_gpu(*pieces.full_inputs(problem, np), *full)
+    if kernel and problem.one_W:
+        compute_model(problem, outputs)
+    elif kernel and ensembles.samples_of_a_model(problem) * problem.m * problem.n >= way.model_work:
+        ensembles.compute(problem, outputs, compute_model, xp, way.parallel)
+    elif not _at_once(problem, outputs, way, xp, one_W=False):
+        pieces.compute(problem, outputs, way.fused, xp, way.piece_bytes, parallel=way.parallel)
+
+
+def _at_once(problem: Problem, outputs: Sequence[Any], way: _Way, xp: Any, *, one_W: bool) -> bool:
+    """Compute in one call, unless it takes large copies or sums over some axes; return whether it was done."""
+    kernel: Any
+    kernel, nbytes = (way.shared, way.one_W_bytes) if one_W else (way.fused, way.piece_bytes)
+    sums = sums_of(problem, outputs)
+    if one_W:
+        sums.pop(DW_PLACE, None)
+    if sums and (one_W or way.takes_views or not pieces.is_one_block(problem, sums.values())):
+        return False
+    if not way.takes_views:
+        return compute_at_once(problem, outputs, kernel, xp, nbytes, sums=sums, one_W=one_W)
+    shapes, axes = problem.pair_shapes[INPUTS:], len(problem.batch)
+    arrays = full_inputs(problem, np)
+    arrays += [None if a is None else with_batch_axes(a, axes, s) for a, s in zip(outputs, shapes, strict=True)]
+    if one_W:
+        arrays[W_PLACE] = problem.W
+        for k in (W_PLACE, DW_PLACE):
+            arrays[k] = None if arrays[k] is None else arrays[k].reshape(problem.m, problem.n)
+    kernel(*arrays)
+    return True

@@ -1,12 +1,17 @@
-"""Every check of arrays, shapes, dtypes and ``out``: the caller's arguments in, one validated Problem out."""
+"""Every check of arrays, shapes and dtypes: the caller's arguments in, one validated Problem out.
+
+outputs.py checks ``out``, shapes.py how the shapes fit together.
+"""
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from sigmoid_l2 import outputs
 from sigmoid_l2.gpu import library_for
-from sigmoid_l2.gpu.arrays import DeviceArray, bounds, is_cuda_array, is_read_only, type_name
+from sigmoid_l2.gpu.arrays import DeviceArray, is_cuda_array, type_name
 from sigmoid_l2.gpu.library import GpuLibrary
 from sigmoid_l2.shapes import fit
 
@@ -18,7 +23,6 @@ _COMPUTED = frozenset(np.dtype(name).num for name in ("float32", "float64"))
 _NUMBERS = frozenset(np.dtype(char).num for char in "?bBhHiIlLqQefd")
 
 _FLOAT16, _FLOAT32 = np.dtype(np.float16), np.dtype(np.float32)
-_SEQUENCES = (tuple, list)  # of given outputs; making a union of the two takes as long as the rest of the check
 
 
 class Problem(NamedTuple):
@@ -40,7 +44,8 @@ class Problem(NamedTuple):
     column: bool  # x came as columns (..., n, 1), so dx and dq are columns
     gpu: GpuLibrary | None  # for CUDA arrays: the library that serves the call, on its device and stream
     out: Sequence[Any] | None  # what the results are written to, of the kind of W; None for new arrays
-    plain: bool  # a kernel can surely take all of these arrays as they are, but for the number of batch axes
+    plain: bool  # ``fused`` can surely take W, x and out as they are, but for the number of batch axes, and target and
+    # cotangent, unless they are broadcast
 
     @property
     def device(self) -> Device:
@@ -51,6 +56,12 @@ class Problem(NamedTuple):
     def computed(self) -> np.dtype[Any]:
         """The dtype that is computed in: float32 for the shorter ones, which are storage."""
         return _FLOAT32 if self.dtype.itemsize == 2 else self.dtype
+
+    @property
+    def one_W(self) -> bool:  # noqa: N802 - the name of the mathematics
+        """Whether all pairs share one W: it has no batch axes, or there are several pairs."""
+        is_one = self.W.size == self.m * self.n
+        return is_one and (self.W.ndim - 2 < len(self.batch) or prod(self.batch) > 1)
 
     @property
     def inputs(self) -> tuple[Any, ...]:
@@ -99,36 +110,47 @@ def validate(
         W, x, target, cotangent, *sizes, _result_dtype(W, x), results, found.x_is_column, gpu, None, False
     )
     if gpu is not None:
-        _check_for_device(problem)
-    return problem if out is None else problem._replace(out=_checked_out(problem, names, out))
+        check_for_device(problem, has_shared=True)
+    if out is None:
+        return problem
+    return problem._replace(out=outputs.checked(out, names, arrays, problem.dtype, results, gpu))
 
 
 def _plain(W: Any, x: Any, target: Any, cotangent: Any, names: Sequence[str], out: Any) -> Problem | None:
-    """The problem where beyond doubt all is right, and NumPy's own arrays can go to a kernel as they are; else None."""
+    """The problem where beyond doubt all is right, else None.
+
+    W and x are NumPy's own arrays as kernels take them, and have the same batch shape, or one of them has none. So are
+    target and cotangent, or they are numbers, or the target is one row for all pairs.
+    """
     if type(W) is not np.ndarray or type(x) is not np.ndarray:
         return None
     shape, given, dtype, W_flags, x_flags = W.shape, x.shape, W.dtype, W.flags, x.flags
-    batch = shape[:-2]
+    batch = given[:-1] if len(shape) == 2 else shape[:-2]
+    plain = len(shape) - 2 == len(batch) == len(given) - 1
     if (
         len(shape) < 2
         or 0 in shape
-        or given != batch + shape[-1:]
+        or (given != batch + shape[-1:] and given != shape[-1:])
+        or not (plain or len(given) == 1 or (shape[-1] > 1 and 0 not in given))  # an x of (..., 1, 1) could be columns
         or x.dtype is not dtype
         or dtype.num not in _COMPUTED
         or not dtype.isnative
         or not (W_flags.c_contiguous and W_flags.aligned and x_flags.c_contiguous and x_flags.aligned)
-        or not (target is None or _is_plain(target, dtype, shape[:-1]))
-        or not (cotangent is None or _is_plain(cotangent, dtype, batch))
     ):
         return None
-    results = {"loss": batch, "dW": shape, "dx": given, "dq": shape[:-1]}
-    if out is not None and not (
-        isinstance(out, _SEQUENCES)
-        and len(out) == len(names)
-        and _out_is_plain((W, x, target, cotangent), dtype, results, names, out)
-    ):
+    rows = batch + shape[-2:-1]
+    if not (target is None or _is_plain(target, dtype, rows) or _is_plain(target, dtype, rows[-1:])):
+        target = _number(target)
+        if target is None:
+            return None
+    if not (cotangent is None or _is_plain(cotangent, dtype, batch)):
+        cotangent = _number(cotangent)
+        if cotangent is None:
+            return None
+    results = {"loss": batch, "dW": shape, "dx": given, "dq": rows}
+    if out is not None and not outputs.are_plain((W, x, target, cotangent), dtype, results, names, out):
         return None
-    return Problem(W, x, target, cotangent, batch, shape[-2], shape[-1], dtype, results, False, None, out, True)
+    return Problem(W, x, target, cotangent, batch, shape[-2], shape[-1], dtype, results, False, None, out, plain)
 
 
 def _is_plain(a: Any, dtype: Any, shape: tuple[int, ...]) -> bool:
@@ -138,34 +160,10 @@ def _is_plain(a: Any, dtype: Any, shape: tuple[int, ...]) -> bool:
     return bool(flags.c_contiguous and flags.aligned)
 
 
-def _out_is_plain(
-    inputs: Sequence[Any], dtype: Any, shapes: dict[str, tuple[int, ...]], names: Sequence[str], out: Sequence[Any]
-) -> bool:
-    """Whether ``out`` is beyond doubt: NumPy's own arrays, which need no copy, and no array in the memory of another.
-
-    This takes 1.9 us of a small call's 7.8; all checks take as long as that call. What has another owner is other
-    memory. That is quicker to see than where memory lies: NumPy takes 1.1 us to tell the address of one array, and 0.3
-    to compare two.
-    """
-    given = [a for a in inputs if a is not None]
-    owners = {None, *(id(a) if a.flags.owndata else _owner(a) for a in given)}
-    different = 1 + len(given) + len(out)
-    for name, a in zip(names, out):  # noqa: B905 - of one length; to check that takes as long as one of the arrays
-        if type(a) is not np.ndarray or a.dtype is not dtype or a.shape != shapes[name]:
-            return False
-        flags = a.flags
-        if not flags.carray:  # contiguous, aligned and writeable
-            return False
-        owners.add(id(a) if flags.owndata else _owner(a))
-    if len(owners) == different:
-        return True
-    return not any(np.may_share_memory(a, b) for k, b in enumerate(out) for a in (*given, *out[:k]))
-
-
-def _owner(view: Any) -> int | None:
-    """The identity of the array that owns the memory of ``view``; None where no array does."""
-    base = view.base
-    return id(base) if type(base) is np.ndarray and base.flags.owndata else None
+def _number(a: Any) -> Any:
+    """A number of Python or NumPy as an array; None for anything else."""
+    array = np.asarray(a) if _is_number(a) else None
+    return None if array is None or array.dtype.num not in _NUMBERS else array
 
 
 def _as_arrays(given: dict[str, Any], stream: Any) -> tuple[GpuLibrary | None, dict[str, Any]]:
@@ -176,7 +174,7 @@ def _as_arrays(given: dict[str, Any], stream: Any) -> tuple[GpuLibrary | None, d
             host, cuda = (name, "W") if on_cuda else ("W", name)
             raise TypeError(
                 f"W and {name} must be in the same place, but {host} is in host memory and {cuda} is a CUDA array of "
-                f"type {_describe(given[cuda])}; pass cupy.asarray({host}), or cupy.asarray({cuda}).get()"
+                f"type {type_name(given[cuda])}; pass cupy.asarray({host}), or cupy.asarray({cuda}).get()"
             )
     if not on_cuda:
         return None, {name: _host_array(name, a) for name, a in given.items()}
@@ -194,52 +192,24 @@ def _is_number(a: Any) -> bool:
     return isinstance(a, (bool, int, float, np.bool_, np.integer, np.floating))
 
 
-def _check_for_device(problem: Problem) -> None:
-    """Raise TypeError for inputs that only CuPy could convert or broadcast on the device, where there is no CuPy."""
+def check_for_device(problem: Problem, has_shared: bool) -> None:
+    """Raise TypeError for inputs that only CuPy could convert or broadcast on the device, where there is no CuPy.
+
+    ``has_shared``: pairs that all have one W have a kernel, which takes it as it is.
+    """
     if not isinstance(problem.W, DeviceArray):
         return
     names = ("W", "x", "target", "cotangent")
+    one_W = has_shared and problem.one_W and 0 not in problem.batch
     for name, a, shape in zip(names, problem.inputs, problem.pair_shapes[:4], strict=True):
-        if a is not None and (a.dtype != problem.computed or a.shape != problem.batch + shape):
-            full = (*problem.batch, *shape)
+        if a is None:
+            continue
+        full = (*problem.batch, *shape)
+        if a.dtype != problem.computed or (a.shape != full and not (one_W and a is problem.W)):
             raise TypeError(
                 f"{name} has shape {a.shape} and dtype {a.dtype}, which only CuPy can broadcast and convert on the "
                 f"device: install it, or pass {name} of shape {full} in {problem.computed}"
             )
-
-
-def _checked_out(problem: Problem, names: Sequence[str], out: Any) -> Sequence[Any]:
-    """``out`` as arrays of the kind of problem.W; ValueError for anything that a result cannot be written to."""
-    if not isinstance(out, _SEQUENCES) or len(out) != len(names):
-        count = f"{len(names)} arrays" if len(names) > 1 else "1 array"
-        raise ValueError(f"out must be a tuple of {count} ({', '.join(names)}), not {_describe(out)}")
-    gpu = problem.gpu
-    if gpu is None and _out_is_plain(problem.inputs, problem.dtype, problem.shapes, names, out):
-        return out
-    arrays = list(out) if gpu is None else [_as_output(gpu, name, a) for name, a in zip(names, out, strict=True)]
-    # The bounds of CUDA arrays decide whether they share memory: an exact answer would have to wait for the device.
-    inputs = zip(("W", "x", "target", "cotangent"), problem.inputs, strict=True)
-    checked = [(name, a if gpu is None else bounds(a)) for name, a in inputs if a is not None]
-    for name, array in zip(names, arrays, strict=True):
-        _check_output(problem, name, array)
-        memory = array if gpu is None else bounds(array)
-        for other_name, other in checked:
-            if _overlap(memory, other) if gpu is None else max(memory[0], other[0]) < min(memory[1], other[1]):
-                raise ValueError(f"out: {name} shares memory with {other_name}; every output needs memory of its own")
-        checked.append((name, memory))
-    return arrays if gpu is not None else [*map(np.asarray, arrays)]  # a subclass may index differently
-
-
-def _as_output(gpu: GpuLibrary, name: str, a: Any) -> Any:
-    if not gpu.is_own(a) and not is_cuda_array(a):
-        raise ValueError(f"out: {name} must be a CUDA array, like the inputs, not {_describe(a)}")
-    try:
-        array = gpu.take(f"out: {name}", a)
-    except TypeError as error:
-        raise ValueError(str(error)) from error
-    if array is not a and is_read_only(a, getattr(array, "interface", None)):
-        raise ValueError(f"out: {name} is read-only")
-    return array
 
 
 def on_host(name: str, a: Any) -> Any:
@@ -289,45 +259,3 @@ def _result_dtype(W: Any, x: Any) -> np.dtype[Any]:
     if bfloat16 and dtype == _FLOAT16:
         return _FLOAT32 if _FLOAT16 in given else bfloat16[0]
     return dtype if dtype.kind == "f" else np.dtype(np.float64)
-
-
-def _check_output(problem: Problem, name: str, array: Any) -> None:
-    on_host = problem.gpu is None
-    if on_host and (not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray)):
-        raise ValueError(f"out: {name} must be a numpy.ndarray, like the inputs, not {_describe(array)}")
-    shape = problem.shapes[name]
-    if array.shape != shape:
-        raise ValueError(f"out: {name} must have shape {shape}, not {array.shape}")
-    if array.dtype.type is not problem.dtype.type:  # in either byte order
-        raise ValueError(f"out: {name} must have dtype {problem.dtype}, not {array.dtype}")
-    if on_host and not array.flags.writeable:
-        raise ValueError(f"out: {name} is read-only")
-    if _overlaps_itself(array):
-        raise ValueError(f"out: {name} is a view with strides {array.strides}, in which elements share memory")
-
-
-def _overlaps_itself(a: Any) -> bool:
-    """Whether elements of ``a`` may share memory; never said of a view that slicing and transposing make."""
-    if a.flags.c_contiguous or a.size == 0:
-        return False
-    extent = a.itemsize
-    for size, stride in sorted(zip(a.shape, a.strides, strict=True), key=lambda axis: abs(axis[1])):
-        if size > 1:
-            if abs(stride) < extent:
-                return True
-            extent += (size - 1) * abs(stride)
-    return False
-
-
-def _overlap(a: Any, b: Any) -> bool:
-    if not np.may_share_memory(a, b):  # by their bounds: it answers nearly every case, in half the time
-        return False
-    max_work: Any = 10_000  # the exact question is NP-hard; views that people use are answered within this limit
-    try:
-        return np.shares_memory(a, b, max_work=max_work)
-    except np.exceptions.TooHardError:
-        return True
-
-
-def _describe(a: Any) -> str:
-    return f"a {type(a).__name__} of {len(a)}" if isinstance(a, tuple | list) else type_name(a)

@@ -173,13 +173,17 @@ def for_ranges(size: int, work: int, run: Callable[[int, int], object]) -> None:
 
 
 def copy(to: Any, values: Any) -> None:
-    """Copy NumPy's arrays of one shape, and convert the values, on all threads."""
-    while to.ndim > 1 and len(to) == 1:
-        to, values = to[0], values[0]
-    to, values = np.atleast_1d(to, values)
+    """Copy NumPy's array ``values``, which broadcasts to ``to``, and convert the values, on all threads."""
 
     def copy_range(first: int, last: int) -> None:
         with np.errstate(all="ignore"):  # of this thread: a value beyond the range of a shorter dtype is infinite
             np.copyto(to[first:last], values[first:last])
 
+    if to.size <= THREAD_WORK:
+        with np.errstate(all="ignore"):
+            np.copyto(to, values)
+        return
+    values = np.broadcast_to(values, to.shape)
+    while len(to) == 1:
+        to, values = to[0], values[0]
     for_ranges(len(to), to.size, copy_range)

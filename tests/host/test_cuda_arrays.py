@@ -149,6 +149,40 @@ def test_whole_function(cupy, backend, shapes, piece_bytes, monkeypatch):
         np.testing.assert_array_equal(cupy.asnumpy(a), cupy.asnumpy(b), err_msg=name)
 
 
+@pytest.mark.skipif(HAS_GPU, reason="only the stand-in tells what it is given")
+@pytest.mark.parametrize(("batch", "column"), [((7,), False), ((7,), True), ((2, 3), False)])
+def test_one_W_goes_to_its_kernel_as_it_is(cupy, backend, batch, column):  # noqa: N802 - the name of the mathematics
+    """With ``out`` given nothing is allocated, so a graph can capture the call."""
+    W, x = pairs((), dtype="float32")[0], pairs(batch, dtype="float32")[1]
+    y, c = np.ones((*batch, 3), "f4"), np.ones(batch, "f4")
+    W_device, x_device, y_device, c_device = map(cupy.asarray, (W, x, y, c))
+    shapes = batch, W.shape, x.shape + (1,) * column, y.shape + (1,) * column
+    out = tuple(cupy.empty(shape, "f4") for shape in shapes)
+    cupy.log.clear()
+    given = W_device, x_device[..., None] if column else x_device, y_device
+    sl2.value_and_grad(*given, cotangent=c_device, wrt=("W", "x", "q"), out=out, backend=backend, stream=7)
+    kernel = cupy.kernels["numba-cuda" if backend == "numba-cuda" else "cupy"]
+    assert kernel.names == ["shared"]
+    assert kernel.calls == [(0, 7)]
+    assert kernel.pointers == [[a.ctypes.data for a in (W_device, x_device, y_device, c_device, *out)]]
+    assert not [entry for entry in cupy.log if entry[0] in ("allocate", "synchronize")]
+    expected = sl2.value_and_grad(W, x, y, cotangent=c, wrt=("W", "x", "q"), backend="numpy")
+    for a, right in zip(out, expected, strict=True):
+        np.testing.assert_allclose(cupy.asnumpy(a), right.reshape(a.shape), rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("shares_x", [True, False])
+def test_an_ensemble(cupy, backend, shares_x, monkeypatch):
+    """The kernel for one W is called for each model, where it has enough to do."""
+    monkeypatch.setattr(execute, "GPU_MODEL_BYTES", 1)
+    W, x = pairs((3, 1), dtype="float32")[0], pairs((5,) if shares_x else (3, 5), dtype="float32")[1]
+    got = sl2.value_and_grad(cupy.asarray(W), cupy.asarray(x), 1.0, backend=backend)
+    for a, right in zip(got, sl2.value_and_grad(W, x, 1.0, backend="numpy"), strict=True):
+        np.testing.assert_allclose(cupy.asnumpy(a), right, rtol=2e-6, atol=2e-6)
+    names = [] if HAS_GPU else cupy.kernels["numba-cuda" if backend == "numba-cuda" else "cupy"].names
+    assert names == [] or names == ["shared"] * (6 if shares_x else 3)
+
+
 def test_numbers_and_other_dtypes_of_target_and_cotangent(cupy, backend):
     W, x, W_device, x_device = on_both(cupy)
     y, c = np.ones((5, 3)), np.arange(5)

@@ -16,7 +16,7 @@ import fake_cupy
 import fake_gpu
 import numpy as np
 import pytest
-from arrays import pairs
+from arrays import bits, pairs
 from fake_gpu import early
 
 import sigmoid_l2 as sl2
@@ -114,6 +114,16 @@ def gpu(request):
     return WatchedLibrary(orders()[request.param])
 
 
+def compute_shared(gpu, W, x, wanted=NAMES, pairs_at_once=3, compute=offload.compute):
+    """The same for one W (m, n)."""
+    problem = validate(W, x)
+    out = {name: np.full(problem.shapes[name], np.nan, problem.dtype) for name in wanted}
+    arrays = [*problem.inputs, *map(out.get, (*NAMES, "dq"))]
+    row = sum(a.nbytes // len(a) for k, a in enumerate(arrays) if a is not None and k not in (0, 5))
+    compute(problem, arrays, gpu, gpu.kernel.shared, None, max(pairs_at_once * row, W.nbytes), one_W=True)
+    return out
+
+
 def compute(gpu, W, x, wanted=NAMES, pairs_at_once=3, stream=None, compute=offload.compute):
     """The outputs by name, through pieces of so many pairs."""
     problem = validate(W, x)
@@ -136,6 +146,49 @@ def test_results_are_right_in_every_order(gpu, batch, wanted):
     assert_right(compute(gpu, W, x, wanted), W, x)
     assert not pending()
     assert not gpu.given_back_while_in_use
+
+
+@pytest.mark.parametrize("wanted", [NAMES, ("dW",), ("loss", "dx")])
+@pytest.mark.parametrize("B", [1, 3, 4, 23, 40])
+def test_one_W_in_every_order(gpu, B, wanted):  # noqa: N802 - the name of the mathematics
+    """W is copied to the device once; the order in which the host adds up dW does not depend on that of the streams."""
+    W, x = pairs((), 2, 3)[0], pairs((B,), 2, 3)[1]
+    out = compute_shared(gpu, W, x, wanted)
+    expected = sl2.value_and_grad(np.repeat(W[None], B, 0), x, backend="numpy")._asdict()
+    expected["dW"] = expected["dW"].sum(0)
+    for name, a in out.items():
+        np.testing.assert_allclose(a, expected[name], rtol=1e-13, err_msg=name)
+    assert [o.kind for o in fake_gpu.ran].count("copy in") == 1 + gpu.kernel.names.count("shared")
+    assert bits(out.values()) == bits(compute_shared(WatchedLibrary(early), W, x, wanted).values())
+    assert not pending()
+    assert not gpu.given_back_while_in_use
+
+
+def test_one_W_within_the_limit(limit):  # noqa: N802 - the name of the mathematics
+    """A lower limit means fewer slots, and the same bits, unless not even one piece has room."""
+    W, x = pairs((), 20, 30)[0], pairs((500,), 20, 30)[1]
+    expected = bits(compute_shared(WatchedLibrary(late), W, x, pairs_at_once=50).values())
+    for nbytes, is_same in ((60_000, True), (40_000, True), (12_000, False)):
+        limit(nbytes)
+        gpu = WatchedLibrary(late, memory=nbytes)
+        out = compute_shared(gpu, W, x, pairs_at_once=50)
+        assert (bits(out.values()) == expected) is is_same
+        assert gpu.peak > nbytes / 3
+
+
+@pytest.mark.parametrize("backend", ["cupy", "numba-cuda"])
+def test_one_W_through_the_public_call(cupy, backend, monkeypatch):  # noqa: N802 - the name of the mathematics
+    """A target that is broadcast, any layout, columns, and an x that is shared as well."""
+    monkeypatch.setattr("sigmoid_l2.execute.OFFLOAD_ONE_W_BYTES", 400)
+    monkeypatch.setattr("sigmoid_l2.execute.GPU_PIECE_BYTES", 400)
+    W, x = pairs(())[0], pairs((23,))[1]
+    for given in ((W, x, 1.0), (W.T.copy().T, x[::-1], x[:, :3] > 0), (W, x[0], x[:, :3]), (W[None], x[..., None])):
+        expected = sl2.value_and_grad(*given, backend="numpy")
+        got = sl2.value_and_grad(*given, backend=backend)
+        for name, a, right in zip(NAMES, got, expected, strict=True):
+            assert a.shape == right.shape
+            np.testing.assert_allclose(a, right, rtol=1e-12, err_msg=name)
+    assert set(cupy.kernels[backend].names) == {"shared"}
 
 
 @pytest.mark.parametrize("dtype", ["float64", ">f4", "int16", "bool"])

@@ -1,5 +1,6 @@
 """Calls with NumPy's own arrays that need no preparation: which they are, and that nobody can tell them from others."""
 
+import itertools
 import pickle
 import random
 from functools import partial
@@ -9,6 +10,7 @@ import pytest
 from arrays import CALLS, Arrays, Subclass, bits, matrix, pairs, read_only, strided, unaligned
 
 import sigmoid_l2 as sl2
+from sigmoid_l2 import outputs as checks_of_out
 from sigmoid_l2 import problem
 from sigmoid_l2.problem import validate
 
@@ -89,7 +91,7 @@ NOT_PLAIN = {
     "no pairs": lambda W, x, out: (W[:0], x[:0], tuple(a[:0] for a in out)),
     "no rows": lambda W, x, out: (W[:, :0], x, None),
     "a vector for W": lambda W, x, out: (W[0, 0], x, None),
-    "one x for all": lambda W, x, out: (W, x[0], None),
+    "one x for some": lambda W, x, out: (W[None], x[:, None], None),
     "x too long": lambda W, x, out: (W[:4], x, None),
     "too few results": lambda W, x, out: (W, x, out[:2]),
     "an iterator of results": lambda W, x, out: (W, x, iter(out)),
@@ -113,6 +115,37 @@ def test_what_is_not_plain(name):
     """It gets all checks, conversions and messages."""
     W, x, out = NOT_PLAIN[name](*plain())
     assert problem._plain(W, x, None, None, NAMES, out) is None
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_is_broadcast_has_a_short_way(monkeypatch):
+    """One W, one x, numbers, and a row of targets: the results and errors of the general way."""
+    W, x, _ = plain()
+    given = (W, x[0]), (W[0], x), (W[:1], x[:1]), (W[0], x[:1]), (W[0], x[0]), (W[0], x[:0]), (W[:1], x), (W, x[:1])
+    columns = (W[0, :, :1].copy(), x[:1, :1].copy()), (W[0], x[:, :1].copy()), (W[..., :1].copy(), x[0, :1])
+    targets = None, 0.5, 10**30, 1e300, np.float64(2), np.longdouble(1), np.ones(3, "f4"), np.ones((5, 3), "f4")
+    cotangents = None, True, np.ones(5, "f4"), np.array(2, "f4")
+    short = problem._plain
+    assert all(short(W, x, 0.5, True, (), None) for W, x in given[:5])
+    for (W, x), y, c in itertools.product((*given, *columns), targets, cotangents):
+        call = partial(outcome, sl2.value_and_grad, W, x, None, (), (), target=y, cotangent=c, wrt=("W", "x", "q"))
+        monkeypatch.setattr(problem, "_plain", short)
+        found = call()
+        monkeypatch.setattr(problem, "_plain", lambda *arguments: None)
+        assert found == call(), (W.shape, x.shape, y, c)
+
+
+def test_small_calls_are_computed_at_once(monkeypatch):
+    """What is broadcast or in another layout costs a small call no pieces."""
+    W, x, out = plain()
+    expected = sl2.value_and_grad(W, x, np.full((5, 3), 0.5, "f4"), cotangent=np.full(5, 2, "f4"))
+    monkeypatch.setattr("sigmoid_l2.pieces.compute", None)
+    y = np.full(3, 0.5, "f4")
+    wide = tuple(map(strided, out))
+    for W_given, x_given, target, results in ((W, x, 0.5, out), (strided(W), x, y, None), (W, strided(x), 0.5, wide)):
+        got = sl2.value_and_grad(W_given, x_given, target, cotangent=2, out=results)
+        assert bits(got) == bits(expected)
+    assert bits([sl2.value_and_grad(W, x[0]).dW]) == bits([sl2.value_and_grad(W, np.tile(x[0], (5, 1))).dW])
 
 
 WAYS_TO_GIVE = {  # with how often each is taken
@@ -177,7 +210,7 @@ def test_no_call_can_tell_the_plain_way_from_the_general_one(monkeypatch, seed):
             patch.setattr(problem, "_plain", lambda *arguments: seen.append(test(*arguments)) or seen[-1])
             found = call()
             patch.setattr(problem, "_plain", lambda *arguments: None)
-            patch.setattr(problem, "_out_is_plain", lambda *arguments: False)
+            patch.setattr(checks_of_out, "are_plain", lambda *arguments: False)
             assert found == call()
     assert any(seen), "no call was plain"
     assert not all(seen), "all calls were plain"

@@ -308,6 +308,31 @@ def test_numba_without_cupy_orders_streams_and_writes_out(numba_alone):
         sl2.grad(W_device, x_device, out=(Owned(W_device.held[:]), out[2]), backend="numba-cuda")
 
 
+def test_numba_without_cupy_takes_one_W_for_many_x(numba_alone):  # noqa: N802 - the name of the mathematics
+    W, x = pairs(())[0], pairs((5,))[1]
+    y, c = np.ones((5, 3)), np.arange(5.0)
+    W_device, x_device, y_device, c_device = (DeviceNDArray(fake_cupy.asarray(a)) for a in (W, x, y, c))
+    expected = sl2.value_and_grad(W, x, y, cotangent=c, backend="numpy")
+    for one in (W_device, DeviceNDArray(W_device.held[None])):
+        got = sl2.value_and_grad(one, x_device, y_device, cotangent=c_device, backend="numba-cuda")
+        assert got.dW.shape == one.shape
+        for a, right in zip(got, expected, strict=True):
+            np.testing.assert_allclose(memory(a), right.reshape(a.shape), rtol=1e-13)
+    kernel = numba_alone.kernels["numba-cuda"]
+    assert kernel.names == ["shared"] * 2
+    assert kernel.pointers[0][:4] == [memory(a).ctypes.data for a in (W_device, x_device, y_device, c_device)]
+    row = DeviceNDArray(fake_cupy.asarray(y[0]))
+    with pytest.raises(TypeError, match=r"target has shape \(3,\) .* which only CuPy .* target of shape \(5, 3\)"):
+        sl2.value(W_device, x_device, row, backend="numba-cuda")
+    with pytest.raises(TypeError, match=r"W has shape \(3, 4\) .* which only CuPy"):  # 0 for a sum of no terms
+        sl2.value(W_device, DeviceNDArray(x_device.held[:0]), backend="numba-cuda")
+    with pytest.raises(TypeError, match="which only CuPy"):
+        sl2.value(DeviceNDArray(fake_cupy.asarray(np.ones((2, 1, 3, 4)))), x_device, backend="numba-cuda")
+    kernel.has_shared = lambda m, n, itemsize: False
+    with pytest.raises(TypeError, match=r"W has shape \(3, 4\) .* which only CuPy"):
+        sl2.value(W_device, x_device, backend="numba-cuda")
+
+
 def test_any_stride_of_an_axis_of_one(numba_alone):
     W, x, W_device, x_device = on_both(DeviceNDArray, (1,))
     strided = SimpleNamespace(__cuda_array_interface__={**W_device.__cuda_array_interface__, "strides": (999, 16, 4)})

@@ -13,7 +13,8 @@ from contract import assert_contract
 from hypothesis import assume, example, given
 
 import sigmoid_l2 as sl2
-from sigmoid_l2 import execute, pieces, threads
+from sigmoid_l2 import ensembles, execute, pieces, threads
+from sigmoid_l2.arguments import pieces as indices_of_pieces
 
 NAMES = {"W": "dW", "x": "dx", "q": "dq"}
 
@@ -103,9 +104,11 @@ def broadcast_shapes(draw):
     return tuple(shapes)
 
 
-@given(shapes=broadcast_shapes(), size=st.integers(1, 40), data=st.data())
-@example(shapes=((0, 3), (3,), (), ()), size=4, data=None)
-def test_any_broadcast_is_the_sum_over_pairs(entry, shapes, size, data):
+@given(shapes=broadcast_shapes(), size=st.integers(1, 40), work=st.sampled_from([1, 1 << 40]))
+@example(shapes=((0, 3), (3,), (), ()), size=4, work=1)
+@example(shapes=((3, 1), (7,), (), ()), size=2, work=1)
+@example(shapes=((2, 1, 3), (2, 5, 1), (3,), (1,)), size=2, work=1)
+def test_any_broadcast_is_the_sum_over_pairs(entry, shapes, size, work):
     """Whatever the pieces are: against a call with all arrays in full, whose gradients NumPy adds up."""
     W, x, y, c = inputs(shapes, 2, 3, np.float64)
     batch = np.broadcast_shapes(*shapes[:3])
@@ -114,10 +117,14 @@ def test_any_broadcast_is_the_sum_over_pairs(entry, shapes, size, data):
     *full, c_full = (np.array(np.broadcast_to(a, batch + t)) for a, t in zip((W, x, y, c), tails, strict=True))
     expected = sl2.value_and_grad(*full, cotangent=c_full, wrt=("W", "x", "q"), backend=entry.name)
     with pytest.MonkeyPatch.context() as monkeypatch:
-        for name in ("PIECE_BYTES", "GPU_PIECE_BYTES", "OFFLOAD_PIECE_BYTES"):
+        for name in ("PIECE_BYTES", "GPU_PIECE_BYTES", "OFFLOAD_PIECE_BYTES", "OFFLOAD_ONE_W_BYTES"):
             monkeypatch.setattr(execute, name, size * 6 * 8)
+        monkeypatch.setattr(execute, "ONE_W_PIECE_BYTES", size * 5 * 8)
+        monkeypatch.setattr(execute, "MODEL_WORK", work)
+        monkeypatch.setattr(pieces, "BLOCK_WORK", 1)
+        monkeypatch.setattr(ensembles, "SUM_BYTES", size * 3 * 8)
         got = sl2.value_and_grad(W, x, y, cotangent=c, wrt=("W", "x", "q"), backend=entry.name)
-    if W.size > 6:  # one W for all has a kernel of its own
+    if W.size > 6 and got.loss.size // max(1, W.size // 6) * 6 < work:  # one W for many x has a kernel of its own
         assert bits([got.loss, got.dq]) == bits([expected.loss, expected.dq])
     np.testing.assert_allclose(got.loss, expected.loss, rtol=1e-14, atol=0)
     np.testing.assert_allclose(got.dq, expected.dq, rtol=1e-14, atol=1e-15)
@@ -156,7 +163,9 @@ def test_a_sum_of_very_many_equal_terms(backend, dtype, axis):
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 5])
-@pytest.mark.parametrize("shapes", [((), (9000,)), ((9000,), ()), ((90, 1), (1, 100)), ((), ()), ((7, 1), (3000,))])
+@pytest.mark.parametrize(
+    "shapes", [((), (9000,)), ((9000,), ()), ((90, 1), (1, 100)), ((), ()), ((7, 1), (3000,)), ((9, 1), (1000,))]
+)
 def test_sums_do_not_depend_on_the_number_of_threads(backend, shapes, number):
     W, x = numbers((*shapes[0], 12, 11), np.float32), numbers((*shapes[1], 11), np.float32)
     y = numbers((20_000, 12) if shapes == ((), ()) else (12,), np.float32)
@@ -168,6 +177,23 @@ def test_sums_do_not_depend_on_the_number_of_threads(backend, shapes, number):
     finally:
         sl2.set_num_threads(before)
         sl2.set_num_threads(None)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "other"), [(((900,), ()), 1 << 11), (((90, 1), (10,)), 1 << 40), (((30, 1), (30, 7)), 1)]
+)
+def test_sums_do_not_depend_on_the_layout(backend, shapes, other, monkeypatch):
+    """Of many W with one x, and of ensembles, with the kernel for one W or without it."""
+    monkeypatch.setattr(execute, "PIECE_BYTES", 4096)
+    monkeypatch.setattr(execute, "MODEL_WORK", other)
+    W, x, y = (
+        numbers((*shapes[0], 12, 11), np.float32),
+        numbers((*shapes[1], 11), np.float32),
+        numbers((12,), np.float32),
+    )
+    expected = sl2.value_and_grad(W, x, y, wrt=("W", "x", "q"), backend=backend)
+    for a, b in ((strided(W), x), (W, strided(x)), (W.astype(">f4"), x[..., ::-1].copy()[..., ::-1])):
+        assert bits(sl2.value_and_grad(a, b, strided(y), wrt=("W", "x", "q"), backend=backend)) == bits(expected)
 
 
 def test_nan_stays_in_its_pair_and_in_the_sum(backend):
@@ -251,7 +277,7 @@ def test_pieces_cover_each_pair_once():
     for batch in ((), (7,), (2, 3), (3, 1, 4), (2, 5, 3)):
         for pairs_ in (1, 2, 4, 100):
             counts = np.zeros(batch, int)
-            for index in pieces.pieces(batch, pairs_):
+            for index in indices_of_pieces(batch, pairs_):
                 counts[index] += 1
                 assert counts[index].size <= pairs_
             assert (counts == 1).all()

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sigmoid_l2.arguments import broadcast_axes
 from sigmoid_l2.explain.mistakes import name_mistakes
 from sigmoid_l2.explain.recipes import Pairs, true_gradient
-from sigmoid_l2.pieces import shared_axes
 from sigmoid_l2.problem import Problem, on_host, validate
 
 Array = npt.NDArray[Any]
@@ -144,7 +144,7 @@ def check_grad(
 def _pairs(name: str, problem: Problem) -> Pairs:
     """The pairs of the problem, in such an order that those whose terms of the gradient are added are neighbours."""
     batch, m, n = problem.batch, problem.m, problem.n
-    summed = shared_axes(problem.W, (m, n), batch) if name == "dW" else shared_axes(problem.x, (n,), batch)
+    summed = broadcast_axes(problem.W, (m, n), batch) if name == "dW" else broadcast_axes(problem.x, (n,), batch)
     order = [*(k for k in range(len(batch)) if k not in summed), *summed]
     terms = math.prod(batch[k] for k in summed)
     cells = math.prod(batch[k] for k in order[: len(batch) - len(summed)])

@@ -104,7 +104,7 @@ class DeviceArray:
         self.owner, self.interface = owner, interface
         self.shape = given if shape is None else shape
         self.dtype = np.dtype(interface["typestr"])
-        self.itemsize, self.size = self.dtype.itemsize, prod(self.shape)
+        self.itemsize, self.size, self.ndim = self.dtype.itemsize, prod(self.shape), len(self.shape)
         self.data = SimpleNamespace(ptr=interface["data"][0])
         for axis, stride in enumerate((interface.get("strides") or ()) if self.size else ()):
             if given[axis] > 1 and stride != prod(given[axis + 1 :]) * self.itemsize:

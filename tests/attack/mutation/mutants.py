@@ -199,12 +199,17 @@ MUTANTS = (
         "while False:",
         THREADS,
     ),
-    Mutant("pieces: one too long", "sigmoid_l2/pieces.py", "first + step)", "first + step + 1)", (*PARITY, *MEMORY)),
-    Mutant("pieces: the middle term left out", "sigmoid_l2/pieces.py", "shape[1] - half]", "shape[1] // 2]", WHOLE),
+    Mutant("pieces: one too long", "sigmoid_l2/arguments.py", "first + step)", "first + step + 1)", (*PARITY, *MEMORY)),
+    Mutant("pieces: the middle term left out", "sigmoid_l2/sums.py", "shape[1] - half]", "shape[1] // 2]", WHOLE),
     Mutant("pieces: the later strands left out", "sigmoid_l2/pieces.py", "in strands:", "in strands[:1]:", WHOLE),
     Mutant("pieces: the sums of an earlier cell", "sigmoid_l2/pieces.py", "cell * count :", "0 * count :", WHOLE),
-    Mutant("pieces: not summed over a missing axis", "sigmoid_l2/pieces.py", "k < missing or", "False or", WHOLE),
-    Mutant("execute: whole-batch buffers", "sigmoid_l2/execute.py", "= 1 << 20", "= 1 << 40", MEMORY),
+    Mutant("pieces: not summed over a missing axis", "sigmoid_l2/arguments.py", "k < missing or", "False or", WHOLE),
+    Mutant(
+        "pieces: each in the place of the first", "sigmoid_l2/pieces.py", "[before : before + size]", "[:size]", WHOLE
+    ),
+    Mutant("at_once: copies not written back", "sigmoid_l2/at_once.py", "elif k >= INPUTS:", "elif False:", PLAIN),
+    Mutant("ensembles: dx of the last model", "sigmoid_l2/ensembles.py", "total.add(term)", "total.high = term", WHOLE),
+    Mutant("execute: whole-batch buffers", "sigmoid_l2/execute.py", "= 2 << 20", "= 2 << 40", MEMORY),
     # Memory of results
     Mutant(
         "memory: used again while it is lent",
@@ -230,19 +235,19 @@ MUTANTS = (
     Mutant("memory: not on a line", "sigmoid_l2/memory.py", "-memory.ctypes.data % LINE", "0", KEPT),
     Mutant("memory: kept where it runs out", "sigmoid_l2/execute.py", "not memory.give_back()", "True", KEPT),
     # Arguments
-    Mutant("problem: owners not counted", "sigmoid_l2/problem.py", "len(owners) == different", "True", OUT),
+    Mutant("outputs: owners not counted", "sigmoid_l2/outputs.py", "len(owners) == different", "True", OUT),
     Mutant(
-        "problem: a view owns its memory", "sigmoid_l2/problem.py", "    base = view.base", "    return id(view)", OUT
+        "outputs: a view owns its memory", "sigmoid_l2/outputs.py", "    base = view.base", "    return id(view)", OUT
     ),
     Mutant(
-        "problem: W not compared", "sigmoid_l2/problem.py", "in (*given, *out[:k])", "in (*given[1:], *out[:k])", OUT
+        "outputs: W not compared", "sigmoid_l2/outputs.py", "in (*given, *out[:k])", "in (*given[1:], *out[:k])", OUT
     ),
-    Mutant("problem: a buffer has an owner", "sigmoid_l2/problem.py", "type(base) is np.ndarray and base", "base", OUT),
+    Mutant("outputs: a buffer has an owner", "sigmoid_l2/outputs.py", "type(base) is np.ndarray and base", "base", OUT),
     Mutant("problem: plain in any layout", "sigmoid_l2/problem.py", "x_flags.c_contiguous", "True", PLAIN),
     Mutant("problem: plain in any byte order", "sigmoid_l2/problem.py", "or not dtype.isnative\n", "\n", PLAIN),
-    Mutant("problem: overlaps by bounds unseen", "sigmoid_l2/problem.py", "if not flags.carray:", "if False:", OUT),
+    Mutant("outputs: overlaps by bounds unseen", "sigmoid_l2/outputs.py", "if not flags.carray:", "if False:", OUT),
     Mutant(
-        "problem: overlapping outputs accepted", "sigmoid_l2/problem.py", "checked.append((name, memory))", "pass", OUT
+        "outputs: overlapping outputs accepted", "sigmoid_l2/outputs.py", "checked.append((name, memory))", "pass", OUT
     ),
     Mutant(
         "problem: masked arrays accepted",
@@ -251,7 +256,7 @@ MUTANTS = (
         "if False:",
         ("tests/host/test_arguments.py", "tests/host/test_bad_input.py"),
     ),
-    Mutant("problem: read-only outputs accepted", "sigmoid_l2/problem.py", "not array.flags.writeable", "False", OUT),
+    Mutant("outputs: read-only outputs accepted", "sigmoid_l2/outputs.py", "not array.flags.writeable", "False", OUT),
     # Trace and check
     Mutant("trace: ds/dq = s", "sigmoid_l2/explain/trace.py", "ds_dq = s * complement", "ds_dq = s", TRACE),
     Mutant("trace: y - s", "sigmoid_l2/explain/trace.py", "complement, s - y)", "complement, y - s)", TRACE),
