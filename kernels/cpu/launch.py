@@ -71,7 +71,7 @@ def fused(
         run = _entry(m, n, W.dtype)
     else:
         run = _entry(m, n, W.dtype, target is not None, cotangent is not None)
-    if W.size <= threads.THREAD_WORK:
+    if W.size <= threads.THREAD_WORK // 4:  # never streamed, as docs/contract.md says, and never cut into slices
         run(W, x, target, cotangent, loss, dW, dx, dq, 0, B, m, False)
         return
     arrays = W, x, target, cotangent, loss, dW, dx, dq

@@ -68,8 +68,8 @@ if sys.argv[1] == "affinity":
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 else:
     sl2.set_num_threads(int(sys.argv[1]))
-for _ in range(300):
-    sl2.value(np.zeros((30_000, 2, 2)), np.zeros((30_000, 2)), backend="numba")
+for _ in range(100):
+    sl2.value(np.zeros((100_000, 2, 2)), np.zeros((100_000, 2)), backend="numba")
 print(sl2.get_num_threads(), sum(t.name.startswith("sigmoid-l2") for t in threading.enumerate()))
 """
 
