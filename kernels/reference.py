@@ -122,6 +122,13 @@ def fused(
         threads.for_ranges(blocks, W.size, run)
 
 
+def shared(*arrays: Any, stream: int | None = None, call_bytes: int = 0) -> None:
+    """The same for pairs that all have one W; see ``reference_shared``, which uses the functions above."""
+    from sigmoid_l2.kernels import reference_shared
+
+    reference_shared.shared(*arrays)
+
+
 @np.errstate(all="ignore")
 def _blocks(compute: Any, pairs: int, arrays: Any, first: int, last: int) -> None:
     """``compute`` the blocks from ``first`` to ``last``, of so many ``pairs``."""
@@ -161,12 +168,12 @@ def _sum_of_products(A: Any, v: Any, most: int, out: Any = None) -> Any:
         np.einsum("bij,bi->bj", A[:, end:], v[:, end:], out=sums[:, -1])
     if sums.shape[1] <= CHAIN:
         return np.einsum("bkj->bj", sums, out=out)
-    return np.add.reduce(_halved(sums.swapaxes(0, 1).copy()), 0, None, out)
+    return np.add.reduce(halved(sums.swapaxes(0, 1).copy()), 0, None, out)
 
 
-def _halved(terms: Any) -> Any:
-    """At most FEW sums of the ``terms`` (k, ...), which are overwritten."""
-    while len(terms) > FEW:
+def halved(terms: Any, most: int = FEW) -> Any:
+    """At most ``most`` sums of the ``terms`` (k, ...), which are overwritten."""
+    while len(terms) > most:
         half = terms[: len(terms) // 2]
         half += terms[-len(half) :]
         terms = terms[: -len(half)]
@@ -179,12 +186,12 @@ def _tiny_pairs(W: Any, x: Any, target: Any, cotangent: Any, loss: Any, dW: Any,
     terms = W * x
     e, g = error_and_g(np.add.reduce(terms, 1), None if target is None else target.T, cotangent)  # (m, b)
     if loss is not None:
-        np.add.reduce(_halved(e * e), 0, None, loss)
+        np.add.reduce(halved(e * e), 0, None, loss)
     if dq is not None:
         np.positive(g, dq.T)  # along the batch axis; a copy, which suits dW, would go along the short one
     g = g[:, None]
     if dW is not None:
         dW.transpose(1, 2, 0)[...] = np.multiply(g, x, terms)
     if dx is not None:
-        sums = np.add.reduce(_halved(np.multiply(g, W, terms)), 0)
+        sums = np.add.reduce(halved(np.multiply(g, W, terms)), 0)
         np.positive(sums, dx.T)
