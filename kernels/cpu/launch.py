@@ -25,6 +25,8 @@ TINY = 144
 # of the speed of tall at 8x8 float32, 0.95 at 9x9, 0.67 at 12x12; in float64 1.05 at 6x6 and 1.01 at 8x8. In cache it
 # has 1.3, 1.2, 0.7; 1.4 and 1.1. With narrower vectors tiny is as fast as tall, or faster, up to TINY.
 TINY_BYTES = 384
+# Size of the largest small batch, in elements of W: one thread does it, whose results are never streamed.
+SMALL = 1 << 15
 # Size of the losses and dx of slices that a call keeps at a time, in bytes: enough for many pairs, and cached.
 SUMS_BYTES = 1 << 22
 # Bytes of the longest row that ``shared`` takes: it has some rows of x and dx in its buffers at a time.
@@ -71,7 +73,7 @@ def fused(
         run = _entry(m, n, W.dtype)
     else:
         run = _entry(m, n, W.dtype, target is not None, cotangent is not None)
-    if W.size <= threads.THREAD_WORK // 4:  # never streamed, as docs/contract.md says, and never cut into slices
+    if W.size <= SMALL:
         run(W, x, target, cotangent, loss, dW, dx, dq, 0, B, m, False)
         return
     arrays = W, x, target, cotangent, loss, dW, dx, dq
