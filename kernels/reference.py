@@ -122,11 +122,31 @@ def fused(
         threads.for_ranges(blocks, W.size, run)
 
 
-def shared(*arrays: Any, stream: int | None = None, call_bytes: int = 0) -> None:
-    """The same for pairs that all have one W; see ``reference_shared``, which uses the functions above."""
+def shared(
+    W: Any,
+    x: Any,
+    target: Any,
+    cotangent: Any,
+    loss: Any,
+    dW: Any,
+    dx: Any,
+    dq: Any,
+    *,
+    stream: int | None = None,
+    call_bytes: int = 0,
+) -> None:
+    """The same for pairs that all have one W; see ``reference_shared``, which uses the functions here."""
     from sigmoid_l2.kernels import reference_shared
 
-    reference_shared.shared(*arrays)
+    reference_shared.shared(W, x, target, cotangent, loss, dW, dx, dq)
+
+
+def compute_blocks(*arrays: Any) -> None:
+    """What ``fused`` does on one thread, where W may be broadcast."""
+    B, m, n = arrays[0].shape
+    tiny = n <= TINY_N and m * n <= TINY
+    pairs = min(B, max(1, (SMALL_BLOCK if tiny else BLOCK) // (m * n)))
+    _blocks(_tiny_pairs if tiny else _pairs, pairs, arrays, 0, -(-B // pairs))
 
 
 @np.errstate(all="ignore")

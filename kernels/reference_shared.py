@@ -1,26 +1,16 @@
-"""One W for many x in NumPy, by the matrix products of its BLAS.
+"""One W for many x in NumPy: a pair's results as in ``reference``, and dW by the matrix products of NumPy's BLAS.
 
-For the pairs of a block, with their x, e and g as the rows of X (b, n), E and G (b, m),
+For the pairs of a block, with their x and g as the rows of X (b, n) and G (b, m), dW = G^T X, summed over the blocks.
+No other product goes to a BLAS: it chooses the order of its sums by the sizes and by the place of a row, and a pair's
+bits would depend on where it is. OpenBLAS 0.3 does so with its kernels for AVX2.
 
-    Q = X W^T       (b, m)    and e, g, the loss of each pair as in ``reference``
-    dX = G W        (b, n)
-    dW = G^T X      (m, n)    summed over the blocks
+For the same reason all products for dW are of one size, of (a, k) elements of W and ``pairs`` pairs, which depends on
+(m, n) alone: the last ones are filled up with x = 0 and g = 0. They are so small that OpenBLAS, which NumPy has from
+PyPI, does each on one thread. How often a term of the sum over B pairs is rounded, each time by at most eps / 2:
 
-A BLAS promises no order of its sums. It chooses one by the sizes, the alignment and the number of its threads. So all
-its products are of one size, of (a, k) elements of W and ``pairs`` pairs, which depends on (m, n) alone: the last ones
-are filled up with x = 0 and g = 0. They are so small that OpenBLAS, which NumPy has from PyPI, does each on one thread,
-and ``pairs`` is a multiple of what its loops take at once, so that a pair's bits do not depend on its place. No BLAS
-promises this; it is tested. Each pair has a row or a column of its own in Q and dX, so what is not finite stays there.
-
-How often a term is rounded in a sum, each time by at most eps / 2, whatever the order is within a product:
-
-* q, over j: a product has at most MOST_K = 256 columns, and the products are added by halves, as in ``reference``.
-* dx, over i: where m <= CHAIN + 3 = 11, m terms in any order. Else float32 is computed in float64, where m terms are as
-  good as exact, and rounded once. In float64 a product has at most CHAIN terms, and the products are added by halves.
-* the loss, over i: by halves, as in ``reference``.
-* dW, over B pairs: in float32 the products and their sums are computed in float64, where a term goes through less than
-  B + 2 * UNITS additions. These round it by less than eps of float32 as long as B < 2**30, and once to float32.
-  In float64 a product has FEW_PAIRS = 8 pairs, and those of ``pairs`` pairs are added by halves to one. With c =
+* In float32 the products and their sums are computed in float64, where a term goes through less than B + 2 * UNITS
+  additions. These round it by less than eps of float32 as long as B < 2**30, and once to float32.
+* In float64 a product has FEW_PAIRS = 8 pairs, and those of ``pairs`` pairs are added by halves to one. With c =
   ceil(log2 B), a term goes through B - 1 additions where B <= 8, else through at most 7 and then ceil(log2(B / 8)) + 1
   (where the pairs end, the terms are 0 and nothing is rounded): c + 5. The sums of more pairs, where c >= 7, are added
   with the error of each addition (TwoSum), in units and then over the units, which rounds a term twice more. So it is
@@ -33,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sigmoid_l2 import threads
-from sigmoid_l2.kernels.reference import CHAIN, error_and_g, halved
+from sigmoid_l2.kernels.reference import compute_blocks, halved
 
 # Multiplications of a product, at most: OpenBLAS starts its own threads above.
 PRODUCT = 1 << 18
@@ -68,14 +58,6 @@ class Sizes(NamedTuple):
 def _cut(size: int, most: int) -> tuple[int, int]:
     parts = -(-size // most)
     return max(2, -(-size // parts)), parts
-
-
-def _tiles(W: Any, a: int, a_parts: int, k: int, k_parts: int, dtype: Any) -> Any:
-    """W as (k_parts, a_parts, a, k)."""
-    m, n = W.shape
-    whole = np.zeros((a_parts * a, k_parts * k), dtype)
-    whole[:m, :n] = W
-    return whole.reshape(a_parts, a, k_parts, k).transpose(2, 0, 1, 3).copy()
 
 
 def shared(
@@ -122,47 +104,19 @@ class _Block:
     """Computes a block of pairs, for one W."""
 
     def __init__(self, W: Any, sizes: Sizes) -> None:
-        self.sizes, (self.m, self.n) = sizes, W.shape
-        self.W = _tiles(W, *sizes[:4], W.dtype)
-        # Of the products for dx, which need no float64 for a few terms.
-        dtype = W.dtype if self.m <= CHAIN + 3 else np.dtype(float)
-        self.a, self.a_parts = sizes[:2] if W.dtype == np.float32 else _cut(self.m, CHAIN)
-        self.W_for_dx = _tiles(W, self.a, self.a_parts, *sizes[2:4], dtype)
+        self.W, self.sizes = W, sizes
 
     def __call__(self, sums: Any, x: Any, target: Any, cotangent: Any, loss: Any, dx: Any, dq: Any) -> None:
-        """Write the outputs of the block, and add its dW to ``sums``. Pairs are last, in stacks of ``pairs``."""
-        b, m = len(x), self.m
-        a, a_parts, k, k_parts, pairs = self.sizes
-        stacks = -(-b // pairs)
-        X = _filled(x, stacks * pairs, k_parts * k).reshape(stacks, pairs, k_parts, k)
-        parts = np.matmul(self.W[:, None], X.transpose(2, 0, 3, 1)[:, :, None])  # (k_parts, stacks, a_parts, a, pairs)
-        q = np.add.reduce(halved(parts), 0).reshape(stacks, a_parts * a, pairs)[:, :m]
-        if target is not None:
-            target = _filled(target, stacks * pairs, m).reshape(stacks, pairs, m).swapaxes(1, 2)
-        if cotangent is not None:
-            cotangent = _filled(cotangent[:, None], stacks * pairs, 1).reshape(stacks, 1, pairs)
-        e, g = error_and_g(q, target, cotangent)  # (stacks, m, pairs)
-        if loss is not None:
-            loss[...] = np.add.reduce(halved((e * e).swapaxes(0, 1)), 0).reshape(-1)[:b]
-        if dq is not None:
-            dq[...] = g.swapaxes(1, 2).reshape(-1, m)[:b]
-        if dx is None and sums is None:
-            return
-        G = np.zeros((stacks, max(a_parts * a, self.a_parts * self.a), pairs), g.dtype)
-        G[:, :m] = g
-        G[-1, :, b - stacks * pairs + pairs :] = 0
-        if dx is not None:
-            self._write_dx(G[:, : self.a_parts * self.a], dx)
+        """Write the outputs of the block, and add its dW to ``sums``."""
+        b, (m, n) = len(x), self.W.shape
+        if dq is None and sums is not None:
+            dq = np.empty((b, m), x.dtype)
+        compute_blocks(np.broadcast_to(self.W, (b, m, n)), x, target, cotangent, loss, None, dx, dq)
         if sums is not None:
-            self._add_dW(G[:, : a_parts * a], X, sums)
-
-    def _write_dx(self, G: Any, dx: Any) -> None:
-        k, pairs = self.sizes.k, self.sizes.pairs
-        G = G.astype(self.W_for_dx.dtype, copy=False).reshape(-1, self.a_parts, self.a, pairs).transpose(1, 0, 3, 2)
-        for j, W in enumerate(self.W_for_dx):
-            parts = np.matmul(G, W[:, None])  # (a_parts, stacks, pairs, k)
-            to = dx[:, j * k : (j + 1) * k]
-            to[...] = np.add.reduce(halved(parts), 0).reshape(-1, k)[: len(to), : to.shape[1]]
+            a, a_parts, k, k_parts, pairs = self.sizes
+            stacks = -(-b // pairs)
+            G = _filled(dq, stacks * pairs, a_parts * a).reshape(stacks, pairs, -1).swapaxes(1, 2)
+            self._add_dW(G, _filled(x, stacks * pairs, k_parts * k).reshape(stacks, pairs, k_parts, k), sums)
 
     def _add_dW(self, G: Any, X: Any, sums: Any) -> None:  # noqa: N802 - the name of the mathematics
         a, a_parts, k, k_parts, pairs = self.sizes
