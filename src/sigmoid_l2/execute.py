@@ -26,6 +26,8 @@ OFFLOAD_PIECE_BYTES, OFFLOAD_ONE_W_BYTES = 32 << 20, 8 << 20
 # launch takes about as long as moving so many. On a CPU it is 1.0 times as fast at 7*10^4 for 8x8 and 0.4 for 64x64,
 # 1.5 at 2.6*10^5 for 64x64, 4.7 at 5*10^5 for 10x784, 6 to 9 at 10^6 and more for 64x64.
 MODEL_WORK, GPU_MODEL_BYTES = 1 << 17, 32 << 20
+# And the pairs that share one W, at least: with 2 of 256x256 NumPy took 4.6 times as long as in pieces.
+MODEL_SAMPLES = 8
 
 # The outputs in the order of a kernel's arguments, which follow the inputs.
 _OUTPUTS = ("loss", "dW", "dx", "dq")
@@ -151,6 +153,7 @@ def _offloaded(
 def _compute(problem: Problem, outputs: Sequence[Any], way: _Way, xp: Any) -> None:
     """Compute the ``outputs`` that are wanted, with the kernel for one W where there is one and it pays."""
     kernel: Any = way.shared
+    samples = ensembles.samples_of_a_model(problem)
 
     def compute_model(problem: Problem, outputs: Sequence[Any]) -> None:
         if not _at_once(problem, outputs, way, xp, one_W=True):
@@ -158,7 +161,7 @@ def _compute(problem: Problem, outputs: Sequence[Any], way: _Way, xp: Any) -> No
 
     if kernel and problem.one_W:
         compute_model(problem, outputs)
-    elif kernel and ensembles.samples_of_a_model(problem) * problem.m * problem.n >= way.model_work:
+    elif kernel and samples >= MODEL_SAMPLES and samples * problem.m * problem.n >= way.model_work:
         ensembles.compute(problem, outputs, compute_model, xp, way.parallel)
     elif not _at_once(problem, outputs, way, xp, one_W=False):
         pieces.compute(problem, outputs, way.fused, xp, way.piece_bytes, parallel=way.parallel)

@@ -274,6 +274,16 @@ def test_empty_batches(backend):
     assert bits([dW]) == bits([np.zeros((3, 4))])
 
 
+def test_large_pairs_have_the_same_bits_in_any_layout(backend):
+    """A large W of one pair is not one W of many."""
+    W, x, y = (numbers(shape, np.float32) for shape in ((3, 256, 520), (3, 520), (3, 256)))
+    expected = bits(sl2.value_and_grad(W, x, np.ones_like(y), backend=backend))
+    assert bits(sl2.value_and_grad(W, x, 1, backend=backend)) == expected
+    assert bits(sl2.value_and_grad(np.asfortranarray(W), strided(x), 1, backend=backend)) == expected
+    one = sl2.value_and_grad(np.asfortranarray(W[0]), x[0], 1.0, backend=backend)
+    assert bits(one) == bits(sl2.value_and_grad(W[0], x[0], np.ones_like(y[0]), backend=backend))
+
+
 def test_pieces_cover_each_pair_once():
     for batch in ((), (7,), (2, 3), (3, 1, 4), (2, 5, 3)):
         for pairs_ in (1, 2, 4, 100):
