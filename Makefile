@@ -11,7 +11,7 @@
 #                 writes docs/accuracy.md (half an hour)
 # make fuzz       search for inputs that break the library, a minute (FUZZ_LIMIT) for each of two targets (Linux x86-64)
 # make faults     kills, full disks, memory limits, signals and many threads, at length
-# make proof      the GPU kernels executed without a GPU at every border of their classes (5 minutes)
+# make proof      the GPU kernels executed without a GPU at every border of their classes (20 minutes or more)
 # make large      more than 2^31 elements, in up to 17 GB of memory
 # make mutation   plant mistakes in the sources one at a time: the tests must notice each
 # make oldest     the tests with the oldest versions that pyproject.toml allows (Python 3.11)

@@ -141,6 +141,13 @@ def shared(
     reference_shared.shared(W, x, target, cotangent, loss, dW, dx, dq)
 
 
+def has_shared(m: int, n: int, itemsize: int) -> bool:
+    """Whether ``shared`` takes a W (m, n)."""
+    from sigmoid_l2.kernels import reference_shared
+
+    return reference_shared.Sizes.of(m, n).pairs * (n + 4 * m) <= reference_shared.MOST
+
+
 def compute_blocks(*arrays: Any) -> None:
     """What ``fused`` does on one thread, where W may be broadcast."""
     B, m, n = arrays[0].shape

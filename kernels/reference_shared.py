@@ -34,6 +34,8 @@ FEW_PAIRS = 8
 # Size of a block, in elements of x and four q. With a quarter of it two threads take 1.25 to 1.3 times as long for
 # 256x256 and 10x784, because they have the interpreter's lock in turn.
 BLOCK = 1 << 19
+# The same, at most, of the pairs of one product: each of a block's arrays has so many elements at least.
+MOST = 1 << 21
 # Units of blocks, at most, and the bytes of all their sums of dW; a thread has one at a time.
 UNITS, SUMS_BYTES = 64, 32 << 20
 

@@ -383,6 +383,9 @@ importlib.import_module(pathlib.Path(sys.argv[0]).stem).main()
 """
 
 
+FILES = ("parity", "same_bits", "whole_function")
+
+
 def test_on_the_driver_with_numba_cuda(check, tmp_path, monkeypatch):
     pytest.importorskip("numba_cuda", exc_type=ImportError)
     if not driver.compiler():
@@ -391,12 +394,13 @@ def test_on_the_driver_with_numba_cuda(check, tmp_path, monkeypatch):
     python.write_text(ON_THE_DRIVER, encoding="utf-8")
     monkeypatch.setattr(gpu_check, "PYTHON", [sys.executable, str(python)])
     monkeypatch.setattr(gpu_check, "find_spec", lambda name: None)
-    monkeypatch.setenv("PYTEST_ADDOPTS", "-k '(nan_touches or chunks and 100-batch0) and float32'")
+    monkeypatch.setenv(
+        "PYTEST_ADDOPTS", "-k '(nan_touches or chunks and 100-batch0 or test_contract and 3-4-pairs) and float32'"
+    )
     status, lines, text = check()
     assert status == 1, "CuPy is missing"
     assert {name: result for _, name, result in lines if name not in ("cupy", "and all after it")} == {
-        name: "ok"
-        for name in ("nvidia-smi", "numba-cuda", "tests-numba-cuda-test_parity", "tests-numba-cuda-test_same_bits")
+        name: "ok" for name in ("nvidia-smi", "numba-cuda", *(f"tests-numba-cuda-test_{k}" for k in FILES))
     }
     assert "cupy is not available: cupy is not installed: pip install" in text
     assert "numba-cuda: a call of one pair is right" in text

@@ -33,7 +33,7 @@ class Launch(NamedTuple):
     blocks: int
     threads: int
     arguments: tuple[int, ...]  # addresses and sizes
-    key: tuple[Any, ...]  # what the kernel was built from: two with equal ones are the same
+    key: tuple[Any, ...] = ()  # what the kernel was built from: two with equal ones are the same; () is not known
 
     @property
     def by_numba(self) -> bool:
@@ -47,11 +47,11 @@ class Launch(NamedTuple):
 
     def text(self) -> str:
         """The PTX that would run."""
-        return made_once(partial(code.ptx, self), "PTX", *self.key)
+        return made_once(partial(code.ptx, self), "PTX", *self.key) if self.key else code.ptx(self)
 
     def used(self, chip: int) -> code.Used:
         """What the machine code uses."""
-        return made_once(partial(code.used, self, chip), "used", chip, *self.key)
+        return made_once(partial(code.used, self, chip), "used", chip, *self.key) if self.key else code.used(self, chip)
 
     def parameters(self) -> list[bytes]:
         """The arguments as the kernel gets them; of CuPy's also its index at the end."""

@@ -145,12 +145,11 @@ def test_place_in_the_batch(dtype, m, n):
         assert_same_bits(
             {name: part[name] for name in ("loss", "dx", "dq")}, {k: a[first:last] for k, a in whole.items()}
         )
-    before = settings.get_streaming_threshold()
     try:
         settings.set_streaming_threshold(0)
         assert_same_bits(run(W, x, target, cotangent), whole)
     finally:
-        settings.set_streaming_threshold(before)
+        settings.set_streaming_threshold(None)
 
 
 @pytest.mark.parametrize(("m", "n"), [(3, 3), (17, 5), (40, 70)])
