@@ -121,9 +121,6 @@ CASES = [
     ("mul.hi", ("s64",), (-(2**62), 4), -1),
     ("mul.wide", ("s32",), (-(2**30), 16), -(2**34)),
     ("mul.wide", ("u32",), (2**31, 16), 2**35),
-    ("mul.wide", ("u16",), (2**15, 4), 2**17),
-    ("and", ("b16",), (6, 2**15 + 5), 4),
-    ("cvt.u16", ("u32",), (2**16 + 5,), 5),
     ("mad.lo", INTEGERS, (7, 3, 4), 25),
     ("div", INTEGERS, (7, 2), 3),
     ("div", SIGNED, (-7, 2), -3),
@@ -208,7 +205,8 @@ def test_approximate_instruction(opcode, true, error):
 
 def test_every_instruction_has_a_case():
     cases = {f"{opcode}.{type_name}" for opcode, types, *_ in CASES for type_name in types}
-    assert cases == set(OPERATIONS) - {"ex2.approx.ftz.f32", "rcp.approx.ftz.f32"}
+    in_16_bits = {"and.b16", "cvt.u16.u32", "mul.wide.u16"}  # which no memory holds here; test_shared_blocks runs them
+    assert cases == set(OPERATIONS) - {"ex2.approx.ftz.f32", "rcp.approx.ftz.f32"} - in_16_bits
 
 
 # --- moving, parting and meeting -----------------------------------------------------------------------------------

@@ -175,6 +175,7 @@ def test_one_W_goes_to_its_kernel_as_it_is(cupy, backend, batch, column):  # noq
 def test_an_ensemble(cupy, backend, shares_x, monkeypatch):
     """The kernel for one W is called for each model, where it has enough to do."""
     monkeypatch.setattr(execute, "GPU_MODEL_BYTES", 1)
+    monkeypatch.setattr(execute, "MODEL_SAMPLES", 1)
     W, x = pairs((3, 1), dtype="float32")[0], pairs((5,) if shares_x else (3, 5), dtype="float32")[1]
     got = sl2.value_and_grad(cupy.asarray(W), cupy.asarray(x), 1.0, backend=backend)
     for a, right in zip(got, sl2.value_and_grad(W, x, 1.0, backend="numpy"), strict=True):
