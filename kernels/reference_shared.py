@@ -31,8 +31,7 @@ PRODUCT = 1 << 18
 MOST_A, MOST_K, PAIRS, MOST_PAIRS = 64, 256, 64, 1024
 # Pairs in a product for dW in float64.
 FEW_PAIRS = 8
-# Size of a block, in elements of x and four q. With a quarter of it two threads take 1.25 to 1.3 times as long for
-# 256x256 and 10x784, because they have the interpreter's lock in turn.
+# Size of a block, in elements of x and four q, so that two threads do not wait often for the interpreter's lock.
 BLOCK = 1 << 19
 # The same, at most, of the pairs of one product: each of a block's arrays has so many elements at least.
 MOST = 1 << 21
