@@ -84,7 +84,7 @@ def shared(
         shape = (1 if W.dtype == np.float32 else 2, sizes.k_parts, sizes.a_parts, sizes.a, sizes.k)
         units = max(1, min(UNITS, blocks, SUMS_BYTES // (8 * math.prod(shape))))
         sums = np.zeros((units, *shape))
-    # As ``fused`` does, so that MemoryError comes before any thread has written: dq, and x and g in float64 and filled up.
+    # As ``fused`` does, so that MemoryError comes before a thread has written: dq, and x and g in float64.
     rows = min(block, -(-B // sizes.pairs) * sizes.pairs)
     np.empty((min(threads.get_num_threads(), units), rows * (3 * n + 4 * m)))
     compute = _Block(W, sizes)
