@@ -2,10 +2,11 @@
 
 python bench/bench_cpu.py [PART...] [--no-peers] [--quick] [-o FILE.json]
 
-Parts: shapes, huge, subnormal, outputs, wanted, fit, threads, reader, pair, small, numpy, batch, fresh, shared, tails.
-Without any it does all; --no-peers leaves out the last four, which need other libraries, and takes six minutes. All
-contenders of a case take turns, so that a drift of the machine hits all alike; the results of each are compared with
-the reference before anything is timed. Prints the tables of ``report`` and exits with 1 if a "must" is missed.
+Parts: shapes, huge, subnormal, outputs, layouts, wanted, fit, threads, reader, pair, small, numpy, batch, fresh,
+shared, tails. Without any it does all; --no-peers leaves out the last four, which need other libraries, and takes six
+minutes. All contenders of a case take turns, so that a drift of the machine hits all alike; the results of each are
+compared with the reference before anything is timed. Prints the tables of ``report`` and exits with 1 if a "must" is
+missed.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import layouts
 import peers
 import reader
 import shared
@@ -37,6 +39,8 @@ SHAPES_64 = ((3, 3), (8, 8), (64, 64))
 HUGE = (8192, 8192)
 # Pairs of 3x3 whose outputs are new in each call of a loop.
 NEW_OUTPUTS = (10**6, 10**7)
+# W (m, n) with the pairs last in memory, in float32.
+LAYOUT_SHAPES = ((3, 3), (8, 8), (32, 32), (256, 256))
 # Pairs of 3x3 of which more or fewer outputs are wanted.
 WANTED_PAIRS = 10**7
 # W (m, n) of many x, in float32, and the bytes of x: more than the caches have.
@@ -87,6 +91,12 @@ class Bench:
             case = self.case(3, 3, B)
             new = {Key(peers.OURS.name, LOOP, self.most): in_a_loop(Workload(case).call("numba", given=False))}
             self.compare("outputs", Workload(case), [(peers.OURS, GIVEN)], new | self.copies(case))
+
+    def layouts(self) -> None:
+        """The pairs last in memory, beside the pairs first."""
+        for m, n in LAYOUT_SHAPES:
+            work = Workload(self.case(m, n))
+            self.time("layouts", work.case, layouts.runs(work, "numba", Key(peers.OURS.name, threads=self.most)))
 
     def wanted(self) -> None:
         """A target, and fewer outputs, beside the usual call."""
@@ -208,7 +218,20 @@ def in_a_loop(run: Run) -> Run:
 
 
 # Methods of Bench in the order in which they run: those of other libraries come last, because these start threads.
-PARTS = ("shapes", "huge", "subnormal", "outputs", "wanted", "fit", "threads", "reader", "pair", "small", "numpy")
+PARTS = (
+    "shapes",
+    "huge",
+    "subnormal",
+    "outputs",
+    "layouts",
+    "wanted",
+    "fit",
+    "threads",
+    "reader",
+    "pair",
+    "small",
+    "numpy",
+)
 NEED_OTHERS = ("batch", "fresh", "shared", "tails")
 PARTS += NEED_OTHERS
 

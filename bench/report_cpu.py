@@ -5,6 +5,7 @@ from itertools import chain
 from math import log10
 
 import fit
+import layouts
 import tails
 import wanted
 from report_tables import beside_copy, duration, losses, markdown, notes, speeds, times
@@ -40,6 +41,17 @@ def by_what_is_wanted(rows: list[Row]) -> str:
     return markdown([*head, "by the bytes alone"], lines)
 
 
+def by_layout(rows: list[Row]) -> str:
+    """A line for each size of W: the time of a call by the layout, and its speed beside that of the usual one."""
+    lines: dict[str, list[str]] = {}
+    for row in rows:
+        usual = next(other for other in same_case(rows, row) if other["outputs"] == layouts.FIRST)
+        times = lines.setdefault(f"{row['m']}x{row['n']} {row['dtype']}, B = {row['B']:,}", [])
+        times.append(f"{duration(row['median'])} ({usual['median'] / row['median']:.2f})")
+    head = [f"time (x as fast as {layouts.FIRST})", *layouts.ORDERS]
+    return markdown(head, [[case, *times] for case, times in lines.items()])
+
+
 def by_blocks(rows: list[Row]) -> str:
     """A line for each way of a step: the time of a step of all models by the models in a block, and of the loop's."""
     lines: dict[str, list[str]] = {name(row): [] for row in rows}
@@ -68,6 +80,7 @@ OF_CPU: dict[str, tuple[str, tuple[Callable[[list[Row]], str], ...]]] = {
     "huge": ("One pair on all threads, beside a copy of W", (beside_copy,)),
     "subnormal": ("W not scaled by n^-1/2: some results are subnormal numbers", (beside_copy,)),
     "outputs": ("Outputs that are new in each call of a loop, beside given ones", (beside_copy,)),
+    "layouts": ("The pairs last in memory, beside the pairs first; outputs given", (by_layout,)),
     "wanted": ("3x3 float32 with a target, and with other outputs; outputs given", (by_what_is_wanted,)),
     "fit": (
         f"Gradient descent of {fit.MODELS:,} models of {fit.M}x{fit.N} float32, {fit.STEPS} steps of a block at a time",

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 import fit
+import layouts
 import wanted
 from peers import JAX_MATMUL, JAX_SUM, NUMPY_EINSUM, TORCH_COMPILE_HAND, TORCH_COMPILE_VMAP
 from results import Row, fraction, is_copy, is_ours, label, same_case
@@ -25,6 +26,8 @@ FRESH = (
     ("JAX", (JAX_MATMUL, JAX_SUM), 4, 8),
     ("NumPy einsum", (NUMPY_EINSUM,), 10, 20),
 )
+# CPU: times as fast as a call with the pairs first in memory, with the pairs last: must, goal.
+PAIRS_LAST = (0.9, 1)
 # CPU: times as fast as the usual call, 3x3 float32, outputs given, with fewer outputs: must; the goal is their bytes'.
 WANTED = {wanted.FACTORS: 1.25, wanted.DX: 1.5}
 # CPU: times that a step of a fit of all models takes of the best loop by hand, at most: must.
@@ -73,6 +76,10 @@ def on_cpu(rows: list[Row]) -> Iterable[Row]:
             with_given = next(r["median"] for r in same_case(rows, row) if is_ours(r) and r["outputs"] == "given")
             unit = "x the time with given outputs, at most"
             yield judge(f"{case}, new outputs in a loop", unit, *NEW_OUTPUTS, row["median"] / with_given, at_most=True)
+        if part == "layouts" and row["outputs"] != layouts.FIRST:
+            usual = next(r for r in same_case(rows, row) if r["outputs"] == layouts.FIRST)
+            measured, unit = usual["median"] / row["median"], f"x as fast as {layouts.FIRST}"
+            yield judge(f"{case}, {row['outputs']}", unit, *PAIRS_LAST, measured)
         if part == "wanted" and row["outputs"] in WANTED:
             usual = next(r for r in same_case(rows, row) if r["outputs"] == wanted.ALL)
             goal = round(wanted.bytes_of_pair(usual) / wanted.bytes_of_pair(row), 2)

@@ -11,8 +11,8 @@ import pytest
 import sigmoid_l2 as sl2
 from sigmoid_l2 import settings
 
-NAMES = "bench_cpu fit measure peers reader report report_cpu results shared wanted workload"
-bench_cpu, fit, measure, peers, reader, report, report_cpu, results, shared, wanted, workload = map(
+NAMES = "bench_cpu fit layouts measure peers reader report report_cpu results shared wanted workload"
+bench_cpu, fit, layouts, measure, peers, reader, report, report_cpu, results, shared, wanted, workload = map(
     importlib.import_module, NAMES.split()
 )
 Case, Workload = workload.Case, workload.Workload
@@ -120,6 +120,23 @@ def test_each_call_makes_what_its_name_says(monkeypatch):
         run()
     assert [key.outputs for key in runs] == [*wanted.CALLS]
     assert asked == [(what.startswith("target"), wrt) for what, wrt in wanted.CALLS.items()]
+
+
+def test_each_layout_is_what_its_name_says(monkeypatch):
+    called, strides = sl2.value_and_grad, []
+
+    def value_and_grad(W, x, *, out, **options):
+        strides.append([tuple(k // a.itemsize for k in a.strides) for a in (W, x, *out)])
+        return called(W, x, out=out, **options)
+
+    runs = layouts.runs(Workload(Case("cpu", "float32", 2, 3, 70)), "numba", results.Key("ours", threads=2))
+    monkeypatch.setattr(sl2, "value_and_grad", value_and_grad)
+    for run in runs.values():
+        run()
+    assert [key.outputs for key in runs] == ["W (B, m, n)", "W (m, n, B)", "W (n, m, B)"]
+    assert strides[0] == [(6, 3, 1), (3, 1), (1,), (6, 3, 1), (3, 1)]
+    assert strides[1] == [(1, 210, 70), (1, 70), (1,), (1, 210, 70), (1, 70)]
+    assert strides[2] == [(1, 70, 140), (1, 70), (1,), (1, 70, 140), (1, 70)]
 
 
 # --- one W for many x -----------------------------------------------------------------------------------------------

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-NAMES = "bench_cpu fit report report_cpu results shared targets wanted workload"
-bench_cpu, fit, report, report_cpu, results, shared, targets, wanted, workload = map(
+NAMES = "bench_cpu fit layouts report report_cpu results shared targets wanted workload"
+bench_cpu, fit, layouts, report, report_cpu, results, shared, targets, wanted, workload = map(
     importlib.import_module, NAMES.split()
 )
 # The musts and goals of the CPU: of the best copy; and others, by what is judged.
@@ -74,6 +74,13 @@ def test_fewer_outputs_take_less_time(what, must, goal):
         both = [row("wanted", "sigmoid-l2", times, wanted.ALL), row("wanted", "sigmoid-l2", 1, what)]
         (judged,) = targets.targets(both)
         assert (judged["must"], judged["goal"], judged["result"]) == (must, goal, told)
+
+
+def test_the_pairs_may_lie_last_in_memory():
+    for times, told in ((0.89, "MISSED"), (0.9, "must met, goal missed"), (1, "goal met")):
+        rows = [row("layouts", "sigmoid-l2", times if k == 0 else 1, what) for k, what in enumerate(layouts.ORDERS)]
+        judged = targets.targets(rows)
+        assert [(t["must"], t["goal"], t["result"]) for t in judged] == [(0.9, 1, told)] * 2
 
 
 def test_a_step_of_a_fit_takes_no_longer_than_the_loop():
