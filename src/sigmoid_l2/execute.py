@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sigmoid_l2 import ensembles, memory, offload, pieces
+from sigmoid_l2 import ensembles, layouts, memory, offload, pieces
 from sigmoid_l2.arguments import DW_PLACE, INPUTS, W_PLACE, Kernel, full_inputs, sums_of, with_batch_axes
 from sigmoid_l2.at_once import compute_at_once
 from sigmoid_l2.dispatch import Backend
@@ -58,7 +58,10 @@ def _execute(problem: Problem, names: Sequence[str], backend: Backend, stream: A
         shapes = [problem.shapes[name] for name in names]
         most = problem.W.size if problem.plain else max(map(prod, shapes))  # elements of a result
         empty = memory.empty if xp is np and most > memory.SMALL else xp.empty
-        results = [empty(shape, problem.dtype) for shape in shapes]
+        if problem.plain:
+            results = [empty(shape, problem.dtype) for shape in shapes]
+        else:
+            results = [layouts.new_result(problem, name, empty) for name in names]
     outputs = [*map(dict(zip(names, results, strict=True)).get, _OUTPUTS)]
     batch = problem.batch
     if 0 in batch:
