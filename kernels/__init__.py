@@ -21,6 +21,14 @@ A module may also have ``shared``, with the same arguments, for pairs that all h
 every W, ``has_shared(m, n, itemsize)`` says which. dW (m, n) is the sum over the pairs, in an order that depends on the
 shapes and the dtype alone. The bits of a pair's loss, dx and dq do not depend on the other pairs, but need not be those
 of ``fused``. On a GPU the sums go through the workspace that each thread keeps for each stream.
+
+And it may have ``batch_last``, with the same arguments but the pairs last, ``W (m, n, B)``, ``x (n, B)``, ``target (m,
+B)``, ``cotangent (B,)``, ``loss (B,)``, ``dW (m, n, B)``, ``dx (n, B)``, ``dq (m, B)``; ``has_batch_last(m, n,
+itemsize)`` says for which pairs, where it does not take all. Neighbours along the last axis are neighbours in memory
+(an axis of length 1 may have any stride). The strides of the others are any whole numbers of elements, of inputs also 0
+and of both also negative: so both orders (m, n, B) and (n, m, B), and some pairs of a larger array, are used in place.
+All else is as for ``fused``: a pair's bits depend on that pair alone, not on B, the strides or the alignment. But they
+need not be those of ``fused``.
 """
 
 from typing import Any, NamedTuple

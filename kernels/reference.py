@@ -148,6 +148,25 @@ def has_shared(m: int, n: int, itemsize: int) -> bool:
     return reference_shared.Sizes.of(m, n).pairs * (n + 4 * m) <= reference_shared.MOST
 
 
+def batch_last(
+    W: Any,
+    x: Any,
+    target: Any,
+    cotangent: Any,
+    loss: Any,
+    dW: Any,
+    dx: Any,
+    dq: Any,
+    *,
+    stream: int | None = None,
+    call_bytes: int = 0,
+) -> None:
+    """The same for arrays whose last axis is the batch; see ``reference_batch_last``, which uses the functions here."""
+    from sigmoid_l2.kernels import reference_batch_last
+
+    reference_batch_last.batch_last(W, x, target, cotangent, loss, dW, dx, dq)
+
+
 def compute_blocks(*arrays: Any) -> None:
     """What ``fused`` does on one thread, where W may be broadcast."""
     B, m, n = arrays[0].shape

@@ -37,12 +37,33 @@ def broadcast_axes(a: Any, pair_shape: tuple[int, ...], batch: tuple[int, ...]) 
     return tuple(k for k, size in enumerate(batch) if size != 1 and (k < missing or own[k - missing] == 1))
 
 
-def fits(a: Any, dtype: np.dtype[Any]) -> bool:
-    """Whether a kernel can use ``a`` in place, or does not get it."""
+def fits(a: Any, pair_shape: tuple[int, ...], dtype: np.dtype[Any], last: bool = False) -> bool:
+    """Whether a kernel can use ``a`` (*batch, *pair_shape) in place, or does not get it.
+
+    ``last``: the kernel is ``batch_last``, for which the pairs must be neighbours, in C order, and a step along any
+    other axis whole elements.
+    """
     if a is None:
         return True
     flags = a.flags
-    return (a.dtype is dtype or a.dtype == dtype) and flags.c_contiguous and getattr(flags, "aligned", True)
+    if not ((a.dtype is dtype or a.dtype == dtype) and getattr(flags, "aligned", True)):
+        return False
+    if not last:
+        return bool(flags.c_contiguous)
+    axes, step = a.ndim - len(pair_shape), a.itemsize
+    for size, stride in zip(reversed(a.shape[:axes]), reversed(a.strides[:axes]), strict=True):
+        if size > 1 and stride != step:
+            return False
+        step *= size
+    return not any(stride % a.itemsize for stride in a.strides[axes:])
+
+
+def new_buffer(pairs: int, pair_shape: tuple[int, ...], dtype: np.dtype[Any], xp: Any, last: bool = False) -> Any:
+    """A new array (pairs, *pair_shape) as a kernel takes it: in C order, or with the axis of pairs ``last`` in it."""
+    if not last:
+        return xp.empty((pairs, *pair_shape), dtype)
+    axes = len(pair_shape)
+    return xp.empty((*pair_shape, pairs), dtype).transpose(axes, *range(axes))
 
 
 def full_inputs(problem: Problem, xp: Any) -> list[Any]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from sigmoid_l2 import threads
-from sigmoid_l2.arguments import DW_PLACE, INPUTS, W_PLACE, Kernel, fits, with_batch_axes
+from sigmoid_l2.arguments import DW_PLACE, INPUTS, W_PLACE, Kernel, fits, new_buffer, with_batch_axes
 from sigmoid_l2.problem import Problem
 from sigmoid_l2.sums import halved
 
@@ -21,11 +21,12 @@ def compute_at_once(
     *,
     sums: Container[int] = (),
     one_W: bool = False,
+    last: bool = False,
 ) -> bool:
     """Compute in one call, with copies of the arrays that do not fit, where these have at most so many bytes.
 
     Return whether it was done. ``sums`` are the places of outputs that are sums over all pairs; they are added up as in
-    pieces. With ``one_W`` the kernel is ``shared``, which adds up dW.
+    pieces. With ``one_W`` the kernel is ``shared``, which adds up dW; with ``last`` it is ``batch_last``.
     """
     dtype, batch = problem.computed, problem.batch
     axes, pairs = len(batch), math.prod(batch)
@@ -37,7 +38,7 @@ def compute_at_once(
         of_all = one_W and k in (W_PLACE, DW_PLACE)
         full, shape = (shape, shape) if of_all else ((*batch, *shape), (pairs, *shape))
         size = math.prod(shape)
-        if k not in sums and a.size == size and fits(a, dtype):
+        if k not in sums and a.size == size and fits(a, problem.pair_shapes[k], dtype, last):
             flat[k] = a.reshape(*shape)
             continue
         most_bytes -= size * dtype.itemsize
@@ -51,7 +52,7 @@ def compute_at_once(
         return True
     copy = threads.copy if xp is np else xp.copyto
     for k, view, full in copies:
-        flat[k] = xp.empty(flat[k], dtype)
+        flat[k] = new_buffer(pairs, flat[k][1:], dtype, xp, last) if last else xp.empty(flat[k], dtype)
         if k < INPUTS:
             copy(flat[k].reshape(full), view)
     kernel(*flat)

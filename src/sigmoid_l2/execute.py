@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sigmoid_l2 import ensembles, memory, offload, pieces
+from sigmoid_l2 import ensembles, layouts, memory, offload, pieces
 from sigmoid_l2.arguments import DW_PLACE, INPUTS, W_PLACE, Kernel, full_inputs, sums_of, with_batch_axes
 from sigmoid_l2.at_once import compute_at_once
 from sigmoid_l2.dispatch import Backend
@@ -58,7 +58,10 @@ def _execute(problem: Problem, names: Sequence[str], backend: Backend, stream: A
         shapes = [problem.shapes[name] for name in names]
         most = problem.W.size if problem.plain else max(map(prod, shapes))  # elements of a result
         empty = memory.empty if xp is np and most > memory.SMALL else xp.empty
-        results = [empty(shape, problem.dtype) for shape in shapes]
+        if problem.plain:
+            results = [empty(shape, problem.dtype) for shape in shapes]
+        else:
+            results = [layouts.new_result(problem, name, empty) for name in names]
     outputs = [*map(dict(zip(names, results, strict=True)).get, _OUTPUTS)]
     batch = problem.batch
     if 0 in batch:
@@ -102,6 +105,7 @@ class _Way(NamedTuple):
 
     fused: Kernel
     shared: Kernel | None  # the kernel for one W, where it takes this one
+    batch_last: Kernel | None  # that for pairs that are neighbours in memory, of arrays with the batch axis first
     takes_views: bool  # the kernels take any layout and dtype, and inputs that are broadcast
     piece_bytes: int  # of the buffers, for ``fused``
     one_W_bytes: int  # of the buffers, for ``shared``
@@ -112,21 +116,38 @@ class _Way(NamedTuple):
 def _way(problem: Problem, backend: Backend, stream: Any) -> _Way:
     """The way of ``backend``."""
     kernel, itemsize = backend.kernel, problem.computed.itemsize
-    shared, has_shared = getattr(kernel, "shared", None), getattr(kernel, "has_shared", None)
-    if has_shared and not has_shared(problem.m, problem.n, itemsize):
-        shared = None
+    shared, last = (_if_there(kernel, name, problem, itemsize) for name in ("shared", "batch_last"))
     if backend.device == "cpu":
-        return _Way(kernel.fused, shared, False, PIECE_BYTES, ONE_W_PIECE_BYTES, MODEL_WORK, True)
+        last = last and _batch_first(last)
+        return _Way(kernel.fused, shared, last, False, PIECE_BYTES, ONE_W_PIECE_BYTES, MODEL_WORK, True)
     gpu = problem.gpu
     if gpu is not None:
         check_for_device(problem, has_shared=shared is not None)
         fused, shared = _on_stream(gpu, backend, kernel.fused), shared and _on_stream(gpu, backend, shared)
+        last = last and _batch_first(_on_stream(gpu, backend, last))
     else:
+        last = None
         library = backend.library_class()
         fused = _offloaded(problem, library, kernel.fused, stream, OFFLOAD_PIECE_BYTES, one_W=False)
         shared = shared and _offloaded(problem, library, shared, stream, OFFLOAD_ONE_W_BYTES, one_W=True)
     model_work = GPU_MODEL_BYTES // itemsize
-    return _Way(fused, shared, gpu is None, GPU_PIECE_BYTES, GPU_PIECE_BYTES, model_work, False)
+    return _Way(fused, shared, last, gpu is None, GPU_PIECE_BYTES, GPU_PIECE_BYTES, model_work, False)
+
+
+def _if_there(kernel: Any, name: str, problem: Problem, itemsize: int) -> Any:
+    """The function ``name`` of a backend's module ``kernel``; None where it has none, or none for these pairs."""
+    has = getattr(kernel, f"has_{name}", None)
+    return getattr(kernel, name, None) if not has or has(problem.m, problem.n, itemsize) else None
+
+
+def _batch_first(kernel: Kernel) -> Kernel:
+    """The kernel ``batch_last`` as a function of views whose axis of pairs is the first."""
+
+    def compute(*arrays: Any, call_bytes: int = 0) -> None:
+        views = [None if a is None else a.transpose(*range(1, a.ndim), 0) for a in arrays]
+        kernel(*views, call_bytes=call_bytes)
+
+    return compute
 
 
 def _on_stream(gpu: GpuLibrary, backend: Backend, kernel: Kernel) -> Kernel:
@@ -163,21 +184,27 @@ def _compute(problem: Problem, outputs: Sequence[Any], way: _Way, xp: Any) -> No
         compute_model(problem, outputs)
     elif kernel and samples >= MODEL_SAMPLES and samples * problem.m * problem.n >= way.model_work:
         ensembles.compute(problem, outputs, compute_model, xp, way.parallel)
-    elif not _at_once(problem, outputs, way, xp, one_W=False):
-        pieces.compute(problem, outputs, way.fused, xp, way.piece_bytes, parallel=way.parallel)
+    else:
+        last = way.batch_last is not None and samples == 1 and layouts.is_batch_last(problem.W)
+        if not _at_once(problem, outputs, way, xp, last=last):
+            kernel = way.batch_last if last else way.fused
+            pieces.compute(problem, outputs, kernel, xp, way.piece_bytes, parallel=way.parallel, last=last)
 
 
-def _at_once(problem: Problem, outputs: Sequence[Any], way: _Way, xp: Any, *, one_W: bool) -> bool:
+def _at_once(
+    problem: Problem, outputs: Sequence[Any], way: _Way, xp: Any, *, one_W: bool = False, last: bool = False
+) -> bool:
     """Compute in one call, unless it takes large copies or sums over some axes; return whether it was done."""
     kernel: Any
-    kernel, nbytes = (way.shared, way.one_W_bytes) if one_W else (way.fused, way.piece_bytes)
+    kernel = way.shared if one_W else way.batch_last if last else way.fused
+    nbytes = way.one_W_bytes if one_W else way.piece_bytes
     sums = sums_of(problem, outputs)
     if one_W:
         sums.pop(DW_PLACE, None)
     if sums and (one_W or way.takes_views or not pieces.is_one_block(problem, sums.values())):
         return False
     if not way.takes_views:
-        return compute_at_once(problem, outputs, kernel, xp, nbytes, sums=sums, one_W=one_W)
+        return compute_at_once(problem, outputs, kernel, xp, nbytes, sums=sums, one_W=one_W, last=last)
     shapes, axes = problem.pair_shapes[INPUTS:], len(problem.batch)
     arrays = full_inputs(problem, np)
     arrays += [None if a is None else with_batch_axes(a, axes, s) for a, s in zip(outputs, shapes, strict=True)]

@@ -33,6 +33,7 @@ from sigmoid_l2.arguments import (
     Kernel,
     fits,
     full_inputs,
+    new_buffer,
     pieces,
     sums_of,
     with_batch_axes,
@@ -62,12 +63,13 @@ def compute(
     *,
     parallel: bool = False,
     one_W: bool = False,
+    last: bool = False,
 ) -> None:
     """Compute ``outputs`` loss, dW, dx and dq (None: not wanted) with ``kernel``, through buffers of so many bytes.
 
     ``xp`` has NumPy's functions for arrays of the kind of problem.W. ``parallel``: on all threads, which the kernel
-    then leaves alone. ``one_W``: the kernel is ``shared``, for the W of all pairs. Two gradients that are summed over
-    different axes are computed one after the other.
+    then leaves alone. ``one_W``: the kernel is ``shared``, for the W of all pairs. ``last``: it is ``batch_last``. Two
+    gradients that are summed over different axes are computed one after the other.
     """
     summed = sums_of(problem, outputs)
     if one_W and outputs[DW_PLACE - INPUTS] is not None:
@@ -77,7 +79,7 @@ def compute(
         own = [
             a if (first and k not in summed) or summed.get(k) == axes else None for k, a in enumerate(outputs, INPUTS)
         ]
-        _Pass(problem, own, axes, set(summed), kernel, xp, piece_bytes, parallel, one_W).run()
+        _Pass(problem, own, axes, set(summed), kernel, xp, piece_bytes, parallel, one_W, last).run()
         first = False
 
 
@@ -95,8 +97,9 @@ class _Pass:
         piece_bytes: int,
         parallel: bool,
         one_W: bool,
+        last: bool,
     ) -> None:
-        self.kernel, self.xp, self.parallel = kernel, xp, parallel
+        self.kernel, self.xp, self.parallel, self.last = kernel, xp, parallel, last
         self.dtype, self.pair_shapes = problem.computed, problem.pair_shapes
         self.copy = threads.copy if xp is np else xp.copyto
         batch = problem.batch
@@ -121,14 +124,14 @@ class _Pass:
         self.W: Any = None  # of all pairs
         if one_W:
             W = problem.W.reshape(problem.m, problem.n)
-            self.W, self.arrays[W_PLACE] = W if fits(W, self.dtype) else W.astype(self.dtype, order="C"), None
+            self.W, self.arrays[W_PLACE] = W if fits(W, W.shape, self.dtype) else W.astype(self.dtype, order="C"), None
         self.work = math.prod(batch) * problem.m * problem.n  # in elements of W
         self._set_sizes(problem, piece_bytes)
         # The buffers of inputs that are the same in all pairs, which all threads read.
         self.constant: dict[int, Any] = {}
         for k, a in enumerate(self.arrays[:INPUTS]):
             if self._needs_buffer(k) and _is_constant(a, self.batch):
-                self.constant[k] = xp.empty((self.piece, *self.pair_shapes[k]), self.dtype)
+                self.constant[k] = self._buffer(k, self.piece)
                 _fill(self.constant[k], a[(*(0,) * len(batch), ...)], xp)
 
     def _set_sizes(self, problem: Problem, piece_bytes: int) -> None:
@@ -221,7 +224,7 @@ class _Pass:
         return self.W is not None and k in (W_PLACE, DW_PLACE)
 
     def _needs_buffer(self, k: int) -> bool:
-        return k in self.summed or not fits(self.arrays[k], self.dtype)
+        return k in self.summed or not fits(self.arrays[k], self.pair_shapes[k], self.dtype, self.last)
 
     def _buffer_pairs(self, k: int) -> int:
         """The length of the buffer of an array."""
@@ -232,12 +235,13 @@ class _Pass:
     def _buffers(self) -> list[Any]:
         """A buffer for each array that needs one."""
         buffers: list[Any] = []
-        for k, shape in enumerate(self.pair_shapes):
-            buffer, size = self.constant.get(k), self._buffer_pairs(k)
-            if buffer is None and size:
-                buffer = self.xp.empty((size, *shape), self.dtype)
-            buffers.append(buffer)
+        for k in range(len(self.pair_shapes)):
+            own, size = self.constant.get(k), self._buffer_pairs(k)
+            buffers.append(self._buffer(k, size) if own is None and size else own)
         return buffers
+
+    def _buffer(self, k: int, pairs: int) -> Any:
+        return new_buffer(pairs, self.pair_shapes[k], self.dtype, self.xp, self.last)
 
     def _block(self, index: Any, buffers: Sequence[Any]) -> list[Any]:
         """Compute a block; return the sums (cells, *pair_shape) of what is summed, in the memory of its buffer."""

@@ -279,7 +279,8 @@ def test_large_pairs_have_the_same_bits_in_any_layout(backend):
     W, x, y = (numbers(shape, np.float32) for shape in ((3, 256, 520), (3, 520), (3, 256)))
     expected = bits(sl2.value_and_grad(W, x, np.ones_like(y), backend=backend))
     assert bits(sl2.value_and_grad(W, x, 1, backend=backend)) == expected
-    assert bits(sl2.value_and_grad(np.asfortranarray(W), strided(x), 1, backend=backend)) == expected
+    transposed = W.swapaxes(1, 2).copy().swapaxes(1, 2)
+    assert bits(sl2.value_and_grad(transposed, strided(x), 1, backend=backend)) == expected
     one = sl2.value_and_grad(np.asfortranarray(W[0]), x[0], 1.0, backend=backend)
     assert bits(one) == bits(sl2.value_and_grad(W[0], x[0], np.ones_like(y[0]), backend=backend))
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from sigmoid_l2.gpu.arrays import current_stream, from_cupy
+from sigmoid_l2.gpu.arrays import current_stream, from_cupy, is_instance
 from sigmoid_l2.gpu.library import DType, GpuLibrary, Shape
 
 
@@ -49,6 +49,10 @@ class CupyLibrary(GpuLibrary):
     def number(self, name: str, number: Any) -> Any:
         with self.current() as xp:
             return xp.full((), float(number))
+
+    @property
+    def gives_views(self) -> bool:
+        return not is_instance(self._W, "jax", "Array")  # whose layout is JAX's own
 
     def give(self, results: Sequence[Any]) -> list[Any]:
         return from_cupy(results, self._W)

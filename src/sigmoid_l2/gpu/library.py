@@ -88,6 +88,11 @@ class GpuLibrary(ABC):
         """The argument ``name``, a number of Python or NumPy, as an array of shape () on the device of ``take``'s."""
         raise TypeError(f"{name} is a number, of which only CuPy can make an array on the device: install it")
 
+    @property
+    def gives_views(self) -> bool:
+        """Whether ``give`` takes arrays whose axes lie in another order in memory."""
+        return False
+
     @abstractmethod
     def give(self, results: Sequence[Any]) -> list[Any]:
         """Arrays made in ``current`` as arrays of W's library, where it can take them over: the same memory."""
