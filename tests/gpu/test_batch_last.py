@@ -180,8 +180,8 @@ def launch_of(backend, m, n, dtype, everything, pairs, place=alone):
 def test_traffic(backend, m, n, dtype, everything):
     """Every element moves once, in whole sectors where rows are aligned.
 
-    Elsewhere an access of a warp takes one sector more, at most. The thread waits once for each group of rows, and
-    nobody waits for another.
+    Elsewhere an access of a warp takes one sector more, at most. A thread waits for memory once for each group of rows,
+    never for another thread, and takes a third of the instructions that the speed of memory has room for.
     """
     p, itemsize = plan_batch_last.make_plan(m, n, np.dtype(dtype).itemsize), np.dtype(dtype).itemsize
     sizes = {("W", False): m * n, ("x", False): n, ("loss", True): 1, ("dW", True): m * n, ("dx", True): n}
