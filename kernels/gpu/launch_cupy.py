@@ -13,8 +13,8 @@ import cupy
 
 from sigmoid_l2.gpu.cupy_library import CupyLibrary, cupy_stream
 from sigmoid_l2.kernels import Given, Wanted
-from sigmoid_l2.kernels.gpu import launch, launch_shared, plan
-from sigmoid_l2.kernels.gpu.plan_types import Columns, Long, Product, Rows, SharedTiny, Staged
+from sigmoid_l2.kernels.gpu import launch, launch_batch_last, launch_shared, plan
+from sigmoid_l2.kernels.gpu.plan_types import BatchLast, Columns, Long, Product, Rows, SharedTiny, Staged
 
 INPUTS, OUTPUTS = "W x target cotangent", "loss dW dx dq"
 
@@ -56,7 +56,24 @@ def shared(
     launch_shared.shared(sys.modules[__name__], W, x, target, cotangent, loss, dW, dx, dq, stream=stream)
 
 
-has_shared = launch_shared.has_shared
+def batch_last(
+    W: Any,
+    x: Any,
+    target: Any,
+    cotangent: Any,
+    loss: Any,
+    dW: Any,
+    dx: Any,
+    dq: Any,
+    *,
+    stream: int | None = None,
+    call_bytes: int = 0,
+) -> None:
+    """``fused`` for arrays whose last axis is that of the pairs; ``has_batch_last`` says for which (m, n)."""
+    launch_batch_last.batch_last(sys.modules[__name__], W, x, target, cotangent, loss, dW, dx, dq, stream=stream)
+
+
+has_shared, has_batch_last = launch_shared.has_shared, launch_batch_last.has_batch_last
 
 
 # --- the kernels -----------------------------------------------------------------------------------------------------
@@ -146,6 +163,14 @@ def shared_sums_kernel(columns: int, loaders: int, itemsize: int) -> Any:
     """The kernel of shared_sums.cuh."""
     sizes, stems = "values count value_step part_step", ("common", "shared_sums")
     return _kernel("shared_sums", itemsize, (columns, loaders), "parts", "dW", sizes, stems=stems)
+
+
+@launch.once
+def batch_last_kernel(p: BatchLast, n: int, itemsize: int, given: Given, wanted: Wanted) -> Any:
+    """The kernel of batch_last.cuh for rows of n."""
+    template, stems = (p.threads, n, p.rows, p.even, *given, *wanted), ("common", "batch_last")
+    sizes = "B m W_row_step W_step x_step target_step dW_row_step dW_step dx_step dq_step"
+    return _kernel("batch_last", itemsize, template, INPUTS, OUTPUTS, sizes, stems=stems)
 
 
 def _kernel(

@@ -11,12 +11,13 @@ from typing import Any
 
 from sigmoid_l2.gpu.numba_library import NumbaLibrary
 from sigmoid_l2.kernels import Given, Wanted
-from sigmoid_l2.kernels.gpu import launch, launch_shared, plan
+from sigmoid_l2.kernels.gpu import launch, launch_batch_last, launch_shared, plan
+from sigmoid_l2.kernels.gpu.batch_last import batch_last_function
 from sigmoid_l2.kernels.gpu.columns import columns_gradients_function, columns_q_function
 from sigmoid_l2.kernels.gpu.common import cuda, framework
 from sigmoid_l2.kernels.gpu.finish import finish_function
 from sigmoid_l2.kernels.gpu.long import long_function
-from sigmoid_l2.kernels.gpu.plan_types import Columns, Long, Product, Rows, SharedTiny, Staged
+from sigmoid_l2.kernels.gpu.plan_types import BatchLast, Columns, Long, Product, Rows, SharedTiny, Staged
 from sigmoid_l2.kernels.gpu.rows import rows_function
 from sigmoid_l2.kernels.gpu.shared_blocks import blocks_dx_function, blocks_parts_function, blocks_q_function
 from sigmoid_l2.kernels.gpu.shared_sums import sums_function
@@ -61,7 +62,24 @@ def shared(
     launch_shared.shared(sys.modules[__name__], W, x, target, cotangent, loss, dW, dx, dq, stream=stream)
 
 
-has_shared = launch_shared.has_shared
+def batch_last(
+    W: Any,
+    x: Any,
+    target: Any,
+    cotangent: Any,
+    loss: Any,
+    dW: Any,
+    dx: Any,
+    dq: Any,
+    *,
+    stream: int | None = None,
+    call_bytes: int = 0,
+) -> None:
+    """``fused`` for arrays whose last axis is that of the pairs; ``has_batch_last`` says for which (m, n)."""
+    launch_batch_last.batch_last(sys.modules[__name__], W, x, target, cotangent, loss, dW, dx, dq, stream=stream)
+
+
+has_shared, has_batch_last = launch_shared.has_shared, launch_batch_last.has_batch_last
 
 
 # --- the kernels -----------------------------------------------------------------------------------------------------
@@ -136,6 +154,12 @@ def shared_blocks_parts_kernel(p: Product, itemsize: int, wide: bool, wide_g: bo
 def shared_sums_kernel(columns: int, loaders: int, itemsize: int) -> Any:
     """The kernel of shared_sums.py."""
     return _kernel(sums_function(columns, loaders, itemsize), columns * loaders, None)
+
+
+@launch.once
+def batch_last_kernel(p: BatchLast, n: int, itemsize: int, given: Given, wanted: Wanted) -> Any:
+    """The kernel of batch_last.py for rows of n."""
+    return _kernel(batch_last_function(p, n, itemsize, given, wanted), p.threads, None)
 
 
 def _kernel(function: Any, threads: int, registers: int | None) -> Any:

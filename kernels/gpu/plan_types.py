@@ -133,3 +133,11 @@ class SharedBlocks(NamedTuple):
 
 
 SharedPlan = SharedTiny | SharedBlocks
+
+
+class BatchLast(NamedTuple):
+    """Arrays whose last axis is that of the pairs: a thread owns a pair."""
+
+    threads: int  # per block
+    rows: int  # whose loads are in flight before the first is used
+    even: bool  # whether m is a multiple of ``rows``

@@ -135,6 +135,31 @@ def test_a_shared_w():
         np.testing.assert_allclose(a.copy_to_host(), b, rtol=1e-5, atol=1e-5 * abs(b).max())
 
 
+def test_pairs_along_the_last_axis():
+    """Arrays of numba, W and dW as views with any strides: one launch, on the stream that is given."""
+    W, x = batch(200, 3, 3, "float32")
+
+    def put(a):
+        """In the middle of (..., 203)."""
+        held = np.zeros((*a.shape[1:], len(a) + 3), np.float32)
+        held[..., 2:-1] = np.moveaxis(a, 0, -1)
+        return cuda.to_device(held)
+
+    W_last, x_last, dW = put(W), put(x), put(np.full_like(W, np.nan))
+    loss, stream = cuda.to_device(np.full(200, np.nan, np.float32)), cuda.stream()
+    kernel = importlib.import_module("sigmoid_l2.kernels.gpu.launch_numba")
+    assert kernel.has_batch_last(3, 3, 4)
+    DRIVER.calls.clear()
+    views = W_last[:, :, 2:-1], x_last[:, 2:-1], None, None, loss, dW[:, :, 2:-1], None, None
+    kernel.batch_last(*views, stream=stream_handle(stream))
+    assert functions(stream_handle(stream)) == ["cuLaunchKernelEx"]
+    right = sl2.value_and_grad(W.astype(float), x.astype(float), wrt="W", backend="numpy")
+    np.testing.assert_allclose(loss.copy_to_host(), right[0], rtol=1e-5)
+    found = dW.copy_to_host()
+    np.testing.assert_allclose(np.moveaxis(found[:, :, 2:-1], -1, 0), right[1], rtol=1e-5, atol=1e-7)
+    assert not found[:, :, [0, 1, -1]].any(), "dW is written beyond its ends"
+
+
 def test_a_plain_call(monkeypatch):
     """With numba's arrays and results given it goes straight to the kernel, on any stream."""
     W, x = batch(*CLASSES["tiny"])

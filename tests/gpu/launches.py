@@ -1,4 +1,4 @@
-"""What ``fused`` and ``shared`` of each GPU library launch for NumPy arrays, and that executed from its PTX.
+"""What ``fused``, ``shared`` and ``batch_last`` of a GPU library launch for NumPy arrays; that executed from its PTX.
 
 The host code is the real one: it chooses the kernels and their sizes. Only what would need a device is taken from it.
 """
@@ -19,7 +19,7 @@ from gpu import code, machine, ptx
 from gpu.memory import Global
 from gpu.traffic import Traffic
 from sigmoid_l2.kernels.gpu import launch as host
-from sigmoid_l2.kernels.gpu import launch_shared, plan
+from sigmoid_l2.kernels.gpu import launch_batch_last, launch_shared, plan
 
 NAMES = ("W", "x", "target", "cotangent", "loss", "dW", "dx", "dq")
 MODULES = {"cupy": "launch_cupy", "numba-cuda": "launch_numba"}
@@ -42,7 +42,7 @@ class Launch(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The kernel's: "staged", "rows", "long", "q", "gradients" or "finish", and for one W "tiny" or "sums"."""
+        """The kernel's: "staged", "rows", "long", "q", "gradients" or "finish"; for one W "tiny" or "sums"; "last"."""
         return (self.kernel.py_func.__name__ if self.by_numba else self.kernel.name).rpartition("_")[2]
 
     def text(self) -> str:
@@ -60,21 +60,23 @@ class Launch(NamedTuple):
         return packed if self.by_numba else [*packed, struct.pack("<3q", size, size, 1)]
 
 
-def launches_of(backend: str, *arrays: Any, wide: bool | None = None) -> tuple[list[Launch], Global]:
+def launches_of(
+    backend: str, *arrays: Any, wide: bool | None = None, batch_last: bool = False
+) -> tuple[list[Launch], Global]:
     """The launches of ``fused(*arrays)`` of "cupy" or "numba-cuda", and the memory that they use.
 
-    Those of ``shared``, if W is one for all pairs. ``wide`` says whether arrays are to be taken for aligned to 16
-    bytes; None: as they are.
+    Those of ``batch_last`` if that is asked for, and of ``shared`` if W is one for all pairs. ``wide`` says whether
+    arrays are to be taken for aligned to 16 bytes; None: as they are.
     """
     W = arrays[0]
     memory = Global()
     for name, a in zip(NAMES, arrays, strict=True):
         if a is not None:
-            memory.add(name, a)
+            memory.add(name, a if a.flags.c_contiguous else a.base)  # of a view all memory that it is of
     launched: list[Launch] = []
 
     launcher = importlib.import_module(f"sigmoid_l2.kernels.gpu.{MODULES[backend]}")
-    m, n = W.shape[-2:]
+    m, n = W.shape[:2] if batch_last else W.shape[-2:]
     room = int(WORKSPACE_PAIRS * host.sums_of_pair(plan.make_plan(m, n, W.itemsize), m, n) * W.itemsize)
 
     def workspace(stream: int | None, nbytes: int) -> Any:
@@ -89,12 +91,12 @@ def launches_of(backend: str, *arrays: Any, wide: bool | None = None) -> tuple[l
     builders = {name: recorded(getattr(launcher, name)) for name in names}
     with ExitStack() as patches:
         patches.enter_context(mock.patch.multiple(launcher, workspace=workspace, **builders))
-        for module in (host, launch_shared):
+        for module in (host, launch_shared, launch_batch_last):
             patches.enter_context(mock.patch.object(module, "address", lambda a: a.ctypes.data))
-            if wide is not None:
+            if wide is not None and hasattr(module, "are_aligned"):
                 patches.enter_context(mock.patch.object(module, "are_aligned", return_value=wide))
         patches.enter_context(mock.patch.object(plan, "WORKSPACE_BYTES", room))
-        (launcher.shared if W.ndim == 2 else launcher.fused)(*arrays)
+        getattr(launcher, "batch_last" if batch_last else "shared" if W.ndim == 2 else "fused")(*arrays)
     return launched, memory
 
 
