@@ -2,8 +2,8 @@
 
 python bench/predict/roofline.py [-o FILE.json] [--before FILE.json]
 
-It needs what the tests need, and takes six minutes on two cores. With --before it also prints what is different from
-an earlier run.
+It needs what the tests need, and takes ten minutes on two cores that do other work too. With --before it also prints
+what is different from an earlier run.
 
 For each kernel this executes the PTX of one block, as the tests do (tests/gpu), and counts its accesses to memory, its
 instructions, and its trips to memory: how often a load waits for another. Registers and shared memory are those of the
