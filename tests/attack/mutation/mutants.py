@@ -579,7 +579,7 @@ MUTANTS = (
     ),
     Mutant(
         "cuh: high of a part of dW stored as its low",
-        "kernels/gpu/shared_blocks.cuh",
+        "kernels/gpu/shared_parts.cuh",
         "store_own<P, WIDE>(own_low + index_t(P::a(i)) * n, low[i], columns);",
         "store_own<P, WIDE>(own_low + index_t(P::a(i)) * n, high[i], columns);",
         SHARED_BLOCKS,
