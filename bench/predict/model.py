@@ -4,10 +4,11 @@ A block waits for its loads, computes, and waits until its stores are on their w
 together wait together, and compute in turn. So a generation of them takes
 
   latency  its trips to memory, one after the other, and the way of the stores
-  work     the longest of three, of all its blocks:
+  work     the longest of four, of all its blocks:
     issue    its instructions: four warps issue one each in a cycle
     shared   its accesses to shared memory, with their bank conflicts: 128 bytes in a cycle
-    float64  its float64 arithmetic, at the rate of the chip
+    float32  its float32 arithmetic, at the rate of the chip, and
+    float64  its float64 arithmetic
 
 one after the other, or, if that is longer,
 
@@ -15,6 +16,9 @@ one after the other, or, if that is longer,
            unless the block's share of the L2 has it still: all blocks that the chip holds at a time go through the same
            cache, which keeps what was used last
   cache    the sectors that it asks for, those again that it has had before: CACHE_BYTES in a cycle
+
+Where all pairs have one W, blocks that follow each other read the same tiles: what one of them has brought into the L2
+does not move again for the others.
 
 On a chip blocks drift apart, so that some wait while others compute: what is bound by issue may be faster than this.
 Instructions are PTX's, which are not the machine's. In machine code for sm_90, a step of the main loop has 0.77 to 0.91
@@ -40,9 +44,11 @@ OF_COPY = 0.95  # of the speed of a copy, that a kernel with nothing else to wai
 LAUNCH_NS = 2000
 # Bytes that the L2 gives a multiprocessor in a cycle: 5120 for the 128 of a full A100 (NVIDIA's whitepaper on Ampere).
 CACHE_BYTES = 40
-# float64 results a cycle and multiprocessor (CUDA C++ Programming Guide, throughput of arithmetic instructions).
+# Results a cycle and multiprocessor (CUDA C++ Programming Guide, throughput of arithmetic instructions).
+FLOAT32_A_CYCLE = {75: 64, 80: 64, 86: 128, 89: 128, 90: 128, 100: 128, 120: 128}
 FLOAT64_A_CYCLE = {75: 2, 80: 32, 86: 2, 89: 2, 90: 64, 100: 64, 120: 2}
 SECTOR_BYTES = 32  # that memory moves at least
+WORK = ("issue", "shared", "float32", "float64")  # what a block waits for beside memory, one of them at a time
 
 
 class Work(NamedTuple):
@@ -55,6 +61,8 @@ class Work(NamedTuple):
     issued: float  # instructions of a warp
     wavefronts: int  # cycles of shared memory, 128 bytes in each where no banks conflict
     float64: float  # instructions of a warp that are float64 arithmetic
+    float32: float = 0  # the same of float32
+    lent: float = 0  # sectors that are there because another block has asked for them; a mean over the blocks
 
 
 def moved(asked: Iterable[tuple[int, bool]], room: int) -> int:
@@ -86,11 +94,12 @@ def parts(chip: Chip, work: Work, blocks: int, resident: int) -> dict[str, float
     at_a_time = together(chip, blocks, resident)
     # Blocks of a multiprocessor, the busiest if there are few: later ones go where there is room.
     own = max(at_a_time, blocks / chip.multiprocessors)
-    sectors = moved(work.asked, chip.l2_bytes // (at_a_time * chip.multiprocessors) // SECTOR_BYTES)
+    sectors = moved(work.asked, chip.l2_bytes // (at_a_time * chip.multiprocessors) // SECTOR_BYTES) - work.lent
     cycles = {
         "cache": len(work.asked) * SECTOR_BYTES / CACHE_BYTES,
         "issue": work.issued * work.warps / PARTITIONS,
         "shared": work.wavefronts,
+        "float32": work.float32 * work.warps * 32 / FLOAT32_A_CYCLE[chip.cc],
         "float64": work.float64 * work.warps * 32 / FLOAT64_A_CYCLE[chip.cc],
     }
     return {
@@ -102,7 +111,7 @@ def parts(chip: Chip, work: Work, blocks: int, resident: int) -> dict[str, float
 
 def alone(ns: dict[str, float]) -> float:
     """Without the limits of memory and cache."""
-    return ns["latency"] + max(ns["issue"], ns["shared"], ns["float64"])
+    return ns["latency"] + max(ns[name] for name in WORK)
 
 
 def duration(ns: dict[str, float]) -> float:
@@ -115,4 +124,4 @@ def limit(ns: dict[str, float]) -> str:
     slowest = max(("memory", "cache"), key=lambda name: ns[name])
     if ns[slowest] >= alone(ns):
         return slowest
-    return max(("latency", "issue", "shared", "float64"), key=lambda name: ns[name])
+    return max(("latency", *WORK), key=lambda name: ns[name])

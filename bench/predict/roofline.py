@@ -2,8 +2,8 @@
 
 python bench/predict/roofline.py [-o FILE.json] [--before FILE.json]
 
-It needs what the tests need, and takes four minutes on two cores. With --before it also prints what is different from
-an earlier run.
+It needs what the tests need, and takes ten minutes on two cores that do other work too. With --before it also prints
+what is different from an earlier run.
 
 For each kernel this executes the PTX of one block, as the tests do (tests/gpu), and counts its accesses to memory, its
 instructions, and its trips to memory: how often a load waits for another. Registers and shared memory are those of the
@@ -17,26 +17,22 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from datetime import date
-from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
-from unittest import mock
 
 import numpy as np
 
-from sigmoid_l2.kernels.gpu import plan
-from sigmoid_l2.kernels.gpu.launch import sums_of_pair
+from sigmoid_l2.kernels.gpu import plan, plan_shared
+from sigmoid_l2.kernels.gpu.plan_types import SharedTiny
 
 sys.path += [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2] / "tests")]
 import model
 import tables
-from gpu import launches
-from gpu.chips import CHIPS, WARP, Chip, occupancy, resident_blocks
-from model import SECTOR_BYTES, Work
+from gpu.chips import CHIPS, Chip, occupancy, resident_blocks
 from results import Row
+from shared import SharedCase
+from work import Launched, launches_of
 from workload import Case
 
 # Every class of sizes in both dtypes; of each, what is most used, and what divides badly.
@@ -59,64 +55,11 @@ FEW = ((3, 3, 1), (3, 3, 1000), (256, 256, 100), (1000, 1000, 1), (1000, 1000, 1
 DTYPES = ("float32", "float64")
 CASES = [Case.sized("gpu", dtype, m, n, BYTES_OF_W) for m, n in SHAPES for dtype in DTYPES]
 FEW_CASES = [Case("gpu", dtype, m, n, B) for m, n, B in FEW for dtype in DTYPES]
+# One W for many x: the pairs of 3x3, and the bytes of x of the others.
+ONE_W, ONE_W_PAIRS, ONE_W_BYTES = ((8, 8), (10, 784), (256, 256)), 10**8, 125 * 10**6
+ONE_W_CASES = [SharedCase("gpu", "float32", 3, 3, ONE_W_PAIRS)]
+ONE_W_CASES += [SharedCase.of_x("gpu", "float32", m, n, ONE_W_BYTES) for m, n in ONE_W]
 BACKENDS = ("cupy", "numba-cuda")
-FLOAT64_OPCODES = ("abs", "add", "fma", "max", "min", "mul", "neg", "rcp", "setp", "sub")  # of float64 units
-
-
-class Launched(NamedTuple):
-    """A launch of a call, and what its first block does."""
-
-    launch: Any
-    work: Work
-
-
-@cache
-def launches_of(backend: str, case: Case) -> tuple[Launched, ...]:
-    """The launches of a call: one, or for pairs that are cut up two for each part of the batch."""
-    B, m, n, dtype = case.B, case.m, case.n, case.dtype
-    W, x, loss, dW, dx = (_zeros(shape, dtype) for shape in ((B, m, n), (B, n), (B,), (B, m, n), (B, n)))
-    itemsize = np.dtype(dtype).itemsize
-    sums = sums_of_pair(plan.make_plan(m, n, itemsize), m, n)
-    pairs = max(1, min(B, plan.WORKSPACE_BYTES // (itemsize * max(1, sums))))
-    with mock.patch.object(launches, "WORKSPACE_PAIRS", pairs):
-        launched, memory = launches.launches_of(backend, W, x, None, None, loss, dW, dx, None)
-    works: dict[tuple[str, int], Work] = {}  # the first parts of a batch do the same
-    for launch in launched:
-        if (launch.name, launch.blocks) not in works:
-            works[launch.name, launch.blocks] = _work(launch, memory)
-    return tuple(Launched(launch, works[launch.name, launch.blocks]) for launch in launched)
-
-
-def _zeros(shape: tuple[int, ...], dtype: str) -> Any:
-    """They begin on a multiple of 128 bytes, and take no memory before they are used."""
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    held = np.zeros(size + 128, np.uint8)
-    first = -held.ctypes.data % 128
-    return held[first : first + size].view(dtype).reshape(shape)
-
-
-def _work(launch: Any, memory: Any) -> Work:
-    ((issued, traffic),) = launches.run([launch], memory, only=range(1), count=True)
-    warps = launch.threads // WARP
-    in_float64 = [opcode for opcode in issued if opcode.endswith("f64") and opcode.split(".")[0] in FLOAT64_OPCODES]
-    return Work(
-        warps,
-        traffic.waits.trips,
-        sum(len(words) * 4 for _, write, words, _ in memory.accesses if not write),
-        list(_asked(memory)),
-        issued.total() / warps,
-        traffic.wavefronts,
-        sum(issued[opcode] for opcode in in_float64) / warps,
-    )
-
-
-def _asked(memory: Any) -> Iterator[tuple[int, bool]]:
-    """The sectors that the warps of the last launch asked for, one instruction after the other."""
-    places = {name: place << 40 for place, (_, name, _) in enumerate(memory.arrays)}
-    for name, write, words, threads in memory.accesses:
-        sectors = places[name] + words * 4 // SECTOR_BYTES
-        by_warp = np.unique(np.stack([threads // WARP, sectors]), axis=1)
-        yield from ((sector, write) for sector in by_warp[1].tolist())
 
 
 def predict(case: Case, called: tuple[Launched, ...], chip: Chip) -> Row:
@@ -152,13 +95,20 @@ def predict(case: Case, called: tuple[Launched, ...], chip: Chip) -> Row:
 
 def predictions(case: Case) -> list[Row]:
     """A row for each kernel and chip."""
-    size = {"m": case.m, "n": case.n, "dtype": case.dtype, "B": case.B}
-    size["class"] = plan.size_class(plan.make_plan(case.m, case.n, np.dtype(case.dtype).itemsize))
+    size = {"one_W": isinstance(case, SharedCase), "m": case.m, "n": case.n, "dtype": case.dtype, "B": case.B}
+    size["class"] = _class(case)
     return [
         {"backend": backend, **size, "chip": name, **predict(case, launches_of(backend, case), chip)}
         for backend in BACKENDS
         for name, chip in CHIPS.items()
     ]
+
+
+def _class(case: Case) -> str:
+    sizes = case.m, case.n, np.dtype(case.dtype).itemsize
+    if isinstance(case, SharedCase):
+        return "tiny" if isinstance(plan_shared.make_plan(*sizes), SharedTiny) else "blocks"
+    return plan.size_class(plan.make_plan(*sizes))
 
 
 def main() -> None:
@@ -172,14 +122,17 @@ def main() -> None:
 
     started = time.perf_counter()
     with ProcessPoolExecutor() as pool:
-        many, few = ([row for rows in pool.map(predictions, cases) for row in rows] for cases in (CASES, FEW_CASES))
+        one_W, many, few = (
+            [row for rows in pool.map(predictions, cases) for row in rows] for cases in (ONE_W_CASES, CASES, FEW_CASES)
+        )
     took = time.perf_counter() - started
-    tables.show(many, few, before)
+    tables.show(many, few, one_W, before)
     chips = {name: chip._asdict() for name, chip in CHIPS.items()}
-    results = {"what": "PREDICTION, not measured", "date": str(date.today()), "chips": chips, "rows": many + few}
+    rows = [*many, *few, *one_W]
+    results = {"what": "PREDICTION, not measured", "date": str(date.today()), "chips": chips, "rows": rows}
     args.o.parent.mkdir(parents=True, exist_ok=True)
     args.o.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    print(f"\n{len(many + few)} predictions took {took:.0f} s")
+    print(f"\n{len(rows)} predictions took {took:.0f} s")
 
 
 if __name__ == "__main__":

@@ -8,17 +8,19 @@ from results import Row
 Pair = list[Row]  # the rows of one case and chip, of both kernels
 
 
-def show(many: list[Row], few: list[Row], before: list[Row] | None) -> None:
-    """Print all tables: of batches that keep a chip busy, of few pairs, and of both."""
+def show(many: list[Row], few: list[Row], one_W: list[Row], before: list[Row] | None) -> None:
+    """Print all tables: of batches that keep a chip busy, of few pairs, of one W for many x, and of all."""
     print("PREDICTION, not measured: fraction of the speed of a plain copy, and what limits it\n")
     print(by_chip(many, _class, lambda pair: f"{_fractions(pair)} {_limits(pair)}"))
     print("\nPREDICTION, not measured: µs of few pairs, fraction of the speed of a plain copy, and what limits it\n")
     print(by_chip(few, _class, lambda pair: f"{_us(pair)}; {_fractions(pair)} {_limits(pair)}"))
+    print("\nPREDICTION, not measured: ms of one W for many x, fraction of the speed of a plain copy, and limit\n")
+    print(by_chip(one_W, _class, lambda pair: f"{_ms(pair)}; {_fractions(pair)} {_limits(pair)}"))
     print("\nWhat it comes from, for H200: counts in the PTX, and what the machine code uses of a multiprocessor\n")
-    print(counts(many + few, "H200"))
+    print(counts(many + few + one_W, "H200"))
     if before is not None:
         print("\nPREDICTION, not measured: what has changed, and what limits it now\n")
-        print(changes(before, many + few))
+        print(changes(before, many + few + one_W))
 
 
 def by_chip(rows: Iterable[Row], kind: Callable[[Pair], str], cell: Callable[[Pair], str]) -> str:
@@ -57,7 +59,7 @@ def _by_case(rows: Iterable[Row]) -> dict[str, dict[str, Pair]]:
     """The rows by case, and then by chip."""
     cases: dict[str, dict[str, Pair]] = {}
     for row in rows:
-        case = f"{row['m']}x{row['n']} {row['dtype']}, B = {row['B']:,}"
+        case = f"{'one W of ' * row.get('one_W', False)}{row['m']}x{row['n']} {row['dtype']}, B = {row['B']:,}"
         cases.setdefault(case, {}).setdefault(row["chip"], []).append(row)
     return cases
 
@@ -74,6 +76,10 @@ def _fractions(pair: Pair) -> str:
 
 def _us(pair: Pair) -> str:
     return _both(pair, "predicted_us", ".1f")
+
+
+def _ms(pair: Pair) -> str:
+    return _both(pair, "predicted_us", ".2f", 1e-3)
 
 
 def _instructions(pair: Pair) -> str:

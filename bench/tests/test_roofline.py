@@ -4,8 +4,8 @@ import importlib
 
 import pytest
 
-chips, code, model, roofline, tables, workload = map(
-    importlib.import_module, ["gpu.chips", "gpu.code", "model", "roofline", "tables", "workload"]
+chips, code, model, roofline, shared, tables, workload = map(
+    importlib.import_module, ["gpu.chips", "gpu.code", "model", "roofline", "shared", "tables", "workload"]
 )
 H100, H200, T4 = (chips.CHIPS[name] for name in ("H100", "H200", "T4"))
 
@@ -80,7 +80,7 @@ def test_what_a_cache_does_not_hold_moves_again(asked, room, expected):
 
 
 # A block of 4 warps that moves 12,800 bytes. An H200 has 132 multiprocessors, 4300 GB/s and 1.755 GHz.
-GOOD = model.Work(warps=4, trips=1, read=6144, asked=sectors(400), issued=400, wavefronts=600, float64=160)
+GOOD = model.Work(warps=4, trips=1, read=6144, asked=sectors(400), issued=400, wavefronts=600, float64=160, float32=200)
 
 
 @pytest.mark.parametrize(
@@ -95,6 +95,7 @@ def test_parts_of_a_launch(blocks, resident, generations, own):
             "latency": generations * 1200,
             "issue": own * 400 / 1.755,
             "shared": own * 600 / 1.755,
+            "float32": own * 200 / 1.755,
             "float64": own * 160 * 128 / 64 / 1.755,
         }
     )
@@ -110,7 +111,12 @@ def test_what_the_blocks_of_a_chip_have_no_room_for_moves_again():
     assert memory[3] == pytest.approx(2 * memory[2])
 
 
-NS = dict.fromkeys(("memory", "cache", "latency", "issue", "shared", "float64"), 1.0)
+def test_what_another_block_has_brought_does_not_move_again():
+    alone, lent = (model.parts(T4, GOOD._replace(lent=k), 320, 8) for k in (0, 100))
+    assert lent == pytest.approx(alone | {"memory": alone["memory"] * 3 / 4})
+
+
+NS = dict.fromkeys(("memory", "cache", "latency", "issue", "shared", "float32", "float64"), 1.0)
 
 
 @pytest.mark.parametrize(
@@ -121,6 +127,7 @@ NS = dict.fromkeys(("memory", "cache", "latency", "issue", "shared", "float64"),
         ({"latency": 600, "issue": 400, "shared": 300}, 1000, "latency"),
         ({"latency": 400, "issue": 600, "float64": 500}, 1000, "issue"),
         ({"latency": 400, "shared": 600}, 1000, "shared"),
+        ({"latency": 400, "float32": 600}, 1000, "float32"),
         ({"latency": 400, "float64": 600}, 1000, "float64"),
         ({"memory": 1000, "latency": 400, "issue": 600}, 1000 * 2**0.1, "memory"),
         ({"memory": 999, "latency": 400, "issue": 600}, 1000 * 2**0.1, "issue"),
@@ -178,6 +185,26 @@ def test_pairs_that_are_cut_up_take_two_launches(backend, package):
     assert len(work.asked) * launch.blocks * 32 == pytest.approx(case.traffic * (1 + 1 / 7), rel=0.02)
 
 
+def test_what_moves_for_one_w_of_many_x():
+    """What several blocks read together moves once, on a chip whose L2 has room for the tiles."""
+    pytest.importorskip("cupy", exc_type=ImportError)
+    tiny, blocks = (shared.SharedCase("gpu", "float32", *sizes) for sizes in ((3, 3, 1024), (10, 768, 512)))
+    called = {case: roofline.launches_of("cupy", case) for case in (tiny, blocks)}
+    names = [[launch.name for launch, _ in launches] for launches in called.values()]
+    assert names == [["tiny", "sums"], ["q", "dx", "parts", "sums"]]
+    # x, loss and dx, and two parts of dW, written and read, of values in sectors of their own
+    assert _moved(called[tiny]) == pytest.approx(tiny.traffic + 2 * 9 * 32 - 36, rel=0.01)
+    x, g, of_dW = 512 * 768 * 4, 512 * 10 * 4, 10 * 768 * 4
+    of_q, of_dx, of_parts = x + g + 512 * 4 + of_dW, x + g + of_dW, x + g + 4 * of_dW  # high and low of two slices
+    assert [_moved([one]) for one in called[blocks][:3]] == pytest.approx([of_q, of_dx, of_parts], rel=0.03)
+
+
+def _moved(called):
+    """Bytes that move."""
+    memory = (model.parts(H100, work, launch.blocks, 1)["memory"] for launch, work in called)
+    return sum(memory) * model.OF_COPY * H100.copy_gb_per_s
+
+
 ROW = {"m": 3, "n": 3, "dtype": "float32", "B": 7, "class": "tiny", "limit": "memory", "chip": "H200"}
 ROW |= {"predicted_fraction_of_copy": 0.9, "predicted_us": 2, "instructions": 230, "bytes_in_flight": 2048}
 
@@ -187,6 +214,7 @@ def test_tables_name_both_kernels_once_where_they_agree():
     line = tables.by_chip(rows, lambda pair: "", lambda pair: tables._fractions(pair) + tables._limits(pair))
     assert line.endswith("| 3x3 float32, B = 7 |  | 0.90 / 0.50memory / issue |")
     assert tables._us(rows) == "2.0"
+    assert next(iter(tables._by_case([ROW | {"one_W": True}]))) == "one W of 3x3 float32, B = 7"
 
 
 def test_table_of_changes():

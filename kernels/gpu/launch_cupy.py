@@ -147,14 +147,15 @@ def shared_blocks_dx_kernel(p: Product, itemsize: int, wide: bool, wide_g: bool)
 
 @launch.once
 def shared_blocks_parts_kernel(p: Product, itemsize: int, wide: bool, wide_g: bool) -> Any:
-    """The third, for parts of dW."""
+    """The kernel of shared_parts.cuh."""
     return _blocks_kernel("parts", p, itemsize, (wide, wide_g), "x g", "parts", "B m n pairs chain is_first")
 
 
 def _blocks_kernel(
     name: str, p: Product, itemsize: int, how: Sequence[int], inputs: str, outputs: str, sizes: str
 ) -> Any:
-    stems, template = ("common", "shared_sums", "shared_blocks"), (*p[:5], *how)
+    own = ("shared_sums", "shared_parts") if name == "parts" else ("shared_blocks",)
+    stems, template = ("common", "shared_operand", "shared_product", *own), (*p[:5], *how)
     return _kernel(f"shared_blocks_{name}", itemsize, template, inputs, outputs, sizes, p.registers, stems)
 
 

@@ -19,7 +19,8 @@ from sigmoid_l2.kernels.gpu.finish import finish_function
 from sigmoid_l2.kernels.gpu.long import long_function
 from sigmoid_l2.kernels.gpu.plan_types import BatchLast, Columns, Long, Product, Rows, SharedTiny, Staged
 from sigmoid_l2.kernels.gpu.rows import rows_function
-from sigmoid_l2.kernels.gpu.shared_blocks import blocks_dx_function, blocks_parts_function, blocks_q_function
+from sigmoid_l2.kernels.gpu.shared_blocks import blocks_dx_function, blocks_q_function
+from sigmoid_l2.kernels.gpu.shared_parts import blocks_parts_function
 from sigmoid_l2.kernels.gpu.shared_sums import sums_function
 from sigmoid_l2.kernels.gpu.shared_tiny import tiny_function
 from sigmoid_l2.kernels.gpu.staged import staged_function
@@ -146,7 +147,7 @@ def shared_blocks_dx_kernel(p: Product, itemsize: int, wide: bool, wide_g: bool)
 
 @launch.once
 def shared_blocks_parts_kernel(p: Product, itemsize: int, wide: bool, wide_g: bool) -> Any:
-    """The third, for parts of dW."""
+    """The kernel of shared_parts.py."""
     return _kernel(blocks_parts_function(p, itemsize, wide, wide_g), p.threads, p.registers)
 
 

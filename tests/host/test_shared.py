@@ -108,7 +108,7 @@ def test_many_units(dtype, m, n, monkeypatch):
 def test_wanted(wanted):
     """The same bits whatever else is wanted."""
     for m, n in ((3, 3), (17, 5), (40, 70)):
-        inputs = case(331, m, n, np.float32)
+        inputs = case(331, m, n, np.float32, "tc")
         assert_same_bits(run(*inputs, wanted=wanted), run(*inputs))
 
 

@@ -108,6 +108,7 @@ def broadcast_shapes(draw):
 @example(shapes=((0, 3), (3,), (), ()), size=4, work=1)
 @example(shapes=((3, 1), (7,), (), ()), size=2, work=1)
 @example(shapes=((2, 1, 3), (2, 5, 1), (3,), (1,)), size=2, work=1)
+@example(shapes=((3, 2, 1), (2, 5), (1,), ()), size=2, work=1)
 def test_any_broadcast_is_the_sum_over_pairs(entry, shapes, size, work):
     """Whatever the pieces are: against a call with all arrays in full, whose gradients NumPy adds up."""
     W, x, y, c = inputs(shapes, 2, 3, np.float64)
@@ -121,6 +122,7 @@ def test_any_broadcast_is_the_sum_over_pairs(entry, shapes, size, work):
             monkeypatch.setattr(execute, name, size * 6 * 8)
         monkeypatch.setattr(execute, "ONE_W_PIECE_BYTES", size * 5 * 8)
         monkeypatch.setattr(execute, "MODEL_WORK", work)
+        monkeypatch.setattr(execute, "MODEL_SAMPLES", 1)
         monkeypatch.setattr(pieces, "BLOCK_WORK", 1)
         monkeypatch.setattr(ensembles, "SUM_BYTES", size * 3 * 8)
         got = sl2.value_and_grad(W, x, y, cotangent=c, wrt=("W", "x", "q"), backend=entry.name)
@@ -187,6 +189,7 @@ def test_sums_do_not_depend_on_the_layout(backend, shapes, other, monkeypatch):
     """Of many W with one x, and of ensembles, with the kernel for one W or without it."""
     monkeypatch.setattr(execute, "PIECE_BYTES", 4096)
     monkeypatch.setattr(execute, "MODEL_WORK", other)
+    monkeypatch.setattr(execute, "MODEL_SAMPLES", 1)
     W, x, y = (
         numbers((*shapes[0], 12, 11), np.float32),
         numbers((*shapes[1], 11), np.float32),
@@ -195,6 +198,19 @@ def test_sums_do_not_depend_on_the_layout(backend, shapes, other, monkeypatch):
     expected = sl2.value_and_grad(W, x, y, wrt=("W", "x", "q"), backend=backend)
     for a, b in ((strided(W), x), (W, strided(x)), (W.astype(">f4"), x[..., ::-1].copy()[..., ::-1])):
         assert bits(sl2.value_and_grad(a, b, strided(y), wrt=("W", "x", "q"), backend=backend)) == bits(expected)
+
+
+@pytest.mark.parametrize(
+    ("samples", "work", "alone"),
+    [(8, 8 * 12, True), (8, 8 * 12 + 1, False), (7, 1, False), (9, 1, True)],
+)
+def test_when_each_of_many_w_is_computed_alone(samples, work, alone, monkeypatch):
+    """From MODEL_SAMPLES samples of a model on, and from MODEL_WORK elements of W on, which these have together."""
+    calls = []
+    monkeypatch.setattr(execute, "MODEL_WORK", work)
+    monkeypatch.setattr(ensembles, "compute", lambda *arguments: calls.append(arguments))
+    sl2.value(numbers((3, 1, 3, 4), float), numbers((samples, 4), float), backend="numpy")
+    assert bool(calls) == alone
 
 
 def test_nan_stays_in_its_pair_and_in_the_sum(backend):

@@ -29,7 +29,12 @@ TARGET = ("tests/host/test_mistakes_target.py",)
 CLI = ("tests/host/test_cli_target.py",)
 MEMORY = ("tests/host/test_memory.py",)
 WHOLE = ("tests/host/test_whole_function.py",)
+ENSEMBLES = (
+    "tests/host/test_whole_function.py::test_any_broadcast_is_the_sum_over_pairs",
+    "tests/host/test_whole_function.py::test_when_each_of_many_w_is_computed_alone",
+)
 KEPT = ("tests/host/test_kept_memory.py",)
+REFERENCE_SHARED = ("tests/host/test_reference_shared.py",)
 SHARED_TINY = ("tests/gpu/test_shared_tiny.py",)
 SHARED_BLOCKS = ("tests/gpu/test_shared_blocks.py",)
 
@@ -63,6 +68,77 @@ MUTANTS = (
         "2 * tiny * m * n + m * n // 4 + 8 * m + 2 * n",
         "1",
         REFERENCE,
+    ),
+    # The reference for one W of many x
+    Mutant(
+        "reference_shared: the last product filled up with what is not 0",
+        "kernels/reference_shared.py",
+        "filled = np.zeros((rows, columns)",
+        "filled = np.ones((rows, columns)",
+        REFERENCE_SHARED,
+    ),
+    Mutant(
+        "reference_shared: x and g of different products",
+        "kernels/reference_shared.py",
+        "zip(G, X[..., j, :]",
+        "zip(G, X[::-1, ..., j, :]",
+        REFERENCE_SHARED,
+    ),
+    Mutant(
+        "reference_shared: all columns added to the first ones",
+        "kernels/reference_shared.py",
+        "_add(sums[:, j]",
+        "_add(sums[:, 0]",
+        REFERENCE_SHARED,
+    ),
+    Mutant(
+        "reference_shared: the last block of a unit forgotten",
+        "kernels/reference_shared.py",
+        "blocks * (unit + 1) // units)",
+        "blocks * unit // units + blocks // units)",
+        REFERENCE_SHARED,
+    ),
+    Mutant(
+        "reference_shared: the cotangent left out",
+        "kernels/reference_shared.py",
+        "x, target, cotangent, loss, None, dx, dq)",
+        "x, target, None, loss, None, dx, dq)",
+        REFERENCE_SHARED,
+    ),
+    Mutant(
+        "reference_shared: no cotangent in a dW without dq",
+        "kernels/reference_shared.py",
+        "dq = np.empty((b, m), x.dtype)",
+        "dq, cotangent = np.empty((b, m), x.dtype), None",
+        REFERENCE_SHARED,
+    ),
+    Mutant(
+        "reference_shared: the errors of a sum forgotten",
+        "kernels/reference_shared.py",
+        "sums[1] += (sums[0] - (high - added)) + (term - added)",
+        "pass",
+        REFERENCE_SHARED,
+    ),
+    Mutant(
+        "reference_shared: the errors of later units forgotten",
+        "kernels/reference_shared.py",
+        "total[1:] += unit[1:]",
+        "pass",
+        REFERENCE_SHARED,
+    ),
+    Mutant(
+        "reference_shared: one product of many pairs in float64",
+        "kernels/reference_shared.py",
+        "few = pairs if len(sums) == 1 else FEW_PAIRS",
+        "few = pairs",
+        REFERENCE_SHARED,
+    ),
+    Mutant(
+        "reference_shared: products in float32",
+        "kernels/reference_shared.py",
+        "np.matmul(own_G, own_X)",
+        "np.matmul(own_G, own_X, dtype=np.float32 if len(sums) == 1 else float, casting='same_kind')",
+        REFERENCE_SHARED,
     ),
     # The CPU kernel
     Mutant(
@@ -208,7 +284,62 @@ MUTANTS = (
         "pieces: each in the place of the first", "sigmoid_l2/pieces.py", "[before : before + size]", "[:size]", WHOLE
     ),
     Mutant("at_once: copies not written back", "sigmoid_l2/at_once.py", "elif k >= INPUTS:", "elif False:", PLAIN),
-    Mutant("ensembles: dx of the last model", "sigmoid_l2/ensembles.py", "total.add(term)", "total.high = term", WHOLE),
+    Mutant("at_once: copies of any size", "sigmoid_l2/at_once.py", "if most_bytes < 0:", "if False:", MEMORY),
+    Mutant(
+        "at_once: the sum of the first pair alone",
+        "sigmoid_l2/at_once.py",
+        "halved(flat[k][None])",
+        "flat[k][:1]",
+        WHOLE,
+    ),
+    Mutant(
+        "at_once: dW of one W for each pair",
+        "sigmoid_l2/at_once.py",
+        "k in (W_PLACE, DW_PLACE)",
+        "k == W_PLACE",
+        ENSEMBLES,
+    ),
+    Mutant(
+        "ensembles: dx of the last model", "sigmoid_l2/ensembles.py", "total.add(term)", "total.high = term", ENSEMBLES
+    ),
+    Mutant(
+        "ensembles: x shared along the first axes of the models",
+        "sigmoid_l2/ensembles.py",
+        "key=of_x.__contains__",
+        "key=int",
+        ENSEMBLES,
+    ),
+    Mutant(
+        "ensembles: dx of the first samples",
+        "sigmoid_l2/ensembles.py",
+        "Sum(xp), dx[index]",
+        "Sum(xp), dx[parts[0]]",
+        ENSEMBLES,
+    ),
+    Mutant(
+        "ensembles: the target of the first samples",
+        "sigmoid_l2/ensembles.py",
+        "k == W_PLACE else a[index]",
+        "k == W_PLACE else a[index if k < 2 else parts[0]]",
+        ENSEMBLES,
+    ),
+    Mutant(
+        "execute: models of few samples alone", "sigmoid_l2/execute.py", "samples >= MODEL_SAMPLES and", "", ENSEMBLES
+    ),
+    Mutant(
+        "execute: models from one sample more on",
+        "sigmoid_l2/execute.py",
+        "samples >= MODEL",
+        "samples > MODEL",
+        ENSEMBLES,
+    ),
+    Mutant(
+        "execute: models by the work of one sample",
+        "sigmoid_l2/execute.py",
+        "samples * problem.m * problem.n >=",
+        "problem.m * problem.n >=",
+        ENSEMBLES,
+    ),
     Mutant("execute: whole-batch buffers", "sigmoid_l2/execute.py", "= 2 << 20", "= 2 << 40", MEMORY),
     # Memory of results
     Mutant(
@@ -448,7 +579,7 @@ MUTANTS = (
     ),
     Mutant(
         "cuh: high of a part of dW stored as its low",
-        "kernels/gpu/shared_blocks.cuh",
+        "kernels/gpu/shared_parts.cuh",
         "store_own<P, WIDE>(own_low + index_t(P::a(i)) * n, low[i], columns);",
         "store_own<P, WIDE>(own_low + index_t(P::a(i)) * n, high[i], columns);",
         SHARED_BLOCKS,
