@@ -13,7 +13,7 @@ import numpy as np
 
 from sigmoid_l2 import threads
 from sigmoid_l2.kernels import Given
-from sigmoid_l2.kernels.cpu import shared_blocks, shared_tiny
+from sigmoid_l2.kernels.cpu import shared_blocks, shared_panels, shared_tiny
 from sigmoid_l2.kernels.cpu.compile import entry_point
 from sigmoid_l2.kernels.cpu.shared_product import allowed_roundings, roundings_of_chains
 from sigmoid_l2.kernels.cpu.shared_sums import sums_kernel
@@ -121,8 +121,8 @@ def _blocks(W: Any, arrays: Arrays, dW: Any, column: int, streams: bool) -> None
     m, n = W.shape
     B, dtype = len(arrays.x), W.dtype
     row = next((a.shape[1] for a in (arrays.target, arrays.dq) if a is not None), m)
-    m_vectors, n_vectors, rows, _ = shape = shared_blocks.tile_shape(m, n, dtype)
-    lanes, of_tile = lane_count(dtype), shared_blocks.rows_of_tile()
+    m_vectors, n_vectors, rows, _ = shape = shared_panels.tile_shape(m, n, dtype)
+    lanes, of_tile = lane_count(dtype), shared_panels.rows_of_tile()
     m_panel, n_panel = m_vectors * lanes, n_vectors * lanes
     m_panels, n_panels, m_tiles = -(-m // m_panel), -(-n // n_panel), -(-m // rows)
     given = Given(arrays.target is not None, arrays.cotangent is not None)

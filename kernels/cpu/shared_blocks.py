@@ -3,9 +3,6 @@
 A thread has a range of units of the batch, and takes a unit in blocks. For a block it packs x, then computes q = x W^T,
 then e and g, then dx = g W, then adds g^T x to the unit's dW. Compiled for each number of vectors that a row of W and
 of W^T has, up to two, and for each number of rows of W up to MOST_ROWS.
-
-All matrices in between are packed in panels: of each row as many elements as a tile is wide, the rows one after
-another. So a tile reads neighbours, and each address is one from the begin of the panel that is known when compiled.
 """
 
 from collections.abc import Callable
@@ -21,20 +18,11 @@ from numba.core import cgutils
 from sigmoid_l2.kernels import Given, Wanted
 from sigmoid_l2.kernels.cpu.compile import compile_function, vector_code
 from sigmoid_l2.kernels.cpu.loops import maximum, minimum
-from sigmoid_l2.kernels.cpu.shared_product import MOST_IN_CHAIN, Tile, least
-from sigmoid_l2.kernels.cpu.sigmoid import error_and_g, side_by_side
-from sigmoid_l2.kernels.cpu.simd import INDEX, VectorBuilder, lane_count, vector_bytes
+from sigmoid_l2.kernels.cpu.shared_panels import Sizes, g_of_q, pack_rows, rows_of_tile
+from sigmoid_l2.kernels.cpu.shared_product import Tile, least
+from sigmoid_l2.kernels.cpu.simd import INDEX, VectorBuilder
 from sigmoid_l2.kernels.cpu.stream import can_stream
-from sigmoid_l2.kernels.cpu.sums import Total, add_exactly
-
-
-def rows_of_tile() -> int:
-    """Samples of a tile of q and dx. AVX-512 has 32 registers for the 12 x 2 sums, others 16 for 6 x 2."""
-    return 12 if vector_bytes() == 64 else 6
-
-
-# Rows of a tile of dW by those of a tile of q, where W has more: they divide a panel's elements.
-OTHER_ROWS = {12: 8, 6: 4}
+from sigmoid_l2.kernels.cpu.sums import add_exactly
 
 
 @vector_code(constants=4)
@@ -89,12 +77,12 @@ def units(
         with cgutils.for_range_slice(b, begin, end, block_rows, intp=INDEX) as (sample, _):
             count = minimum(b, block_rows, b.sub(end, sample))
             block.take(count)
-            block.pack_x(v.at(x, b.mul(sample, n)))
+            pack_rows(v, v.at(x, b.mul(sample, n)), n, count, n, block.x, block.x_panel, n_vectors)
             block.compute_q(W_transposed)
             at = b.add(b.mul(sample, row), column)
             y = target and v.at(target, at)
             c = cotangent and v.at(cotangent, sample)
-            block.compute_g(y, c, v.at(loss, sample), v.at(dq, at), row, wanted)
+            g_of_q(v, sizes, block.g, m_vectors, count, y, c, v.at(loss, sample), v.at(dq, at), row, wanted)
             with b.if_then(wanted.dx):
                 block.compute_dx(W, chains_of_panel, bool(is_one_chain))
                 block.write_dx(v.at(dx, b.mul(sample, n)), streams)
@@ -103,22 +91,6 @@ def units(
     if can_stream():
         with b.if_then(streams):
             v.fence()
-
-
-class Sizes:
-    """The sizes of matrices and panels, in elements: LLVM values, but the widths of panels are ints."""
-
-    def __init__(self, b: Any, m: Any, n: Any, rows: Any, m_panel: int, n_panel: int) -> None:
-        self.b, self.m, self.n, self.rows, self.m_panel, self.n_panel = b, m, n, rows, m_panel, n_panel
-        self.m_panels, self.n_panels = self.quotient(m, m_panel), self.quotient(n, n_panel)
-
-    def quotient(self, number: Any, divisor: int) -> Any:
-        """The quotient rounded up."""
-        return self.b.udiv(self.b.add(number, INDEX(divisor - 1)), INDEX(divisor))
-
-    def rounded_up(self, number: Any, divisor: int) -> Any:
-        """The next multiple."""
-        return self.b.mul(self.quotient(number, divisor), INDEX(divisor))
 
 
 class Block:
@@ -145,27 +117,6 @@ class Block:
         with cgutils.for_range(b, panels, intp=INDEX) as panel, tiles_of_panel() as (row, _):
             step(panel.index, row)
 
-    def pack_x(self, x: Any) -> None:
-        """Copy x to panels, with zeros after a row's last element."""
-        v, b, n = self.v, self.v.builder, self.sizes.n
-        with cgutils.for_range(b, self.count, intp=INDEX) as row:
-            source = v.at(x, b.mul(row.index, n))
-            to = v.at(self.x, b.mul(row.index, INDEX(self.sizes.n_panel)))
-            whole = b.udiv(n, INDEX(self.sizes.n_panel))
-
-            def copy(panel: Any, is_masked: bool) -> None:
-                at = b.mul(panel, INDEX(self.sizes.n_panel))
-                for u in range(self.n_vectors):
-                    j = b.add(at, INDEX(u * v.width))
-                    left = maximum(b, b.sub(n, j), INDEX(0))
-                    value = v.load(source, j, v.mask_first(left) if is_masked else None)
-                    v.store(value, to, b.add(b.mul(panel, self.x_panel), INDEX(u * v.width)))
-
-            with cgutils.for_range(b, whole, intp=INDEX) as panel:
-                copy(panel.index, False)
-            with b.if_then(b.icmp_signed("<", whole, self.sizes.n_panels)):
-                copy(whole, True)
-
     def compute_q(self, W_transposed: Any) -> None:
         """q = x W^T. A term of q is rounded n times at most: a sum is one chain, in the order of the columns."""
         v, b, sizes, rows = self.v, self.v.builder, self.sizes, rows_of_tile()
@@ -184,32 +135,6 @@ class Block:
             v.store_block(map(b.load, tile.sums), to)
 
         self.for_tiles(sizes.m_panels, rows, self.count, compute)
-
-    def compute_g(self, target: Any, cotangent: Any, loss: Any, dq: Any, row_size: Any, wanted: Wanted) -> None:
-        """g in the place of q; the loss and dq."""
-        v, b, sizes = self.v, self.v.builder, self.sizes
-        with cgutils.for_range(b, self.count, intp=INDEX) as row:
-            total = Total(v)
-            total.begin(v.constant(0))
-            c = cotangent and v.broadcast(b.load(v.at(cotangent, row.index)))
-            of_row = b.mul(row.index, row_size)
-            g_row = v.at(self.g, b.mul(row.index, INDEX(sizes.m_panel)))
-            with cgutils.for_range(b, sizes.m_panels, intp=INDEX) as panel:
-                i = [b.add(b.mul(panel.index, INDEX(sizes.m_panel)), INDEX(u * v.width)) for u in range(self.m_vectors)]
-                masks = [v.mask_first(maximum(b, b.sub(sizes.m, i_u), INDEX(0))) for i_u in i]
-                g_panel = v.at(g_row, b.mul(panel.index, self.g_panel))
-                q = v.load_block(g_panel, self.m_vectors)
-                y = [target and v.load(target, b.add(of_row, i_u), mask) for i_u, mask in zip(i, masks, strict=True)]
-                results = side_by_side(error_and_g(v, q_u, y_u, c) for q_u, y_u in zip(q, y, strict=True))
-                v.store_block((g for _, g in results), g_panel)
-                with b.if_then(wanted.dq):
-                    for (_, g), i_u, mask in zip(results, i, masks, strict=True):
-                        v.store(g, dq, b.add(of_row, i_u), mask)
-                with b.if_then(wanted.loss):
-                    for (e, _), mask in zip(results, masks, strict=True):
-                        total.add(b.select(mask, b.fmul(e, e), v.constant(0)))
-            with b.if_then(wanted.loss):
-                b.store(v.sum_lanes(total.value()), v.at(loss, row.index))
 
     def compute_dx(self, W: Any, chains_of_panel: Any, is_one_chain: bool) -> None:
         """dx = g W; ``is_one_chain``: a sum has one chain, which stays in registers."""
@@ -388,11 +313,3 @@ def kernel(m_vectors: int, n_vectors: int, dW_rows: int, is_one_chain: int, dtyp
     return compile_function(
         shared_blocks, f"shared_blocks_{m_vectors}_{n_vectors}_{dW_rows}_{is_one_chain}{name}_{dtype}", signature
     )
-
-
-def tile_shape(m: int, n: int, dtype: np.dtype[Any]) -> tuple[int, int, int, int]:
-    """Vectors in a panel of q, and of x, rows in a tile of dW, and whether a sum of dx is one chain."""
-    lanes, most = lane_count(dtype), rows_of_tile()
-    m_vectors, n_vectors = (1 if size <= lanes else 2 for size in (m, n))
-    dW_rows = m if m_vectors == 1 and m <= most else min(OTHER_ROWS[most], lanes * m_vectors)
-    return m_vectors, n_vectors, dW_rows, int(m_vectors == 1 and m <= MOST_IN_CHAIN)
