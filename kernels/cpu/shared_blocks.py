@@ -18,8 +18,8 @@ from numba.core import cgutils
 from sigmoid_l2.kernels import Given, Wanted
 from sigmoid_l2.kernels.cpu.compile import compile_function, vector_code
 from sigmoid_l2.kernels.cpu.loops import maximum, minimum
-from sigmoid_l2.kernels.cpu.shared_panels import Sizes, g_of_q, pack_rows, rows_of_tile
-from sigmoid_l2.kernels.cpu.shared_product import Tile, least
+from sigmoid_l2.kernels.cpu.shared_panels import TREE_ROWS, Chains, Sizes, g_of_q, pack_rows, rows_of_tile
+from sigmoid_l2.kernels.cpu.shared_product import Tile
 from sigmoid_l2.kernels.cpu.simd import INDEX, VectorBuilder
 from sigmoid_l2.kernels.cpu.stream import can_stream
 from sigmoid_l2.kernels.cpu.sums import add_exactly
@@ -40,8 +40,6 @@ def units(
     wanted: Wanted,
     m: Any,
     n: Any,
-    row: Any,
-    column: Any,
     first: Any,
     last: Any,
     unit: Any,
@@ -54,14 +52,13 @@ def units(
     m_vectors: int,
     n_vectors: int,
     dW_rows: int,
-    is_one_chain: int,
+    dx_levels: int,
 ) -> None:
     """Compute the units first..last of ``unit`` samples each.
 
-    W and its transpose are packed. A row of target and dq has ``row`` elements, and their m ones begin at ``column``.
-    ``memory`` has ``room`` elements for each unit; the first ones get the sum of dW, high and low parts of a tile one
-    after another. A panel of a sum for dx is cut into ``chains_of_panel`` chains, a sum of dW into chains of
-    ``dW_chain`` samples.
+    W and its transpose are packed. ``memory`` has ``room`` elements for each unit; the first ones get the sum of dW,
+    high and low parts of a tile one after another. A panel of a sum for dx is cut into ``chains_of_panel`` chains, a sum
+    of dW into chains of ``dW_chain`` samples.
     """
     b = v.builder
     v.align_stack()
@@ -79,12 +76,12 @@ def units(
             block.take(count)
             pack_rows(v, v.at(x, b.mul(sample, n)), n, count, n, block.x, block.x_panel, n_vectors)
             block.compute_q(W_transposed)
-            at = b.add(b.mul(sample, row), column)
+            at = b.mul(sample, m)
             y = target and v.at(target, at)
             c = cotangent and v.at(cotangent, sample)
-            g_of_q(v, sizes, block.g, m_vectors, count, y, c, v.at(loss, sample), v.at(dq, at), row, wanted)
+            g_of_q(v, sizes, block.g, m_vectors, count, y, c, v.at(loss, sample), v.at(dq, at), wanted)
             with b.if_then(wanted.dx):
-                block.compute_dx(W, chains_of_panel, bool(is_one_chain))
+                block.compute_dx(W, chains_of_panel, dx_levels)
                 block.write_dx(v.at(dx, b.mul(sample, n)), streams)
             with b.if_then(wanted.dW):
                 block.add_gradient(sums, dW_chain, b.icmp_signed("==", sample, begin))
@@ -136,33 +133,40 @@ class Block:
 
         self.for_tiles(sizes.m_panels, rows, self.count, compute)
 
-    def compute_dx(self, W: Any, chains_of_panel: Any, is_one_chain: bool) -> None:
-        """dx = g W; ``is_one_chain``: a sum has one chain, which stays in registers."""
+    def compute_dx(self, W: Any, chains_of_panel: Any, levels: int) -> None:
+        """dx = g W; a sum is one chain, which stays in registers, or a tree of chains, or a tree of trees."""
         v, b, sizes, rows = self.v, self.v.builder, self.sizes, rows_of_tile()
-        length = b.udiv(b.add(INDEX(sizes.m_panel - 1), chains_of_panel), chains_of_panel)
-        rest = b.urem(sizes.m, INDEX(sizes.m_panel))
-        chains = b.mul(b.udiv(sizes.m, INDEX(sizes.m_panel)), chains_of_panel)
-        chains = b.add(chains, b.udiv(b.add(rest, b.sub(length, INDEX(1))), length))
 
         def compute(j_panel: Any, row: Any) -> None:
             tile = Tile(v, rows, self.n_vectors)
             W_panel = v.at(W, b.mul(b.mul(j_panel, sizes.m), INDEX(sizes.n_panel)))
             g_row = v.at(self.g, b.mul(row, INDEX(sizes.m_panel)))
 
-            def add_chain(chain: Any) -> None:
-                panel = b.udiv(chain, chains_of_panel)
-                k = b.mul(b.urem(chain, chains_of_panel), length)  # in the panel
-                i = b.add(b.mul(panel, INDEX(sizes.m_panel)), k)
-                count = least(b, length, b.sub(INDEX(sizes.m_panel), k), b.sub(sizes.m, i))
-                g_part = v.at(g_row, b.add(b.mul(panel, self.g_panel), k))
-                W_part = v.at(W_panel, b.mul(i, INDEX(sizes.n_panel)))
-                tile.add_products(count, g_part, sizes.m_panel, 1, W_part)
+            def add_rows(i: Any, count: Any) -> None:
+                chains = Chains(b, count, sizes.m_panel, chains_of_panel)
+                g_rows = v.at(g_row, b.mul(b.udiv(i, INDEX(sizes.m_panel)), self.g_panel))
+                W_rows = v.at(W_panel, b.mul(i, INDEX(sizes.n_panel)))
 
-            if is_one_chain:
-                tile.clear()
-                add_chain(INDEX(0))
+                def add_chain(number: Any) -> None:
+                    chain = chains.of(number)
+                    g_part = v.at(g_rows, b.add(b.mul(chain.panel, self.g_panel), chain.begin))
+                    W_part = v.at(W_rows, b.mul(chain.term, INDEX(sizes.n_panel)))
+                    tile.add_products(chain.count, g_part, sizes.m_panel, 1, W_part)
+
+                if levels:
+                    tile.sum_chains(chains.number, add_chain)
+                else:
+                    tile.clear()
+                    add_chain(INDEX(0))
+
+            def add_tree(number: Any) -> None:
+                i = b.mul(number, INDEX(TREE_ROWS))
+                add_rows(i, minimum(b, INDEX(TREE_ROWS), b.sub(sizes.m, i)))
+
+            if levels == 2:
+                tile.sum_chains(sizes.quotient(sizes.m, TREE_ROWS), add_tree, fours=False)
             else:
-                tile.sum_chains(chains, add_chain)
+                add_rows(INDEX(0), sizes.m)
             j = b.mul(j_panel, INDEX(sizes.n_panel))
             to = v.at(self.dx, b.add(b.mul(row, sizes.n), j))
             with b.if_else(b.icmp_signed(">=", b.sub(sizes.n, j), INDEX(sizes.n_panel))) as (whole, part):
@@ -245,7 +249,7 @@ class Block:
 
 
 @cache
-def kernel(m_vectors: int, n_vectors: int, dW_rows: int, is_one_chain: int, dtype: np.dtype[Any], given: Given) -> Any:
+def kernel(m_vectors: int, n_vectors: int, dW_rows: int, dx_levels: int, dtype: np.dtype[Any], given: Given) -> Any:
     """The compiled function; the last three but two arguments are as ``units`` says."""
 
     def shared_blocks(
@@ -260,8 +264,6 @@ def kernel(m_vectors: int, n_vectors: int, dW_rows: int, is_one_chain: int, dtyp
         memory: Any,
         dW_wanted: bool,
         m: int,
-        row: int,
-        column: int,
         first: int,
         last: int,
         unit: int,
@@ -285,8 +287,6 @@ def kernel(m_vectors: int, n_vectors: int, dW_rows: int, is_one_chain: int, dtyp
             wanted,
             m,
             n,
-            row,
-            column,
             first,
             last,
             unit,
@@ -299,7 +299,7 @@ def kernel(m_vectors: int, n_vectors: int, dW_rows: int, is_one_chain: int, dtyp
             m_vectors,
             n_vectors,
             dW_rows,
-            is_one_chain,
+            dx_levels,
         )
 
     real = numba.from_dtype(dtype)
@@ -307,9 +307,9 @@ def kernel(m_vectors: int, n_vectors: int, dW_rows: int, is_one_chain: int, dtyp
     inputs = vectors if given.target else types.none, numbers if given.cotangent else types.none
     outputs = map(types.Optional, (numbers, vectors, vectors))
     signature = types.void(
-        numbers, numbers, vectors, *inputs, *outputs, vectors, types.boolean, *(types.int64,) * 9, types.boolean
+        numbers, numbers, vectors, *inputs, *outputs, vectors, types.boolean, *(types.int64,) * 7, types.boolean
     )
     name = "_target" * given.target + "_cotangent" * given.cotangent
     return compile_function(
-        shared_blocks, f"shared_blocks_{m_vectors}_{n_vectors}_{dW_rows}_{is_one_chain}{name}_{dtype}", signature
+        shared_blocks, f"shared_blocks_{m_vectors}_{n_vectors}_{dW_rows}_{dx_levels}{name}_{dtype}", signature
     )

@@ -4,14 +4,14 @@ All matrices between the products are in panels: of each row as many elements as
 another. So a tile reads neighbours, and each address is one from the begin of the panel that is known when compiled.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba.core import cgutils
 
 from sigmoid_l2.kernels import Wanted
 from sigmoid_l2.kernels.cpu.loops import maximum
-from sigmoid_l2.kernels.cpu.shared_product import MOST_IN_CHAIN
+from sigmoid_l2.kernels.cpu.shared_product import MOST_IN_CHAIN, least
 from sigmoid_l2.kernels.cpu.sigmoid import error_and_g, side_by_side
 from sigmoid_l2.kernels.cpu.simd import INDEX, VectorBuilder, lane_count, vector_bytes
 from sigmoid_l2.kernels.cpu.sums import Total
@@ -24,14 +24,18 @@ def rows_of_tile() -> int:
 
 # Rows of a tile of dW by those of a tile of q, where W has more: they divide a panel's elements.
 OTHER_ROWS = {12: 8, 6: 4}
+# Rows of W whose chains of a sum of dx are added as one tree, which is then added to others as a tree: of so many rows
+# a panel fits into the first cache, and whole panels have so many.
+TREE_ROWS = 256
 
 
 def tile_shape(m: int, n: int, dtype: np.dtype[Any]) -> tuple[int, int, int, int]:
-    """Vectors in a panel of q, and of x, rows in a tile of dW, and whether a sum of dx is one chain."""
+    """Vectors in a panel of q, and of x, rows in a tile of dW, and levels of trees in a sum of dx."""
     lanes, most = lane_count(dtype), rows_of_tile()
     m_vectors, n_vectors = (1 if size <= lanes else 2 for size in (m, n))
     dW_rows = m if m_vectors == 1 and m <= most else min(OTHER_ROWS[most], lanes * m_vectors)
-    return m_vectors, n_vectors, dW_rows, int(m_vectors == 1 and m <= MOST_IN_CHAIN)
+    levels = 0 if m_vectors == 1 and m <= MOST_IN_CHAIN else 1 if m <= TREE_ROWS else 2
+    return m_vectors, n_vectors, dW_rows, levels
 
 
 class Sizes:
@@ -45,9 +49,41 @@ class Sizes:
         """The quotient rounded up."""
         return self.b.udiv(self.b.add(number, INDEX(divisor - 1)), INDEX(divisor))
 
+    def steps(self, step: Any) -> Any:
+        """How many times ``step`` rows W has, the last ones perhaps fewer."""
+        return self.b.udiv(self.b.add(self.m, self.b.sub(step, INDEX(1))), step)
+
     def rounded_up(self, number: Any, divisor: int) -> Any:
         """The next multiple."""
         return self.b.mul(self.quotient(number, divisor), INDEX(divisor))
+
+
+class Chain(NamedTuple):
+    """A chain of a sum over rows of W: LLVM values."""
+
+    panel: Any
+    begin: Any  # in the panel
+    term: Any  # its first row
+    count: Any
+
+
+class Chains:
+    """The chains of a sum over ``terms`` rows of W: each panel of ``width`` rows is cut into ``of_panel`` chains."""
+
+    def __init__(self, b: Any, terms: Any, width: int, of_panel: Any) -> None:
+        self.b, self.terms, self.width, self.of_panel = b, terms, INDEX(width), of_panel
+        self.length = b.udiv(b.add(INDEX(width - 1), of_panel), of_panel)
+        rest = b.urem(terms, self.width)
+        whole = b.mul(b.udiv(terms, self.width), of_panel)
+        self.number = b.add(whole, b.udiv(b.add(rest, b.sub(self.length, INDEX(1))), self.length))
+
+    def of(self, number: Any) -> Chain:
+        """One of them."""
+        b = self.b
+        panel = b.udiv(number, self.of_panel)
+        begin = b.mul(b.urem(number, self.of_panel), self.length)
+        term = b.add(b.mul(panel, self.width), begin)
+        return Chain(panel, begin, term, least(b, self.length, b.sub(self.width, begin), b.sub(self.terms, term)))
 
 
 def pack_rows(
@@ -87,20 +123,16 @@ def g_of_q(
     cotangent: Any,
     loss: Any,
     dq: Any,
-    row_size: Any,
     wanted: Wanted,
 ) -> None:
-    """g in the place of q, which is in panels of ``vectors`` vectors, for ``count`` samples; the loss and dq.
-
-    A row of target and dq has ``row_size`` elements.
-    """
+    """g in the place of q, which is in panels of ``vectors`` vectors, for ``count`` samples; the loss and dq."""
     b = v.builder
     g_size = b.mul(sizes.rows, INDEX(sizes.m_panel))
     with cgutils.for_range(b, count, intp=INDEX) as row:
         total = Total(v)
         total.begin(v.constant(0))
         c = cotangent and v.broadcast(b.load(v.at(cotangent, row.index)))
-        of_row = b.mul(row.index, row_size)
+        of_row = b.mul(row.index, sizes.m)
         g_row = v.at(q, b.mul(row.index, INDEX(sizes.m_panel)))
         with cgutils.for_range(b, sizes.m_panels, intp=INDEX) as panel:
             i = [b.add(b.mul(panel.index, INDEX(sizes.m_panel)), INDEX(u * v.width)) for u in range(vectors)]
