@@ -57,8 +57,8 @@ def units(
     """Compute the units first..last of ``unit`` samples each.
 
     W and its transpose are packed. ``memory`` has ``room`` elements for each unit; the first ones get the sum of dW,
-    high and low parts of a tile one after another. A panel of a sum for dx is cut into ``chains_of_panel`` chains, a sum
-    of dW into chains of ``dW_chain`` samples.
+    high and low parts of a tile one after another. A panel of a sum for dx is cut into ``chains_of_panel`` chains, a
+    sum of dW into chains of ``dW_chain`` samples.
     """
     b = v.builder
     v.align_stack()
@@ -164,7 +164,7 @@ class Block:
                 add_rows(i, minimum(b, INDEX(TREE_ROWS), b.sub(sizes.m, i)))
 
             if levels == 2:
-                tile.sum_chains(sizes.quotient(sizes.m, TREE_ROWS), add_tree, fours=False)
+                tile.sum_chains(sizes.quotient(sizes.m, TREE_ROWS), add_tree)
             else:
                 add_rows(INDEX(0), sizes.m)
             j = b.mul(j_panel, INDEX(sizes.n_panel))

@@ -214,7 +214,7 @@ class Samples:
                     W_chain = v.at(W_panel, b.mul(of_chain.term, INDEX(sizes.n_panel)))
                     tile.add_products(of_chain.count, g_chain, sizes.m_panel, 1, W_chain)
 
-                tile.sum_chains(chains.number, add_chain)
+                tile.sum_chains(chains.number, add_chain, fours=True)
                 to = v.at(sums, b.mul(b.add(b.mul(panel.index, tiles), of_rows.index), size))
                 tile.store(v.at(to, b.mul(waiting, level)))
                 with cgutils.for_range(b, additions, intp=INDEX) as addition:
@@ -267,7 +267,7 @@ class Samples:
                 x_part = v.at(x_panel, b.mul(sample, INDEX(sizes.n_panel)))
                 tile.add_products(minimum(b, chain, b.sub(self.count, sample)), g_part, 1, sizes.m_panel, x_part)
 
-            tile.sum_chains(chains, add_chain)
+            tile.sum_chains(chains, add_chain, fours=True)
             j = b.mul(panel.index, INDEX(sizes.n_panel))
             left = [b.sub(b.sub(sizes.n, j), INDEX(u * v.width)) for u in range(self.n_vectors)]
             masks = [v.mask_first(maximum(b, k, INDEX(0))) for k in left]

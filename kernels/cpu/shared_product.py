@@ -72,14 +72,14 @@ class Tile:
         """The sums of a row."""
         return self.sums[r * self.vectors : (r + 1) * self.vectors]
 
-    def sum_chains(self, count: Any, add_chain: Callable[[Any], None], fours: bool = True) -> None:
+    def sum_chains(self, count: Any, add_chain: Callable[[Any], None], fours: bool = False) -> None:
         """Sum over ``count`` chains: ``add_chain(k)`` adds the k-th. The chains' sums are added as a balanced tree.
 
         When chain k begins, there is a sum of 2^l chains for each bit l that is set in k, one after another in memory.
         It goes behind them, and is added to those whose bits an addition of 1 clears; the last one to all of them.
         They are in memory only, because LLVM else keeps no sums in registers while the terms of a chain pass.
 
-        ``fours``: the code has four chains in a row, which takes less of such accounts.
+        ``fours``: the code has four chains in a row, which takes fewer of these steps.
         """
         v, b, size = self.v, self.v.builder, len(self.sums)
         memory = cgutils.alloca_once(b, v.vector, INDEX((MOST_LEVELS + 3) * size))
