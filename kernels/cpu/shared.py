@@ -13,9 +13,9 @@ import numpy as np
 
 from sigmoid_l2 import threads
 from sigmoid_l2.kernels import Given
-from sigmoid_l2.kernels.cpu import shared_blocks, shared_tiny
+from sigmoid_l2.kernels.cpu import shared_blocks, shared_large, shared_panels, shared_tiny
 from sigmoid_l2.kernels.cpu.compile import entry_point
-from sigmoid_l2.kernels.cpu.shared_product import allowed_roundings, roundings_of_chains
+from sigmoid_l2.kernels.cpu.shared_product import allowed_roundings, chains_of_panel, roundings_of_chains
 from sigmoid_l2.kernels.cpu.shared_sums import sums_kernel
 from sigmoid_l2.kernels.cpu.simd import lane_count
 from sigmoid_l2.settings import get_streaming_threshold
@@ -28,10 +28,11 @@ UNIT, UNITS = 1 << 10, 64
 MOST_TERMS = 1 << 13
 # Samples of a block, and the most memory of a block, in bytes.
 BLOCK_ROWS, BLOCK_BYTES = 96, 1 << 20
-# The largest part of W whose dW is computed at a time, in bytes.
-STRIP_BYTES = 1 << 22
-# Size of the dx whose sum over strips is computed at a time, in bytes; there are four more arrays of this size.
-CHUNK_BYTES = 1 << 22
+# Size of the smallest W, in elements, whose work is always cut by its rows and columns: packed twice, as blocks need
+# it, it would fill the second cache.
+LARGE = 1 << 18
+# Size of the largest W, in elements, whose work is never cut by its rows and columns, how few the samples may be.
+SMALL = 1 << 15
 # What the blocks of a call allocate, at most, in bytes, where a row of x has up to 512 KiB: a tile has 12 of them.
 MOST_BYTES = 40 << 20
 
@@ -71,11 +72,11 @@ def shared(
     if W.size <= TINY:
         _tiny(W, arrays, dW, streams)
         return
-    strip = max(1, STRIP_BYTES // (W.itemsize * W.shape[1]))
-    if strip >= len(W):
-        _blocks(W, arrays, dW, 0, streams)
+    few = len(x) <= 2 * UNIT and W.size > SMALL
+    if few or W.size >= LARGE:
+        shared_large.compute(W, arrays, dW)
     else:
-        _in_strips(W, arrays, dW, strip, streams)
+        _blocks(W, arrays, dW, streams)
 
 
 def _unit(B: int, multiple: int, most: int) -> int:
@@ -116,13 +117,12 @@ def _tiny(W: Any, arrays: Arrays, dW: Any, streams: bool) -> None:
         dW[...] = totals[: m * n].reshape(m, n)
 
 
-def _blocks(W: Any, arrays: Arrays, dW: Any, column: int, streams: bool) -> None:
-    """All rows of W, whose targets begin at ``column``."""
+def _blocks(W: Any, arrays: Arrays, dW: Any, streams: bool) -> None:
+    """Blocks of samples, each for all of W."""
     m, n = W.shape
     B, dtype = len(arrays.x), W.dtype
-    row = next((a.shape[1] for a in (arrays.target, arrays.dq) if a is not None), m)
-    m_vectors, n_vectors, rows, _ = shape = shared_blocks.tile_shape(m, n, dtype)
-    lanes, of_tile = lane_count(dtype), shared_blocks.rows_of_tile()
+    m_vectors, n_vectors, rows, _ = shape = shared_panels.tile_shape(m, n, dtype)
+    lanes, of_tile = lane_count(dtype), shared_panels.rows_of_tile()
     m_panel, n_panel = m_vectors * lanes, n_vectors * lanes
     m_panels, n_panels, m_tiles = -(-m // m_panel), -(-n // n_panel), -(-m // rows)
     given = Given(arrays.target is not None, arrays.cotangent is not None)
@@ -138,7 +138,7 @@ def _blocks(W: Any, arrays: Arrays, dW: Any, column: int, streams: bool) -> None
     allocated = sum(a.nbytes for a in (*packed, totals))
     wave = min(units, max(1, (MOST_BYTES - allocated) // (room * dtype.itemsize)))
     memory = _aligned(wave, room, dtype)
-    chains = _chains_of_panel(m, m_panel), _chain_of_sums(B, block)
+    chains = chains_of_panel(m, m_panel, shared_panels.TREE_ROWS), _chain_of_sums(B, block)
     for first, last in _waves(units, wave):
         part = arrays.part(first * unit, last * unit)
 
@@ -149,8 +149,6 @@ def _blocks(W: Any, arrays: Arrays, dW: Any, column: int, streams: bool) -> None
                 memory,
                 dW is not None,
                 m,
-                row,
-                column,
                 begin,
                 end,
                 unit,
@@ -184,72 +182,7 @@ def _packed(W: Any, width: int) -> Any:
 
 
 @lru_cache
-def _chains_of_panel(m: int, panel: int) -> int:
-    """How many chains of a sum of dx each panel has: as few as the contract allows, and none of them empty."""
-    most = min(allowed_roundings(m), m)
-    for chains in range(1, panel):
-        length = -(-panel // chains)
-        count = m // panel * chains + -(-(m % panel) // length)
-        if (chains - 1) * length < panel and min(length, m) - 1 + (count - 1).bit_length() <= most:
-            return chains
-    return panel
-
-
-@lru_cache
 def _chain_of_sums(B: int, block: int) -> int:
     """How many samples a chain of dW has: as many as the contract allows, with two roundings of units and of all."""
     terms = min(B, block)
     return max(k for k in range(1, terms + 1) if k == 1 or roundings_of_chains(terms, k) + 2 <= allowed_roundings(B))
-
-
-def _in_strips(W: Any, arrays: Arrays, dW: Any, strip: int, streams: bool) -> None:
-    """Some rows of W at a time: dW over all samples, and then the others, which are sums over the strips.
-
-    So q is computed twice where both are wanted, which is a third more of the work, and no memory is as large as W.
-    """
-    B, n = arrays.x.shape
-    strips = [(i, min(i + strip, len(W))) for i in range(0, len(W), strip)]
-    if dW is not None:
-        inputs = arrays._replace(loss=None, dx=None, dq=None)
-        for i, end in strips:
-            _blocks(W[i:end], inputs, dW[i:end], i, False)
-    if all(a is None for a in arrays[3:]):
-        return
-    samples = max(1, CHUNK_BYTES // (n * W.itemsize))
-    for first, last in _waves(B, samples):
-        part = arrays.part(first, last)
-        sums = [None if a is None else _Sum(a) for a in (part.loss, part.dx)]
-        for i, end in strips:
-            loss, dx = (None if a is None else a.next for a in sums)
-            _blocks(W[i:end], part._replace(loss=loss, dx=dx), None, i, streams)
-            for total in sums:
-                if total is not None:
-                    total.take()
-        for total in sums:
-            if total is not None:
-                total.end()
-
-
-class _Sum:
-    """The sum of arrays, in ``to``, with the errors of its additions; ``next`` is where the next one goes."""
-
-    def __init__(self, to: Any) -> None:
-        self.to, self.next = to, np.empty_like(to)
-        self.to[...] = 0
-        self.errors = np.zeros_like(to)
-
-    def take(self) -> None:
-        """Add what is in ``next``: TwoSum, as ``sums.add_exactly``."""
-        with np.errstate(all="ignore"):  # an infinite sum has errors of NaN
-            high = self.to + self.next
-            added = high - self.to
-            self.next -= added
-            np.subtract(high, added, out=added)
-            self.to -= added
-            self.next += self.to
-            self.errors += self.next
-        self.to[...] = high
-
-    def end(self) -> None:
-        """Add the errors, but where they are NaN, because the sum is infinite."""
-        self.to += np.where(np.isnan(self.errors), 0, self.errors)

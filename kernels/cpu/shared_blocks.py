@@ -3,9 +3,6 @@
 A thread has a range of units of the batch, and takes a unit in blocks. For a block it packs x, then computes q = x W^T,
 then e and g, then dx = g W, then adds g^T x to the unit's dW. Compiled for each number of vectors that a row of W and
 of W^T has, up to two, and for each number of rows of W up to MOST_ROWS.
-
-All matrices in between are packed in panels: of each row as many elements as a tile is wide, the rows one after
-another. So a tile reads neighbours, and each address is one from the begin of the panel that is known when compiled.
 """
 
 from collections.abc import Callable
@@ -21,20 +18,11 @@ from numba.core import cgutils
 from sigmoid_l2.kernels import Given, Wanted
 from sigmoid_l2.kernels.cpu.compile import compile_function, vector_code
 from sigmoid_l2.kernels.cpu.loops import maximum, minimum
-from sigmoid_l2.kernels.cpu.shared_product import MOST_IN_CHAIN, Tile, least
-from sigmoid_l2.kernels.cpu.sigmoid import error_and_g, side_by_side
-from sigmoid_l2.kernels.cpu.simd import INDEX, VectorBuilder, lane_count, vector_bytes
+from sigmoid_l2.kernels.cpu.shared_panels import TREE_ROWS, Chains, Sizes, g_of_q, pack_rows, rows_of_tile
+from sigmoid_l2.kernels.cpu.shared_product import Tile
+from sigmoid_l2.kernels.cpu.simd import INDEX, VectorBuilder
 from sigmoid_l2.kernels.cpu.stream import can_stream
-from sigmoid_l2.kernels.cpu.sums import Total, add_exactly
-
-
-def rows_of_tile() -> int:
-    """Samples of a tile of q and dx. AVX-512 has 32 registers for the 12 x 2 sums, others 16 for 6 x 2."""
-    return 12 if vector_bytes() == 64 else 6
-
-
-# Rows of a tile of dW by those of a tile of q, where W has more: they divide a panel's elements.
-OTHER_ROWS = {12: 8, 6: 4}
+from sigmoid_l2.kernels.cpu.sums import add_exactly
 
 
 @vector_code(constants=4)
@@ -52,8 +40,6 @@ def units(
     wanted: Wanted,
     m: Any,
     n: Any,
-    row: Any,
-    column: Any,
     first: Any,
     last: Any,
     unit: Any,
@@ -66,14 +52,13 @@ def units(
     m_vectors: int,
     n_vectors: int,
     dW_rows: int,
-    is_one_chain: int,
+    dx_levels: int,
 ) -> None:
     """Compute the units first..last of ``unit`` samples each.
 
-    W and its transpose are packed. A row of target and dq has ``row`` elements, and their m ones begin at ``column``.
-    ``memory`` has ``room`` elements for each unit; the first ones get the sum of dW, high and low parts of a tile one
-    after another. A panel of a sum for dx is cut into ``chains_of_panel`` chains, a sum of dW into chains of
-    ``dW_chain`` samples.
+    W and its transpose are packed. ``memory`` has ``room`` elements for each unit; the first ones get the sum of dW,
+    high and low parts of a tile one after another. A panel of a sum for dx is cut into ``chains_of_panel`` chains, a
+    sum of dW into chains of ``dW_chain`` samples.
     """
     b = v.builder
     v.align_stack()
@@ -89,36 +74,20 @@ def units(
         with cgutils.for_range_slice(b, begin, end, block_rows, intp=INDEX) as (sample, _):
             count = minimum(b, block_rows, b.sub(end, sample))
             block.take(count)
-            block.pack_x(v.at(x, b.mul(sample, n)))
+            pack_rows(v, v.at(x, b.mul(sample, n)), n, count, n, block.x, block.x_panel, n_vectors)
             block.compute_q(W_transposed)
-            at = b.add(b.mul(sample, row), column)
+            at = b.mul(sample, m)
             y = target and v.at(target, at)
             c = cotangent and v.at(cotangent, sample)
-            block.compute_g(y, c, v.at(loss, sample), v.at(dq, at), row, wanted)
+            g_of_q(v, sizes, block.g, m_vectors, count, y, c, v.at(loss, sample), v.at(dq, at), wanted)
             with b.if_then(wanted.dx):
-                block.compute_dx(W, chains_of_panel, bool(is_one_chain))
+                block.compute_dx(W, chains_of_panel, dx_levels)
                 block.write_dx(v.at(dx, b.mul(sample, n)), streams)
             with b.if_then(wanted.dW):
                 block.add_gradient(sums, dW_chain, b.icmp_signed("==", sample, begin))
     if can_stream():
         with b.if_then(streams):
             v.fence()
-
-
-class Sizes:
-    """The sizes of matrices and panels, in elements: LLVM values, but the widths of panels are ints."""
-
-    def __init__(self, b: Any, m: Any, n: Any, rows: Any, m_panel: int, n_panel: int) -> None:
-        self.b, self.m, self.n, self.rows, self.m_panel, self.n_panel = b, m, n, rows, m_panel, n_panel
-        self.m_panels, self.n_panels = self.quotient(m, m_panel), self.quotient(n, n_panel)
-
-    def quotient(self, number: Any, divisor: int) -> Any:
-        """The quotient rounded up."""
-        return self.b.udiv(self.b.add(number, INDEX(divisor - 1)), INDEX(divisor))
-
-    def rounded_up(self, number: Any, divisor: int) -> Any:
-        """The next multiple."""
-        return self.b.mul(self.quotient(number, divisor), INDEX(divisor))
 
 
 class Block:
@@ -145,27 +114,6 @@ class Block:
         with cgutils.for_range(b, panels, intp=INDEX) as panel, tiles_of_panel() as (row, _):
             step(panel.index, row)
 
-    def pack_x(self, x: Any) -> None:
-        """Copy x to panels, with zeros after a row's last element."""
-        v, b, n = self.v, self.v.builder, self.sizes.n
-        with cgutils.for_range(b, self.count, intp=INDEX) as row:
-            source = v.at(x, b.mul(row.index, n))
-            to = v.at(self.x, b.mul(row.index, INDEX(self.sizes.n_panel)))
-            whole = b.udiv(n, INDEX(self.sizes.n_panel))
-
-            def copy(panel: Any, is_masked: bool) -> None:
-                at = b.mul(panel, INDEX(self.sizes.n_panel))
-                for u in range(self.n_vectors):
-                    j = b.add(at, INDEX(u * v.width))
-                    left = maximum(b, b.sub(n, j), INDEX(0))
-                    value = v.load(source, j, v.mask_first(left) if is_masked else None)
-                    v.store(value, to, b.add(b.mul(panel, self.x_panel), INDEX(u * v.width)))
-
-            with cgutils.for_range(b, whole, intp=INDEX) as panel:
-                copy(panel.index, False)
-            with b.if_then(b.icmp_signed("<", whole, self.sizes.n_panels)):
-                copy(whole, True)
-
     def compute_q(self, W_transposed: Any) -> None:
         """q = x W^T. A term of q is rounded n times at most: a sum is one chain, in the order of the columns."""
         v, b, sizes, rows = self.v, self.v.builder, self.sizes, rows_of_tile()
@@ -185,59 +133,40 @@ class Block:
 
         self.for_tiles(sizes.m_panels, rows, self.count, compute)
 
-    def compute_g(self, target: Any, cotangent: Any, loss: Any, dq: Any, row_size: Any, wanted: Wanted) -> None:
-        """g in the place of q; the loss and dq."""
-        v, b, sizes = self.v, self.v.builder, self.sizes
-        with cgutils.for_range(b, self.count, intp=INDEX) as row:
-            total = Total(v)
-            total.begin(v.constant(0))
-            c = cotangent and v.broadcast(b.load(v.at(cotangent, row.index)))
-            of_row = b.mul(row.index, row_size)
-            g_row = v.at(self.g, b.mul(row.index, INDEX(sizes.m_panel)))
-            with cgutils.for_range(b, sizes.m_panels, intp=INDEX) as panel:
-                i = [b.add(b.mul(panel.index, INDEX(sizes.m_panel)), INDEX(u * v.width)) for u in range(self.m_vectors)]
-                masks = [v.mask_first(maximum(b, b.sub(sizes.m, i_u), INDEX(0))) for i_u in i]
-                g_panel = v.at(g_row, b.mul(panel.index, self.g_panel))
-                q = v.load_block(g_panel, self.m_vectors)
-                y = [target and v.load(target, b.add(of_row, i_u), mask) for i_u, mask in zip(i, masks, strict=True)]
-                results = side_by_side(error_and_g(v, q_u, y_u, c) for q_u, y_u in zip(q, y, strict=True))
-                v.store_block((g for _, g in results), g_panel)
-                with b.if_then(wanted.dq):
-                    for (_, g), i_u, mask in zip(results, i, masks, strict=True):
-                        v.store(g, dq, b.add(of_row, i_u), mask)
-                with b.if_then(wanted.loss):
-                    for (e, _), mask in zip(results, masks, strict=True):
-                        total.add(b.select(mask, b.fmul(e, e), v.constant(0)))
-            with b.if_then(wanted.loss):
-                b.store(v.sum_lanes(total.value()), v.at(loss, row.index))
-
-    def compute_dx(self, W: Any, chains_of_panel: Any, is_one_chain: bool) -> None:
-        """dx = g W; ``is_one_chain``: a sum has one chain, which stays in registers."""
+    def compute_dx(self, W: Any, chains_of_panel: Any, levels: int) -> None:
+        """dx = g W; a sum is one chain, which stays in registers, or a tree of chains, or a tree of trees."""
         v, b, sizes, rows = self.v, self.v.builder, self.sizes, rows_of_tile()
-        length = b.udiv(b.add(INDEX(sizes.m_panel - 1), chains_of_panel), chains_of_panel)
-        rest = b.urem(sizes.m, INDEX(sizes.m_panel))
-        chains = b.mul(b.udiv(sizes.m, INDEX(sizes.m_panel)), chains_of_panel)
-        chains = b.add(chains, b.udiv(b.add(rest, b.sub(length, INDEX(1))), length))
 
         def compute(j_panel: Any, row: Any) -> None:
             tile = Tile(v, rows, self.n_vectors)
             W_panel = v.at(W, b.mul(b.mul(j_panel, sizes.m), INDEX(sizes.n_panel)))
             g_row = v.at(self.g, b.mul(row, INDEX(sizes.m_panel)))
 
-            def add_chain(chain: Any) -> None:
-                panel = b.udiv(chain, chains_of_panel)
-                k = b.mul(b.urem(chain, chains_of_panel), length)  # in the panel
-                i = b.add(b.mul(panel, INDEX(sizes.m_panel)), k)
-                count = least(b, length, b.sub(INDEX(sizes.m_panel), k), b.sub(sizes.m, i))
-                g_part = v.at(g_row, b.add(b.mul(panel, self.g_panel), k))
-                W_part = v.at(W_panel, b.mul(i, INDEX(sizes.n_panel)))
-                tile.add_products(count, g_part, sizes.m_panel, 1, W_part)
+            def add_rows(i: Any, count: Any) -> None:
+                chains = Chains(b, count, sizes.m_panel, chains_of_panel)
+                g_rows = v.at(g_row, b.mul(b.udiv(i, INDEX(sizes.m_panel)), self.g_panel))
+                W_rows = v.at(W_panel, b.mul(i, INDEX(sizes.n_panel)))
 
-            if is_one_chain:
-                tile.clear()
-                add_chain(INDEX(0))
+                def add_chain(number: Any) -> None:
+                    chain = chains.of(number)
+                    g_part = v.at(g_rows, b.add(b.mul(chain.panel, self.g_panel), chain.begin))
+                    W_part = v.at(W_rows, b.mul(chain.term, INDEX(sizes.n_panel)))
+                    tile.add_products(chain.count, g_part, sizes.m_panel, 1, W_part)
+
+                if levels:
+                    tile.sum_chains(chains.number, add_chain)
+                else:
+                    tile.clear()
+                    add_chain(INDEX(0))
+
+            def add_tree(number: Any) -> None:
+                i = b.mul(number, INDEX(TREE_ROWS))
+                add_rows(i, minimum(b, INDEX(TREE_ROWS), b.sub(sizes.m, i)))
+
+            if levels == 2:
+                tile.sum_chains(sizes.quotient(sizes.m, TREE_ROWS), add_tree)
             else:
-                tile.sum_chains(chains, add_chain)
+                add_rows(INDEX(0), sizes.m)
             j = b.mul(j_panel, INDEX(sizes.n_panel))
             to = v.at(self.dx, b.add(b.mul(row, sizes.n), j))
             with b.if_else(b.icmp_signed(">=", b.sub(sizes.n, j), INDEX(sizes.n_panel))) as (whole, part):
@@ -320,7 +249,7 @@ class Block:
 
 
 @cache
-def kernel(m_vectors: int, n_vectors: int, dW_rows: int, is_one_chain: int, dtype: np.dtype[Any], given: Given) -> Any:
+def kernel(m_vectors: int, n_vectors: int, dW_rows: int, dx_levels: int, dtype: np.dtype[Any], given: Given) -> Any:
     """The compiled function; the last three but two arguments are as ``units`` says."""
 
     def shared_blocks(
@@ -335,8 +264,6 @@ def kernel(m_vectors: int, n_vectors: int, dW_rows: int, is_one_chain: int, dtyp
         memory: Any,
         dW_wanted: bool,
         m: int,
-        row: int,
-        column: int,
         first: int,
         last: int,
         unit: int,
@@ -360,8 +287,6 @@ def kernel(m_vectors: int, n_vectors: int, dW_rows: int, is_one_chain: int, dtyp
             wanted,
             m,
             n,
-            row,
-            column,
             first,
             last,
             unit,
@@ -374,7 +299,7 @@ def kernel(m_vectors: int, n_vectors: int, dW_rows: int, is_one_chain: int, dtyp
             m_vectors,
             n_vectors,
             dW_rows,
-            is_one_chain,
+            dx_levels,
         )
 
     real = numba.from_dtype(dtype)
@@ -382,17 +307,9 @@ def kernel(m_vectors: int, n_vectors: int, dW_rows: int, is_one_chain: int, dtyp
     inputs = vectors if given.target else types.none, numbers if given.cotangent else types.none
     outputs = map(types.Optional, (numbers, vectors, vectors))
     signature = types.void(
-        numbers, numbers, vectors, *inputs, *outputs, vectors, types.boolean, *(types.int64,) * 9, types.boolean
+        numbers, numbers, vectors, *inputs, *outputs, vectors, types.boolean, *(types.int64,) * 7, types.boolean
     )
     name = "_target" * given.target + "_cotangent" * given.cotangent
     return compile_function(
-        shared_blocks, f"shared_blocks_{m_vectors}_{n_vectors}_{dW_rows}_{is_one_chain}{name}_{dtype}", signature
+        shared_blocks, f"shared_blocks_{m_vectors}_{n_vectors}_{dW_rows}_{dx_levels}{name}_{dtype}", signature
     )
-
-
-def tile_shape(m: int, n: int, dtype: np.dtype[Any]) -> tuple[int, int, int, int]:
-    """Vectors in a panel of q, and of x, rows in a tile of dW, and whether a sum of dx is one chain."""
-    lanes, most = lane_count(dtype), rows_of_tile()
-    m_vectors, n_vectors = (1 if size <= lanes else 2 for size in (m, n))
-    dW_rows = m if m_vectors == 1 and m <= most else min(OTHER_ROWS[most], lanes * m_vectors)
-    return m_vectors, n_vectors, dW_rows, int(m_vectors == 1 and m <= MOST_IN_CHAIN)

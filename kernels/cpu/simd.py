@@ -166,6 +166,20 @@ class VectorBuilder:
             step *= 2
         return vectors[0]
 
+    def transposed(self, vectors: Sequence[Any]) -> list[Any]:
+        """The vectors whose k-th one has lane k of each of ``vectors``, which are ``width``."""
+        result, step = list(vectors), 1
+        while step < self.width:
+            # Exchange, in the number of the vector and in that of the lane, the bit `step`.
+            stay = [k if not k & step else self.width + (k ^ step) for k in range(self.width)]
+            move = [k | step if not k & step else self.width + k for k in range(self.width)]
+            for k in range(self.width):
+                if not k & step:
+                    a, b = result[k], result[k | step]
+                    result[k], result[k | step] = self.shuffle(a, b, stay), self.shuffle(a, b, move)
+            step *= 2
+        return result
+
     def sum_axis(self, vectors: Iterable[Any], shape: tuple[int, int, int]) -> list[Any]:
         """Sum over the middle axis of (outer, size, inner), the shape of the elements of ``vectors``.
 

@@ -19,7 +19,7 @@ from llvmlite import binding
 
 from host.test_cpu_levels import LEVELS, child
 from sigmoid_l2 import settings, threads
-from sigmoid_l2.kernels.cpu import shared
+from sigmoid_l2.kernels.cpu import shared, shared_large
 from sigmoid_l2.kernels.cpu.simd import lane_count
 
 NAMES = ("loss", "dW", "dx", "dq")
@@ -195,7 +195,7 @@ def test_equal_terms(B, m, n):
 
 @pytest.mark.parametrize(("B", "m", "n"), [(1 << 17, 3, 3), (1 << 14, 256, 256), (40, 1500, 1500), (300, 3, 100_000)])
 def test_memory(B, m, n):
-    """A call allocates at most 64 MiB; where W is larger than its part of that, it goes strip by strip."""
+    """A call allocates at most 64 MiB for some samples and a part of W."""
     inputs = case(B, m, n, np.float32)
     out = [np.empty(shape, np.float32) for shape in ((B,), (m, n), (B, n), (B, m))]
     shared.shared(*inputs, *out)  # compiles
@@ -208,18 +208,38 @@ def test_memory(B, m, n):
     assert peak <= 64 << 20, f"{peak / 2**20:.0f} MiB"
 
 
-def test_strips(monkeypatch):
-    """Some rows of W at a time: the contract, and the same bits of a pair anywhere and whatever else is wanted."""
-    monkeypatch.setattr(shared, "STRIP_BYTES", 70 * 4 * 11)
-    monkeypatch.setattr(shared, "CHUNK_BYTES", 70 * 4 * 40)
-    inputs = case(211, 40, 70, np.float32, "tc")
-    whole = run(*inputs)
-    assert_accurate(*inputs, whole)
-    for wanted in itertools.combinations(NAMES, 2):
-        assert_same_bits(run(*inputs, wanted=wanted), whole)
-    W, *others = inputs
-    part = run(W, *(a[33:120] for a in others))
-    assert_same_bits({name: part[name] for name in ("loss", "dx", "dq")}, {k: a[33:120] for k, a in whole.items()})
+def large(monkeypatch, samples=256):
+    """Cut the work by the rows and columns of W, for so many samples at a time."""
+    monkeypatch.setattr(shared, "LARGE", 1)
+    monkeypatch.setattr(shared_large, "SAMPLES", samples)
+    shared_large.plan.cache_clear()
+
+
+@pytest.mark.parametrize(("m", "n", "dtype"), [(17, 5, "f8"), (40, 70, "f4"), (300, 33, "f4")])
+def test_large(m, n, dtype, monkeypatch):
+    """The contract, and the bits of blocks of samples, whatever else is wanted and for any number of threads."""
+    for B in (1, 5, 12, 100):
+        inputs = case(B, m, n, np.dtype(dtype), "tc")
+        of_blocks = run(*inputs, wanted=("loss", "dx", "dq"))
+        with monkeypatch.context() as patch:
+            large(patch, samples=48)
+            results = run(*inputs)
+            assert_accurate(*inputs, results)
+            assert_same_bits({name: results[name] for name in of_blocks}, of_blocks)
+            for wanted in itertools.combinations(NAMES, 2):
+                assert_same_bits(run(*inputs, wanted=wanted), results)
+            patch.setattr(threads, "THREAD_WORK", 1)
+            for number in (1, 2, 3):
+                patch.setattr(threads, "get_num_threads", lambda number=number: number)
+                assert_same_bits(run(*inputs), results)
+
+
+def test_large_sums(monkeypatch):
+    """dW over so many parts of a batch that the errors of their additions are kept."""
+    large(monkeypatch, samples=32)
+    inputs = case(3001, 17, 40, np.float32, "tc")
+    assert shared_large.plan(3001, 17, 40, np.dtype("f4"), 8).keeps_errors
+    assert_accurate(*inputs, run(*inputs))
 
 
 def assert_right():
@@ -232,6 +252,11 @@ def assert_right():
             W, *others = inputs
             part = run(W, *(a[33:60] for a in others), wanted=("loss", "dx", "dq"))
             assert_same_bits(part, {name: a[33:60] for name, a in results.items()})
+    with pytest.MonkeyPatch.context() as patch:
+        large(patch)
+        whole = run(*inputs)
+    assert_accurate(*inputs, whole)
+    assert_same_bits({name: whole[name] for name in part}, {name: results[name] for name in part})
 
 
 @pytest.mark.parametrize("level", LEVELS)
