@@ -13,7 +13,7 @@ from sigmoid_l2.kernels.cpu import batch_last, launch
 from sigmoid_l2.kernels.cpu.simd import lane_count
 
 NAMES = ("loss", "dW", "dx", "dq")
-# One tree of q and several, one chain of rows and several, one batch of rows and several, of whole chains and of less.
+# One tree of q and several, one chain of rows and several, with and without a rest.
 SHAPES = [(1, 1), (3, 3), (2, 5), (5, 2), (8, 8), (17, 33), (1, 40), (40, 1), (200, 3), (3, 2000), (30, 600)]
 DTYPES = [np.dtype("f4"), np.dtype("f8")]
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -107,15 +107,15 @@ def test_contract(m, n, dtype):
 def test_same_bits_in_any_batch(m, n, dtype, on_threads):
     """At any place of a batch of any size, and with any outputs wanted, streamed by some threads or not."""
     lanes = lane_count(dtype)
-    block = batch_last._cut(m, n, dtype, 1 << 20).pairs
-    largest = 2 * block + lanes + 1 if m * n < 1000 else block + 3
+    block = batch_last.VECTORS * lanes
+    largest = 5 * block + 3
     arrays = case(largest, m, n, dtype, "tc")
     expected = run(*arrays)
     on_threads(1)
     assert_same_bits(run(*arrays, gap=3), expected)
     on_threads(3)
     assert_same_bits(run(*arrays, offset=5, order="F"), expected)
-    for B in (1, lanes - 1, lanes, lanes + 1, 3 * lanes + 2, block, block + 1):
+    for B in (1, lanes - 1, lanes, lanes + 1, block - 1, block, block + 1, 2 * block, 3 * block - 1):
         for first in (0, largest - B):
             pairs = slice(first, first + B)
             assert_same_bits(run(*(a[..., pairs] for a in arrays)), expected, pairs)
@@ -126,16 +126,12 @@ def test_same_bits_in_any_batch(m, n, dtype, on_threads):
 def test_same_bits_in_any_place(m, n, dtype, on_threads):
     """Of memory: at each offset, and with runs that begin elsewhere in a line."""
     lanes = lane_count(dtype)
-    for B in (1, lanes - 1, lanes, 2 * lanes + 3, 9 * lanes):
+    for B in (1, lanes - 1, 2 * lanes + 3, 9 * lanes, 11 * lanes - 1):
         arrays = case(B, m, n, dtype, "tc")
         expected = run(*arrays)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(batch_last, "RUN_BYTES", 2 * lanes * dtype.itemsize)
-            for offset, gap, order in itertools.product(range(0, 16, 3), (0, 1, 16), ("C", "F", "-")):
-                batch_last._cut.cache_clear()
-                on_threads(1 + offset % 2)
-                assert_same_bits(run(*arrays, offset=offset, gap=gap, order=order), expected)
-        batch_last._cut.cache_clear()
+        for offset, gap, order in itertools.product(range(0, 16, 3), (0, 1, 16), ("C", "F", "-")):
+            on_threads(1 + offset % 2)
+            assert_same_bits(run(*arrays, offset=offset, gap=gap, order=order), expected)
 
 
 @pytest.mark.parametrize("streams", [False, True])
@@ -183,8 +179,7 @@ def test_memory_error_before_anything_is_written(monkeypatch):
 def test_longest_pairs_in_bounded_memory():
     for dtype in DTYPES:
         longest = batch_last.LONGEST // dtype.itemsize
-        for m, n in ((longest, 1), (1, longest), (longest, longest), (3, 3), (64, 64)):
-            assert launch.has_batch_last(m, n, dtype.itemsize)
-            assert batch_last._cut(m, n, dtype, 10**8).memory * dtype.itemsize < 16 << 20, (m, n)
+        assert launch.has_batch_last(longest, longest, dtype.itemsize)
+        assert batch_last.room(longest, longest, lane_count(dtype)) * dtype.itemsize < 10 << 20
         assert not launch.has_batch_last(longest + 1, 1, dtype.itemsize)
         assert not launch.has_batch_last(1, longest + 1, dtype.itemsize)
