@@ -32,8 +32,9 @@ def vector_code(constants: int = 0, returns_real: bool = False) -> Callable[[Cal
     """Make an intrinsic of ``build(v, *arguments)``, where v is a VectorBuilder for the dtype of its arrays.
 
     ``build`` receives, for an array, a pointer to its first element, where it may be None, of whatever value then; for
-    what is always None, None; for a number, its LLVM value (an integer's has 64 bits); for ``Wanted``, LLVM booleans;
-    for each of the last ``constants`` arguments, a Python int. It returns the LLVM value of a real number, or None.
+    what is always None, None; for a number, its LLVM value (an integer's has 64 bits); for a named tuple of numbers,
+    one of LLVM values; for each of the last ``constants`` arguments, a Python int. It returns the LLVM value of a real
+    number, or None.
     """
 
     def decorate(build: Callable[..., Any]) -> Any:
@@ -63,8 +64,8 @@ def _argument(context: Any, builder: Any, type_: Any, value: Any) -> Any:
         type_, value = type_.type, context.make_helper(builder, type_, value).data
     if isinstance(type_, types.Array):
         return context.make_array(type_)(context, builder, value).data
-    if isinstance(type_, types.BaseTuple):
-        return kernels.Wanted(*cgutils.unpack_tuple(builder, value))
+    if isinstance(type_, types.BaseNamedTuple):
+        return type_.instance_class(*cgutils.unpack_tuple(builder, value))
     return context.cast(builder, value, type_, types.int64) if isinstance(type_, types.Integer) else value
 
 

@@ -13,6 +13,8 @@ import numpy as np
 from sigmoid_l2 import threads
 from sigmoid_l2.kernels import Given
 from sigmoid_l2.kernels.cpu import rows, tall, tiny
+from sigmoid_l2.kernels.cpu.batch_last import batch_last as batch_last  # a part of this module's contract
+from sigmoid_l2.kernels.cpu.batch_last import has_batch_last as has_batch_last
 from sigmoid_l2.kernels.cpu.compile import entry_point
 from sigmoid_l2.kernels.cpu.shared import shared as shared  # a part of this module's contract
 from sigmoid_l2.kernels.cpu.simd import lane_count, vector_bytes
