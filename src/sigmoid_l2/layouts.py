@@ -4,11 +4,11 @@ W (*batch, m, n) is *batch-last* where no step along m or n (of an axis longer t
 than a step along any axis of the batch: its pairs lie inside of its other axes. Such are views of arrays (m, n, *batch)
 and (n, m, *batch). This alone decides whether the kernel ``batch_last`` computes a call, not the lengths of the batch
 axes, the dtype or the layout of any other array. So the kernel, and with it the last bits of a pair, is the same for
-all pairs, for a range, for every other one and for one, W[k:k+1] and W[k]: NumPy keeps the step of an axis of length 1,
-and an axis that was added has a step of 0.
+all pairs, for a range, for every other one and for one, W[k:k+1]: NumPy keeps the step of an axis of length 1.
 
 A C-contiguous W is never batch-last. The last of its axes m and n that is longer than 1 has steps of one element; and
-where both have length 1, there is none to tell.
+where both have length 1, there is none to tell. Nor is a W without a batch axis, or where all of these have been added,
+with a step of 0: W[k] looks like every other element of one matrix, which a kernel for many pairs would take long for.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ def is_batch_last(W: Any) -> bool:
         return False
     *batch, i, j = map(abs, W.strides)
     steps = [step for step, size in zip((i, j), W.shape[-2:], strict=True) if size > 1]
-    return bool(steps) and min(steps) >= max([2 * W.itemsize, *batch])
+    return bool(steps) and any(batch) and min(steps) >= max(2 * W.itemsize, *batch)
 
 
 def new_result(problem: Problem, name: str, empty: Callable[..., Any]) -> Any:

@@ -104,7 +104,7 @@ def test_same_bits(name, m, n, dtype):
     """Of a range, of every other pair, of one; whatever else is wanted."""
     W, x, y, c = batch(100, m, n, dtype)
     whole = compute(W, x, y, c, backend=name)
-    for part in (slice(7, 40), slice(13, 14), slice(90, 3, -3), slice(99, None), 0, 57, *map(slice, range(1, 20))):
+    for part in (slice(7, 40), slice(13, 14), slice(90, 3, -3), slice(99, None), *map(slice, range(1, 20))):
         assert bits(compute(W[part], x[part], y[part], c[part], backend=name)) == bits(whole, part), part
     of_grid = [np.moveaxis(np.moveaxis(a, 0, -1).reshape(*a.shape[1:], 5, 20), (-2, -1), (0, 1)) for a in (W, x, y, c)]
     for part in ((2,), (slice(1, 3), slice(4, 9)), (slice(None), 7), (3, slice(11, 12)), (slice(None), slice(None))):
