@@ -34,7 +34,7 @@ def child(script, cache, cpu, features, *arguments, **variables):
 RUN = """
 import sys
 import numpy as np
-from host import test_cpu_target, test_simd, test_stream
+from host import test_batch_last_cpu, test_cpu_target, test_simd, test_stream
 from contract import assert_contract
 import sigmoid_l2 as sl2
 from sigmoid_l2.kernels.cpu import simd
@@ -59,6 +59,8 @@ test_stream.assert_streams()
 for case in test_stream.FEW:
     test_stream.assert_same_bits_anywhere(*case)
 test_cpu_target.assert_results()
+arrays = test_batch_last_cpu.case(3 * 8 * 16 + 5, 9, 10, np.dtype("f4"), "tc")  # whole blocks, and a rest
+test_batch_last_cpu.assert_accurate(*arrays, test_batch_last_cpu.run(*arrays), [0, 200, 388])
 for dtype in test_simd.DTYPES:
     arguments = test_simd.float32_arguments(997) if dtype == "f4" else [-rng.uniform(0, 700, 1 << 18)]
     normal, subnormal = test_simd.largest_errors(dtype, arguments)
