@@ -31,9 +31,9 @@ BLOCK_ROWS, BLOCK_BYTES = 96, 1 << 20
 # Size of the smallest W, in elements, whose work is always cut by its rows and columns: packed twice, as blocks need
 # it, it would fill the second cache.
 LARGE = 1 << 18
-# Size of the largest W, in elements, whose work is never cut by its rows and columns, how few the samples may be: 256x256
-# with 32 and with 2000 samples would take twice and 1.4 times as long, with 512 only 0.8 times; 384x384 with 64 and with
-# 1024 takes 0.6 times as long.
+# Size of the largest W, in elements, whose work is never cut by its rows and columns, how few the samples may be: so
+# cut, 256x256 with 32 and 2000 samples would take twice and 1.4 times as long, with 512 only 0.8 times; 384x384 with 64
+# and with 1024 takes 0.6 times as long.
 SMALL = 1 << 17
 # What the blocks of a call allocate, at most, in bytes, where a row of x has up to 512 KiB: a tile has 12 of them.
 MOST_BYTES = 40 << 20
