@@ -65,6 +65,21 @@ def test_any_layout_dtype_and_columns(cupy, backend):
     assert_same(cupy, integers, np.ones((2, 3, 4)), x[:2])
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_pairs_last_in_memory(cupy, backend, dtype):
+    """A range of them, and results that lie as they do."""
+    W, x = pairs((1000,), dtype=dtype)
+    W_device, x_device = (cupy.asarray(np.moveaxis(a, 0, -1).copy()) for a in (W, x))
+    W_device, x_device = W_device.transpose(2, 0, 1), x_device.transpose(1, 0)
+    for part in (slice(None), slice(7, 640)):
+        got = sl2.value_and_grad(W_device[part], x_device[part], backend=backend)
+        assert_same(cupy, got, W[part], x[part])
+        assert got.dW.strides[0] == got.dx.strides[0] == got.dW.itemsize
+        out = tuple((0 * a).copy(order="K") for a in got)
+        again = sl2.value_and_grad(W_device[part], x_device[part], out=out, backend=backend)
+        assert_same(cupy, again, W[part], x[part])
+
+
 def test_out_is_written_in_place(cupy, backend):
     W, x, W_device, x_device = on_both(cupy)
     out = tuple(cupy.asarray(np.full(shape, np.nan, "float32")) for shape in ((5,), (5, 3, 4), (5, 4)))
