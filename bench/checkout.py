@@ -3,8 +3,8 @@
 import io
 import shutil
 import subprocess
-import tarfile
 import tomllib
+import zipfile
 from functools import cache
 from pathlib import Path
 
@@ -30,8 +30,8 @@ def commit() -> str:
 
 def export(revision: str, folder: Path) -> None:
     """Write the sources of the package at ``revision`` to ``folder``."""
-    with tarfile.open(fileobj=io.BytesIO(git("archive", "--format=tar", revision, *SOURCES))) as archive:
-        archive.extractall(folder, filter="data")
+    with zipfile.ZipFile(io.BytesIO(git("archive", "--format=zip", revision, *SOURCES))) as archive:
+        archive.extractall(folder)
 
 
 def assemble(packages: Path, root: Path = ROOT) -> None:

@@ -80,8 +80,8 @@ name, layout, steps = sys.argv[1], sys.argv[2], int(sys.argv[3])
 B, m, n = map(int, sys.argv[4].split("x"))
 rng = np.random.default_rng(0)
 W, x = rng.standard_normal((B, m, n)), rng.standard_normal((B, n))
-expected = sl2.value_and_grad(W, x, backend=name)  # compiled, and the threads are there
 W = W if layout == "contiguous" else np.asfortranarray(W)
+expected = sl2.value_and_grad(W, x, backend=name)  # compiled, and the threads are there
 small = [a.tobytes() for a in sl2.value_and_grad(W[:1, :2, :2], x[:1, :2], backend=name)]
 out = [np.empty(a.shape) for a in expected]
 before = in_use()

@@ -29,6 +29,10 @@ TARGET = ("tests/host/test_mistakes_target.py",)
 CLI = ("tests/host/test_cli_target.py",)
 MEMORY = ("tests/host/test_memory.py",)
 WHOLE = ("tests/host/test_whole_function.py",)
+ORDER = ("tests/host/test_order.py",)
+BATCH_LAST = ("tests/host/test_batch_last.py",)
+BATCH_LAST_CPU = ("tests/host/test_batch_last_cpu.py",)
+BATCH_LAST_GPU = ("tests/gpu/test_batch_last.py",)
 ENSEMBLES = (
     "tests/host/test_whole_function.py::test_any_broadcast_is_the_sum_over_pairs",
     "tests/host/test_whole_function.py::test_when_each_of_many_w_is_computed_alone",
@@ -322,6 +326,63 @@ MUTANTS = (
         "k == W_PLACE else a[index]",
         "k == W_PLACE else a[index if k < 2 else parts[0]]",
         ENSEMBLES,
+    ),
+    Mutant(
+        "layouts: pairs that lie outside",
+        "sigmoid_l2/layouts.py",
+        "min(steps) >= max(2 * W.itemsize, *batch)",
+        "min(steps) >= 2 * W.itemsize",
+        ORDER,
+    ),
+    Mutant("layouts: one matrix", "sigmoid_l2/layouts.py", "bool(steps) and any(batch)", "bool(steps)", ORDER),
+    Mutant(
+        "layouts: an order that is not undone",
+        "sigmoid_l2/layouts.py",
+        "lies.transpose(sorted(range(len(order)), key=order.__getitem__))",
+        "lies.transpose(order)",
+        ORDER,
+    ),
+    Mutant(
+        "arguments: pairs of every other element are in place",
+        "sigmoid_l2/arguments.py",
+        "if size > 1 and stride != step:",
+        "if size > 1 and stride < step:",
+        BATCH_LAST,
+    ),
+    Mutant(
+        "reference: dx of the first rows of a batch-last pair",
+        "kernels/reference_batch_last.py",
+        "None if a is None else a + b for a, b",
+        "a for a, b",
+        BATCH_LAST,
+    ),
+    Mutant(
+        "cpu: the line before a range of batch-last pairs",
+        "kernels/cpu/batch_last_range.py",
+        "own = b.not_(v.mask_first(b.select(unit.begins, part, INDEX(0))))",
+        "own = b.not_(v.mask_first(INDEX(0)))",
+        BATCH_LAST_CPU,
+    ),
+    Mutant(
+        "cpu: g of the last block of batch-last pairs joins dW",
+        "kernels/cpu/batch_last_range.py",
+        "v.store(g[-1], self.g_before, at)",
+        "v.store(g[0], self.g_before, at)",
+        BATCH_LAST_CPU,
+    ),
+    Mutant(
+        "cuh: the target of other rows, pairs last",
+        "kernels/gpu/batch_last.cuh",
+        "W += W_row_step, target += target_step;",
+        "W += W_row_step, target += W_row_step;",
+        BATCH_LAST_GPU,
+    ),
+    Mutant(
+        "numba.cuda: dW of the row before, pairs last",
+        "kernels/gpu/batch_last.py",
+        "dW_at += dW_row_step * ITEM",
+        "dW_at += dW_step * ITEM",
+        BATCH_LAST_GPU,
     ),
     Mutant(
         "execute: models of few samples alone", "sigmoid_l2/execute.py", "samples >= MODEL_SAMPLES and", "", ENSEMBLES
