@@ -17,10 +17,9 @@ from sigmoid_l2.kernels.reference import THREADED, error_and_g, halved
 # Size of a block, in elements of W. On two threads, whose calls of NumPy wait for each other, 3x3, 8x8 and 64x64 take
 # 0.97 to 1.5 times as long with 2^16, 1.0 to 1.3 times with 2^17, and 0.9 to 1.2 times with 2^19.
 BLOCK = 1 << 18
-# Pairs of a block, at least, where a row of so many fits in one and the batch has so many; else LINE.
-PAIRS = 128
-# Blocks have whole lines of the caches, in elements of float32.
-LINE = 16
+# Pairs of a block, at least, where a row of so many fits in one; else as many as fit, in whole lines of the caches (of
+# LINE elements of float32) where that is one or more.
+PAIRS, LINE = 128, 16
 
 
 def batch_last(
@@ -38,7 +37,8 @@ def batch_last(
 ) -> None:
     """Compute the outputs that are wanted in blocks of pairs, on all threads."""
     m, n, B = W.shape
-    least = max(LINE, min(PAIRS, BLOCK // n))
+    least = min(PAIRS, BLOCK // n)
+    least = least // LINE * LINE or max(1, least)
     rows = min(m, max(1, BLOCK // (least * n)))  # at a time
     at_once = threads.get_num_threads() if W.size >= THREADED else 1
     pairs = max(least, min(BLOCK // (rows * n), -(-B // at_once)) // LINE * LINE)

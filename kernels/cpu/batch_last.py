@@ -17,7 +17,8 @@ from sigmoid_l2.kernels.cpu.compile import compile_function, entry_point
 from sigmoid_l2.kernels.cpu.simd import lane_count
 from sigmoid_l2.settings import get_streaming_threshold
 
-# Length of the longest row and the longest column of a pair, in bytes: a thread keeps 59 vectors for each of a row.
+# Length of the longest row and the longest column of a pair, in bytes: a thread keeps 59 vectors of each
+# column (10 where there are few pairs), 15 MiB at most.
 LONGEST = 1 << 14
 # Size of the largest small batch, in elements of W: one thread does it, whose results are never streamed.
 SMALL = 1 << 15
@@ -90,13 +91,13 @@ def batch_last(
     run = entry_point(kernel(W.dtype, Given(target is not None, cotangent is not None)))
     arrays = W, x, target, cotangent, loss, dW, dx, dq
     lanes = lane_count(W.dtype)
-    size = room(m, n, lanes)
+    block = VECTORS * lanes
+    size = room(m, n, lanes, VECTORS if block <= B else 1)
     if W.size <= SMALL:
         run(*arrays, 0, B, size, False)
         return
     written = call_bytes or sum(a.nbytes for a in arrays[-4:] if a is not None)
     streams = written >= get_streaming_threshold()
-    block = VECTORS * lanes
     units = -(-B // block)
     # Allocate and drop as much memory as the threads need, so that MemoryError comes before any of them has written.
     np.empty((min(units, threads.get_num_threads()), size), W.dtype)

@@ -366,6 +366,8 @@ class Range:
             v.store(join(before, before), to, end, v.mask_first(b.sub(unit.size, end)))
 
 
-def room(m: int, n: int, lanes: int) -> int:
-    """The memory that a range needs, in elements."""
-    return lanes * (n * (7 * VECTORS + 3) + m + VECTORS + 1 + 2 * (VECTORS + 1) + 4 + 2)
+def room(m: int, n: int, lanes: int, vectors: int) -> int:
+    """The memory that a range needs with blocks of so many vectors, in elements; what ``Range`` takes of it."""
+    of_column = 2 * vectors + 2 * (vectors + 1) + 1 + vectors + 2 * vectors  # W, chains; x; dx_before; dx; sums_of_dx
+    of_range = m + 1 + vectors + 2 * (vectors + 1)  # g_before, loss_before; loss; sums_of_loss
+    return lanes * (n * of_column + of_range + 4)  # and RowTotal's and the first line's rest

@@ -137,7 +137,10 @@ def _some(
     x, target, cotangent, loss, dx, dq = arrays
 
     def run(phase: int, begin: int, end: int, group: int = 1, step: int = 1) -> None:
-        mine = scratch.pop()
+        try:
+            mine = scratch.pop()
+        except IndexError:  # more threads have been set since
+            mine = _aligned(p.scratch, dtype)
         try:
             kernel(
                 phase,

@@ -81,8 +81,9 @@ def value_and_grad(
         NumPy's promotion (of bfloat16 as of float16), float64 where both are integers or bool. float16 and bfloat16 are
         storage: the arithmetic is that of float32, and each result is rounded once. B = 0 pairs give empty results, and
         0 for a sum. dW and dx are dense and lie in memory as W and x do, as what ``np.empty_like`` makes (but C order
-        for JAX, and for inputs whose elements share memory); dq has its pairs last in memory where W has. Without CuPy,
-        numba-cuda returns numba's device arrays, and takes all arrays to be on its current device.
+        for JAX, and for inputs whose elements share memory); dq has its pairs last in memory where W has and is not
+        broadcast. Without CuPy, numba-cuda returns numba's device arrays, and takes all arrays to be on its current
+        device.
 
     Raises
     ------

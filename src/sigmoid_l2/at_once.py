@@ -31,6 +31,7 @@ def compute_at_once(
     dtype, batch = problem.computed, problem.batch
     axes, pairs = len(batch), math.prod(batch)
     flat: list[Any] = [*problem.inputs, *outputs]
+    nbytes = 0
     copies: list[tuple[int, Any, tuple[int, ...]]] = []  # of what does not fit: its place, a view, the copy's shape
     for k, (a, shape) in enumerate(zip(flat, problem.pair_shapes, strict=True)):
         if a is None:
@@ -41,15 +42,18 @@ def compute_at_once(
         if k not in sums and a.size == size and fits(a, problem.pair_shapes[k], dtype, last):
             flat[k] = a.reshape(*shape)
             continue
-        most_bytes -= size * dtype.itemsize
-        if most_bytes < 0:
-            return False
+        nbytes += size * dtype.itemsize
         view = a.reshape(*shape) if of_all else with_batch_axes(a, axes, problem.pair_shapes[k])
         flat[k] = shape
         copies.append((k, view, full))
     if not copies:
         kernel(*flat)
         return True
+    if one_W:  # the order of dW's sum, which follows, must not depend on what else is wanted
+        of_pair = sum(math.prod(s) for k, s in enumerate(problem.pair_shapes) if k not in (W_PLACE, DW_PLACE))
+        nbytes = pairs * of_pair * dtype.itemsize
+    if nbytes > most_bytes:
+        return False
     copy = threads.copy if xp is np else xp.copyto
     for k, view, full in copies:
         flat[k] = new_buffer(pairs, flat[k][1:], dtype, xp, last) if last else xp.empty(flat[k], dtype)

@@ -2,9 +2,11 @@
 
 W (*batch, m, n) is *batch-last* where no step along m or n (of an axis longer than 1) is shorter than two elements, or
 than a step along any axis of the batch: its pairs lie inside of its other axes. Such are views of arrays (m, n, *batch)
-and (n, m, *batch). This alone decides whether the kernel ``batch_last`` computes a call, not the lengths of the batch
-axes, the dtype or the layout of any other array. So the kernel, and with it the last bits of a pair, is the same for
-all pairs, for a range, for every other one and for one, W[k:k+1]: NumPy keeps the step of an axis of length 1.
+and (n, m, *batch). For pairs with a W of their own, of a size that ``batch_last`` takes, this alone decides whether it
+computes them: not the lengths of the batch axes, nor the layout of any other array. So the kernel, and with it the last
+bits of a pair, is the same for all pairs, for a range, for every other one and for one, W[k:k+1]: NumPy keeps the step
+of an axis of length 1. (But it multiplies it in W[::k], which leaves one pair and may look like another layout where k
+is larger than the batch.)
 
 A C-contiguous W is never batch-last. The last of its axes m and n that is longer than 1 has steps of one element; and
 where both have length 1, there is none to tell. Nor is a W without a batch axis, or where all of these have been added,
@@ -41,7 +43,8 @@ def new_result(problem: Problem, name: str, empty: Callable[..., Any]) -> Any:
 def _order(problem: Problem, name: str) -> Sequence[int] | None:
     """The axes of a new result from the longest step in memory to the shortest; None for those of C order.
 
-    A gradient has the order of its input, NumPy's order "K". Where the pairs of W lie inside, so do those of dq.
+    A gradient has the order of its input, NumPy's order "K". Where W has the whole batch and its pairs lie inside, so
+    do those of dq.
     """
     if problem.gpu is not None and not problem.gpu.gives_views:
         return None

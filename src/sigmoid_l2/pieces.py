@@ -43,8 +43,8 @@ from sigmoid_l2.sums import Sum, halved
 
 # Strands of a cell, at most: enough for as many threads. And bytes that the sums of all strands take, at most.
 STRANDS, STRAND_BYTES = 16, 32 << 20
-# Memory of a kernel for a piece, at most, in sizes of all arrays of the piece: NumPy's kernels take about two of 1x1 and
-# of 3x3, the others little.
+# Memory of a kernel for a piece, at most, in sizes of all arrays of the piece: NumPy's kernels take about two at 1x1
+# and at 3x3, the others little.
 KERNEL_SIZES = 3
 # Blocks of a call on threads, at least, where they have so much work in elements of W: enough for each thread.
 BLOCKS, BLOCK_WORK = 16, 1 << 18
@@ -140,7 +140,9 @@ class _Pass:
     def _set_sizes(self, problem: Problem, piece_bytes: int) -> None:
         """How many pairs a block and a piece have. That of a block depends on the shapes alone, where it has sums."""
         whole = math.prod(self.batch)
-        buffered = [k for k in range(len(self.arrays)) if self._needs_buffer(k) and not self._is_of_all(k)]
+        # With one W these are all, because the order of dW's sum must not depend on what else is wanted.
+        of_pairs = (k for k in range(len(self.arrays)) if not self._is_of_all(k))
+        buffered = [k for k in of_pairs if self.W is not None or self._needs_buffer(k)]
         inputs = enumerate(zip(problem.inputs, self.pair_shapes, strict=False))
         broadcast = {k for k, (a, shape) in inputs if a is not None and a.shape != (*problem.batch, *shape)}
         always = [k for k in buffered if k in self.summed or k in broadcast]

@@ -59,9 +59,9 @@ class Problem(NamedTuple):
 
     @property
     def one_W(self) -> bool:  # noqa: N802 - the name of the mathematics
-        """Whether all pairs share one W: it has no batch axes, or there are several pairs."""
+        """Whether all pairs share one W: it has no batch axes, but others have, or there are several pairs."""
         is_one = self.W.size == self.m * self.n
-        return is_one and (self.W.ndim - 2 < len(self.batch) or prod(self.batch) > 1)
+        return is_one and (bool(self.batch) if self.W.ndim == 2 else prod(self.batch) > 1)
 
     @property
     def inputs(self) -> tuple[Any, ...]:

@@ -174,7 +174,7 @@ def test_memory(fits, monkeypatch):
         compute(W, x, y, c, out=out, backend="numpy")
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        assert peak < 16 << 20
+        assert peak < 24 << 20  # the contract has 33 MiB; W has 34 and 64
 
 
 def test_sums_by_halves(monkeypatch):

@@ -180,6 +180,6 @@ def test_longest_pairs_in_bounded_memory():
     for dtype in DTYPES:
         longest = batch_last.LONGEST // dtype.itemsize
         assert launch.has_batch_last(longest, longest, dtype.itemsize)
-        assert batch_last.room(longest, longest, lane_count(dtype)) * dtype.itemsize < 16 << 20
+        assert batch_last.room(longest, longest, lane_count(dtype), batch_last.VECTORS) * dtype.itemsize < 16 << 20
         assert not launch.has_batch_last(longest + 1, 1, dtype.itemsize)
         assert not launch.has_batch_last(1, longest + 1, dtype.itemsize)

@@ -234,6 +234,17 @@ def test_large(m, n, dtype, monkeypatch):
                 assert_same_bits(run(*inputs), results)
 
 
+def test_more_threads_are_set_meanwhile(monkeypatch):
+    """The memory for the threads is there before they start."""
+    inputs = case(100, 40, 70, np.float32)
+    large(monkeypatch)
+    expected = run(*inputs)
+    numbers = itertools.chain([1], itertools.repeat(3))
+    monkeypatch.setattr(threads, "get_num_threads", lambda: next(numbers))
+    monkeypatch.setattr(threads, "THREAD_WORK", 1)
+    assert_same_bits(run(*inputs), expected)
+
+
 def test_large_sums(monkeypatch):
     """dW over so many parts of a batch that the errors of their additions are kept."""
     large(monkeypatch, samples=32)

@@ -200,6 +200,24 @@ def test_sums_do_not_depend_on_the_layout(backend, shapes, other, monkeypatch):
         assert bits(sl2.value_and_grad(a, b, strided(y), wrt=("W", "x", "q"), backend=backend)) == bits(expected)
 
 
+def test_the_sum_for_one_w_does_not_depend_on_what_else_is_wanted(backend, monkeypatch):
+    """Also where x, and so the new dx, do not lie as the kernel takes them, and both together are large."""
+    monkeypatch.setattr(execute, "ONE_W_PIECE_BYTES", 1 << 16)
+    W, x = numbers((12, 11), np.float32), numbers((11, 1200), np.float32).T
+    expected = sl2.grad(W, x, wrt="W", backend=backend)
+    for wrt in (("W", "x"), ("W", "q"), ("x", "W", "q")):
+        assert bits([sl2.grad(W, x, wrt=wrt, backend=backend).dW]) == bits([expected])
+    assert bits([sl2.value_and_grad(W, x, backend=backend).dW]) == bits([expected])
+
+
+def test_a_range_of_one_pair_is_not_one_w_of_many(backend):
+    """Where x has more batch axes than W."""
+    W, x = numbers((4, 6, 7), np.float32), numbers((1, 4, 7), np.float32)
+    for a in (W, np.asfortranarray(W)):
+        expected = sl2.grad(a, x, wrt="x", backend=backend)[:, 1:2]
+        assert bits([sl2.grad(a[1:2], x[:, 1:2], wrt="x", backend=backend)]) == bits([expected])
+
+
 @pytest.mark.parametrize(
     ("samples", "work", "alone"),
     [(8, 8 * 12, True), (8, 8 * 12 + 1, False), (7, 1, False), (9, 1, True)],
