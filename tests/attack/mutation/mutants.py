@@ -288,7 +288,7 @@ MUTANTS = (
         "pieces: each in the place of the first", "sigmoid_l2/pieces.py", "[before : before + size]", "[:size]", WHOLE
     ),
     Mutant("at_once: copies not written back", "sigmoid_l2/at_once.py", "elif k >= INPUTS:", "elif False:", PLAIN),
-    Mutant("at_once: copies of any size", "sigmoid_l2/at_once.py", "if most_bytes < 0:", "if False:", MEMORY),
+    Mutant("at_once: copies of any size", "sigmoid_l2/at_once.py", "if nbytes > most_bytes:", "if False:", MEMORY),
     Mutant(
         "at_once: the sum of the first pair alone",
         "sigmoid_l2/at_once.py",
