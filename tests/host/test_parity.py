@@ -141,15 +141,16 @@ def test_no_warning_for_finite_input(backend, dtype):
 
 
 def test_all_kernels_have_the_same_signature():
-    """From the source: a GPU kernel's module cannot be imported everywhere. Some have ``shared`` beside ``fused``."""
+    """From the source: a GPU kernel's module cannot be imported everywhere. Some have others beside ``fused``."""
     signatures = {}
     for entry in dispatch.BACKENDS:
         source = Path(importlib.util.find_spec(entry.module).origin).read_text(encoding="utf-8")
         for f in ast.parse(source).body:
-            if isinstance(f, ast.FunctionDef) and f.name in ("fused", "shared"):
+            if isinstance(f, ast.FunctionDef) and f.name in ("fused", "shared", "batch_last"):
                 signatures[entry.name, f.name] = f"({ast.unparse(f.args)}) -> {ast.unparse(f.returns)}"
     assert {backend for backend, name in signatures if name == "fused"} == set(dispatch.NAMES)
-    assert {backend for backend, name in signatures if name == "shared"} >= {"cupy", "numba-cuda"}
+    for kernel in ("shared", "batch_last"):
+        assert {backend for backend, name in signatures if name == kernel} >= {"cupy", "numba-cuda"}
     assert set(signatures.values()) == {
         "(W: Any, x: Any, target: Any, cotangent: Any, loss: Any, dW: Any, dx: Any, dq: Any, *, "
         "stream: int | None=None, call_bytes: int=0) -> None"
