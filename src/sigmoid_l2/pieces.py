@@ -43,9 +43,9 @@ from sigmoid_l2.sums import Sum, halved
 
 # Strands of a cell, at most: enough for as many threads. And bytes that the sums of all strands take, at most.
 STRANDS, STRAND_BYTES = 16, 32 << 20
-# Memory of a kernel for a piece, at most, in sizes of all arrays of the piece: NumPy's kernels take about two at 1x1
-# and at 3x3, the others little.
-KERNEL_SIZES = 3
+# Memory of the kernel ``batch_last`` for a piece, at most, in sizes of all arrays of the piece: NumPy's takes about two
+# at 1x1 and at 3x3. The blocks of the others are much smaller than a piece.
+LAST_SIZES = 3
 # Blocks of a call on threads, at least, where they have so much work in elements of W: enough for each thread.
 BLOCKS, BLOCK_WORK = 16, 1 << 18
 
@@ -171,7 +171,8 @@ class _Pass:
             # Allocate and drop what the threads need, so that MemoryError comes before any of them has written.
             places = (k for k in range(len(self.arrays)) if k not in self.constant)
             nbytes = sum(self._buffer_pairs(k) * self._pair_bytes([k]) for k in places)
-            nbytes += KERNEL_SIZES * self.piece * self._pair_bytes(range(len(self.arrays)))
+            if self.last:
+                nbytes += LAST_SIZES * self.piece * self._pair_bytes(range(len(self.arrays)))
             np.empty((min(threads.get_num_threads(), len(indices)), nbytes), np.uint8)
         if not self.summed or self.terms <= self.block:
             self._on_threads(len(indices), self.work, lambda first, last: self._whole(indices[first:last]))
