@@ -87,13 +87,6 @@ def _unit(B: int, multiple: int, most: int) -> int:
     return -(-size // multiple) * multiple
 
 
-def _aligned(rows: int, columns: int, dtype: np.dtype[Any]) -> Any:
-    """Memory that begins at a multiple of 64 bytes."""
-    memory = np.empty(rows * columns + 64 // dtype.itemsize, dtype)
-    begin = -memory.ctypes.data % 64 // dtype.itemsize
-    return memory[begin : begin + rows * columns].reshape(rows, columns)
-
-
 def _waves(units: int, count: int) -> Iterator[tuple[int, int]]:
     """Ranges of at most ``count`` units."""
     for first in range(0, units, count):
@@ -139,7 +132,7 @@ def _blocks(W: Any, arrays: Arrays, dW: Any, streams: bool) -> None:
     totals = np.zeros(2 * tile * tiles, dtype)
     allocated = sum(a.nbytes for a in (*packed, totals))
     wave = min(units, max(1, (MOST_BYTES - allocated) // (room * dtype.itemsize)))
-    memory = _aligned(wave, room, dtype)
+    memory = shared_panels.aligned(wave * room, dtype).reshape(wave, room)
     chains = chains_of_panel(m, m_panel, shared_panels.TREE_ROWS), _chain_of_sums(B, block)
     for first, last in _waves(units, wave):
         part = arrays.part(first * unit, last * unit)
@@ -174,7 +167,7 @@ def _packed(W: Any, width: int) -> Any:
     """W's panels of ``width`` columns, with zeros after the last column."""
     m, n = W.shape
     panels = -(-n // width)
-    packed = _aligned(panels, m * width, W.dtype).reshape(panels, m, width)
+    packed = shared_panels.aligned(panels * m * width, W.dtype).reshape(panels, m, width)
     whole = n // width
     packed[:whole] = W[:, : whole * width].reshape(m, whole, width).transpose(1, 0, 2)
     if whole < panels:

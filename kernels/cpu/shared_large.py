@@ -13,7 +13,7 @@ from sigmoid_l2 import threads
 from sigmoid_l2.kernels import Given
 from sigmoid_l2.kernels.cpu import shared_phases
 from sigmoid_l2.kernels.cpu.compile import entry_point
-from sigmoid_l2.kernels.cpu.shared_panels import OTHER_ROWS, TREE_ROWS, rows_of_tile, tile_shape
+from sigmoid_l2.kernels.cpu.shared_panels import OTHER_ROWS, TREE_ROWS, aligned, rows_of_tile, tile_shape
 from sigmoid_l2.kernels.cpu.shared_product import allowed_roundings, chains_of_panel, roundings_of_chains
 from sigmoid_l2.kernels.cpu.simd import lane_count
 
@@ -111,9 +111,9 @@ def compute(W: Any, arrays: Any, dW: Any) -> None:
     m, n = W.shape
     B, dtype, count = len(arrays.x), W.dtype, min(threads.get_num_threads(), threads.MAX_THREADS)
     p = plan(B, m, n, dtype, threads.RANGES * count)
-    memory = _aligned(p.rows * p.of_sample, dtype)
+    memory = aligned(p.rows * p.of_sample, dtype)
     errors = np.empty_like(W) if p.keeps_errors and dW is not None else None
-    scratch = [_aligned(p.scratch, dtype) for _ in range(count)]
+    scratch = [aligned(p.scratch, dtype) for _ in range(count)]
     for first in range(0, B, p.samples):
         end = first + p.samples
         _some(p, W, arrays.part(first, end), dW, errors, memory, scratch, first == 0, end >= B)
@@ -140,7 +140,7 @@ def _some(
         try:
             mine = scratch.pop()
         except IndexError:  # more threads have been set since
-            mine = _aligned(p.scratch, dtype)
+            mine = aligned(p.scratch, dtype)
         try:
             kernel(
                 phase,
@@ -190,10 +190,3 @@ def _some(
     threads.for_ranges(size, size * m * EXP_WORK, g)
     if of_dx + of_dW:
         threads.for_ranges(of_dx + of_dW, 2 * size * W.size // REUSE, gradients)
-
-
-def _aligned(size: int, dtype: np.dtype[Any]) -> Any:
-    """Memory that begins at a multiple of 64 bytes."""
-    memory = np.empty(size + 64 // dtype.itemsize, dtype)
-    begin = -memory.ctypes.data % 64 // dtype.itemsize
-    return memory[begin : begin + size]

@@ -17,6 +17,13 @@ from sigmoid_l2.kernels.cpu.simd import INDEX, VectorBuilder, lane_count, vector
 from sigmoid_l2.kernels.cpu.sums import Total
 
 
+def aligned(size: int, dtype: np.dtype[Any]) -> Any:
+    """Memory that begins at a multiple of 64 bytes."""
+    memory = np.empty(size + 64 // dtype.itemsize, dtype)
+    begin = -memory.ctypes.data % 64 // dtype.itemsize
+    return memory[begin : begin + size]
+
+
 def rows_of_tile() -> int:
     """Samples of a tile of q and dx. AVX-512 has 32 registers for the 12 x 2 sums, others 16 for 6 x 2."""
     return 12 if vector_bytes() == 64 else 6

@@ -15,7 +15,6 @@ from gpu.test_compile import FEW_CHIPS, PACKAGES
 from gpu.test_proof import DTYPES, at_length, given
 from gpu.test_proof import backend as backend
 from gpu.traffic import SECTOR_BYTES
-from sigmoid_l2.kernels import Wanted
 from sigmoid_l2.kernels.gpu import launch_batch_last, plan_batch_last
 
 B = 131  # pairs: a block, and three more
@@ -272,7 +271,6 @@ def test_it_takes_the_rows_that_it_has_room_for():
     W = SimpleNamespace(shape=(1, 65, 2), dtype=np.dtype(np.float32))
     with pytest.raises(NotImplementedError, match="1 by 65"):
         launch_batch_last.batch_last(None, W, *[None] * 7, stream=None)
-    assert Wanted.of(None, W, None, None) == (False, True, False, False)
 
 
 @pytest.mark.parametrize(
