@@ -276,7 +276,7 @@ def test_the_limit_is_kept_where_everything_hangs(check, tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_check, "LIMITS", limits)
     began = time.monotonic()
     status, lines, _ = check(how="0/1000: hang; gpu_here: ok; : hang")
-    assert time.monotonic() - began < sum(limits.values()) + 5, "or a little longer where the machine is busy"
+    assert time.monotonic() - began < 10 * sum(limits.values()), "600 s where a limit is not kept"
     assert status == 1
     assert {step: result for step, _, result in lines}["small"] == "FAILED: not done in time"
     children = re.findall(r"child (\d+)", "".join(log.read_text() for log in (tmp_path / "build").glob("*.log")))
@@ -288,11 +288,11 @@ def test_many_that_hang_in_turn_keep_the_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_steps, "GRACE", 0.6)
     stubborn = "import signal, time; [signal.signal(n, signal.SIG_IGN) for n in (2, 6)]; time.sleep(600)"
     with gpu_steps.Steps(tmp_path, {}, {"peers": 3.0}) as steps:
-        processes = steps.start({f"peers-{k}": [sys.executable, "-S", "-c", stubborn] for k in range(9)})
+        processes = steps.start({f"peers-{k}": [sys.executable, "-S", "-c", stubborn] for k in range(30)})
         began = time.monotonic()
         steps.in_turn("peers", processes)
-        assert time.monotonic() - began < 3.6
-    assert [line.result for line in steps.lines] == ["FAILED: not done in time"] * 9
+        assert time.monotonic() - began < 9, "one after the other they take 30 times 0.4 s; a busy machine is late"
+    assert [line.result for line in steps.lines] == ["FAILED: not done in time"] * 30
 
 
 def test_the_environment(tmp_path, monkeypatch):

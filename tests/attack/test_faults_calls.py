@@ -178,13 +178,18 @@ def test_a_handler_runs_during_a_call(name, number, alarms, monkeypatch):
     sl2.set_num_threads(number)
     W, x = np.ones((300_000, 3, 3)), np.ones((300_000, 3))
     expected = sl2.value_and_grad(W, x, backend=name)
-    signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
-    begin = time.perf_counter()
-    results = sl2.value_and_grad(W, x, out=tuple(map(np.empty_like, expected)), backend=name)
-    end = time.perf_counter()
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    assert bits(results) == bits(expected)
-    assert any(begin < moment < end - 0.0005 for moment in alarms), "none ran before the call was over"
+    out = tuple(map(np.empty_like, expected))
+    written = []  # the share of the losses that a handler found
+    signal.signal(signal.SIGALRM, lambda *_: written.append(1 - np.isnan(out[0]).mean()))
+    for _ in range(500):  # on a busy machine the only alarm of a call may come before it begins or after its end
+        out[0].fill(np.nan)
+        signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+        results = sl2.value_and_grad(W, x, out=out, backend=name)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        assert bits(results) == bits(expected)
+        if any(0 < share < 1 for share in written):
+            return
+    pytest.fail("no handler ran while a call was half done")
 
 
 @each_backend
