@@ -334,7 +334,8 @@ class Range:
     def write(self, array: Any, index: Any, before: Any, vectors: list[Any], unit: Unit) -> None:
         """Write a run, in lines as long as a vector, joined from two neighbours; ``before`` is the one before them.
 
-        The line in which the run ends is written with the next block's, if that goes on there.
+        The line in which the run ends is written with the next block's, if that goes on there. A line of which only a
+        part is written is not streamed.
         """
         v, b, width = self.v, self.v.builder, INDEX(self.v.width)
         to = v.at(array, b.add(index, unit.pair))
@@ -356,11 +357,16 @@ class Range:
         else:
             with b.if_else(b.and_(self.streams, b.not_(unit.begins))) as (streamed, stored):
                 with streamed:
-                    for t, line in zip(at, lines, strict=True):
+                    v.stream(lines[0], to, at[0])
+                with stored:
+                    v.store(lines[0], to, at[0], own)
+            with b.if_else(self.streams) as (streamed, stored):
+                with streamed:
+                    for t, line in zip(at[1:], lines[1:], strict=True):
                         v.stream(line, to, t)
                 with stored:
-                    for k, (t, line) in enumerate(zip(at, lines, strict=True)):
-                        v.store(line, to, t, None if k else own)
+                    for t, line in zip(at[1:], lines[1:], strict=True):
+                        v.store(line, to, t)
         with b.if_then(unit.ends):
             end = b.sub(INDEX(self.pairs), part)
             v.store(join(before, before), to, end, v.mask_first(b.sub(unit.size, end)))
