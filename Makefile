@@ -132,7 +132,7 @@ reproducible: .venv/.dev
 	$(PIP) install -e .
 	touch $@
 
-.venv/.test .venv/.dev .venv/.bench .venv/.fuzz: .venv/.%: pyproject.toml | .venv/bin/python
+.venv/.test .venv/.dev .venv/.bench .venv/.fuzz .venv/.frameworks: .venv/.%: pyproject.toml | .venv/bin/python
 	$(PIP) install -e '.[$*]'
 	touch $@ .venv/.run
 
