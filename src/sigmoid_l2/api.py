@@ -11,6 +11,7 @@ import numpy as np
 from sigmoid_l2.dispatch import choose, choose_for_cuda
 from sigmoid_l2.execute import execute
 from sigmoid_l2.gpu.direct import direct
+from sigmoid_l2.host_arrays import not_inlined, untraced
 from sigmoid_l2.problem import validate
 
 WRT = {"W": "dW", "x": "dx", "q": "dq"}  # what a gradient can be taken with respect to, and its name
@@ -32,6 +33,7 @@ class Grad(NamedTuple):
     dx: Any  # the shape of x
 
 
+@not_inlined
 def value_and_grad(
     W: Any,
     x: Any,
@@ -131,6 +133,7 @@ def value_and_grad(
     return make(_call(names, W, x, target, cotangent, out, backend, stream))
 
 
+@not_inlined
 def value(W: Any, x: Any, target: Any = None, *, out: Any = None, backend: str = "auto", stream: Any = None) -> Any:
     """Compute the loss ||sigmoid(W x) - target||^2 alone, (...), for every pair; ``out`` is one array.
 
@@ -139,6 +142,7 @@ def value(W: Any, x: Any, target: Any = None, *, out: Any = None, backend: str =
     return _call(("loss",), W, x, target, None, None if out is None else (out,), backend, stream)[0]
 
 
+@not_inlined
 def grad(
     W: Any,
     x: Any,
@@ -179,7 +183,18 @@ def _call(
     names: tuple[str, ...], W: Any, x: Any, target: Any, cotangent: Any, out: Any, backend: str, stream: Any
 ) -> Sequence[Any]:
     """The outputs ``names``: problem.py checks the arguments, dispatch.py chooses a backend, execute.py runs it."""
-    plain = None if out is None or type(W) is np.ndarray else direct(names, (W, x, target, cotangent), out, stream)
+    if type(W) is not np.ndarray:
+        return untraced(_call_with_any)(names, W, x, target, cotangent, out, backend, stream)
+    problem = validate(W, x, target, cotangent, stream=stream, names=names, out=out)
+    results: Sequence[Any] = execute(problem, names, choose(problem, backend), stream)
+    return results if out is None else out  # the caller's objects
+
+
+def _call_with_any(
+    names: tuple[str, ...], W: Any, x: Any, target: Any, cotangent: Any, out: Any, backend: str, stream: Any
+) -> Sequence[Any]:
+    """As ``_call``, for a W of any kind."""
+    plain = None if out is None else direct(names, (W, x, target, cotangent), out, stream)
     chosen = choose_for_cuda(backend) if plain else None
     if plain and chosen:
         with chosen.library_class.on_device(plain.device):
@@ -188,7 +203,7 @@ def _call(
         return given
     problem = validate(W, x, target, cotangent, stream=stream, names=names, out=out)
     results: Sequence[Any] = execute(problem, names, choose(problem, backend), stream)
-    return results if out is None else out  # the caller's objects
+    return results if out is None else out
 
 
 @lru_cache
@@ -204,6 +219,7 @@ def _parsed(kind: str, wrt: Any) -> tuple[tuple[str, ...], bool, Any]:
     return names, is_bare, _results_class(kind, names)._make
 
 
+@not_inlined
 def _wanted(kind: str, wrt: Any) -> tuple[tuple[str, ...], bool, Any]:
     """The names of the results for ``wrt``, whether it is one bare name, and what makes a named tuple of them."""
     try:

@@ -52,7 +52,16 @@ def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
         except OSError as error:
             if error.errno not in _REFUSED:  # a TimeoutError of a signal's handler
                 raise
-    memory = np.empty(nbytes + LINE, np.uint8)
+    return _on_a_line(shape, dtype)
+
+
+def empty_on_a_line(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+    """As ``empty``, but what is small begins on a line, too."""
+    return (empty if math.prod(shape) * dtype.itemsize >= ALIGNED_BYTES else _on_a_line)(shape, dtype)
+
+
+def _on_a_line(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+    memory = np.empty(math.prod(shape) * dtype.itemsize + LINE, np.uint8)
     return np.ndarray(shape, dtype, memory, -memory.ctypes.data % LINE)
 
 
