@@ -22,6 +22,7 @@ from numba.extending import intrinsic
 from sigmoid_l2 import kernels
 from sigmoid_l2.kernels import Given
 from sigmoid_l2.kernels.cpu.simd import VectorBuilder, lane_count
+from sigmoid_l2.kernels.quiet import quiet
 
 # Free memory that a compilation needs, in bytes: the first one of a process takes 150 MiB, mostly of addresses. Where
 # LLVM gets none, it ends the process.
@@ -105,10 +106,11 @@ def compile_function(function: Any, name: str, signature: Any) -> Any:
     function.__qualname__ = f"{name}_{_digest()}"
     options = {"nogil": True, "error_model": "numpy"}
     np.empty(COMPILER_BYTES, np.uint8)  # MemoryError, and the process goes on
-    try:
-        return njit(signature, **options, cache=True)(function)
-    except Exception:  # no directory to write to, a full disk, a damaged file: the kernel is compiled all the same
-        return njit(signature, **options)(function)
+    with global_compiler_lock, quiet():
+        try:
+            return njit(signature, **options, cache=True)(function)
+        except Exception:  # no directory to write to, a full disk, a damaged file: the kernel is compiled all the same
+            return njit(signature, **options)(function)
 
 
 @cache

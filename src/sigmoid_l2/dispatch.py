@@ -16,7 +16,13 @@ from sigmoid_l2.gpu.numba_library import NumbaLibrary
 from sigmoid_l2.kernels.gpu import shim
 from sigmoid_l2.probes import why_not
 from sigmoid_l2.problem import Device, Problem
-from sigmoid_l2.settings import Setting, get_device_memory_limit, get_kept_memory_limit, get_num_threads
+from sigmoid_l2.settings import (
+    Setting,
+    get_device_memory_limit,
+    get_kept_memory_limit,
+    get_num_threads,
+    where_num_threads_is_from,
+)
 
 PREFERENCES = ("auto", "cpu", "gpu")
 
@@ -75,6 +81,8 @@ BACKENDS = (
 )
 NAMES = tuple(backend.name for backend in BACKENDS)
 _KNOWN = (*PREFERENCES, *NAMES)
+# What other libraries call a place, and libraries that are no backends, whose arrays "auto" takes: the name to use.
+_MEANT = {"cuda": "gpu", "host": "cpu", "torch": "auto", "jax": "auto"}
 
 
 def backends() -> tuple[BackendInfo, ...]:
@@ -135,7 +143,9 @@ def _candidates(name: str, device: Device, table: tuple[Backend, ...]) -> list[B
 def _known_name(what: str, name: Any) -> str:
     """The name of a backend or a preference; ValueError, which calls it ``what``, for anything else."""
     if not isinstance(name, str) or name not in _KNOWN:
-        close = difflib.get_close_matches(str(name), _KNOWN, n=1)
+        small = str(name).lower()
+        meant = _MEANT.get(small.partition(":")[0])  # "cuda:0"
+        close = [meant] if meant else difflib.get_close_matches(small, _KNOWN, n=1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
         raise ValueError(f"{what} must be one of {', '.join(map(repr, _KNOWN))}, not {name!r}{hint}")
     return name
@@ -163,7 +173,7 @@ def show_config() -> None:
     packages = ("numpy", *sorted({info.package for info in infos} - {"numpy"}))
     versions = {name: getattr(sys.modules.get(name), "__version__", None) for name in packages}
     print(", ".join(f"{name} {version or '-'}" for name, version in versions.items()))
-    print(f"CPU threads: {get_num_threads()}")
+    print(f"CPU threads: {get_num_threads()} ({where_num_threads_is_from()})")
     print(f"memory kept for new results: {get_kept_memory_limit() / 2**20:g} MiB")
     print(f"GPU memory for host arrays: {get_device_memory_limit() / 2**20:g} MiB")
     default = os.environ.get(DEFAULT_BACKEND.variable)

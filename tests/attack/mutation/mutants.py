@@ -273,6 +273,27 @@ MUTANTS = (
     Mutant("threads: the last range cut short", "sigmoid_l2/threads.py", "self.size)", "self.size - 1)", THREADS),
     Mutant("threads: an exception lost", "sigmoid_l2/threads.py", "raise ranges.errors[0]", "pass", THREADS),
     Mutant(
+        "settings: OMP_NUM_THREADS forgotten",
+        "sigmoid_l2/settings.py",
+        "_least(processors.count(), *_others())",
+        "_least(processors.count(), _others()[0])",
+        ("tests/host/test_settings.py",),
+    ),
+    Mutant(
+        "processors: groups above the process's own forgotten",
+        "sigmoid_l2/processors.py",
+        "folder = folder.parent",
+        "folder = top",
+        ("tests/host/test_processors.py",),
+    ),
+    Mutant(
+        "quiet: the first that leaves lets the others be told",
+        "kernels/quiet.py",
+        "while _levels and not _within:",
+        "while _levels:",
+        ("tests/host/test_quiet.py::test_threads_within_at_once",),
+    ),
+    Mutant(
         "threads: returns before helpers are done",
         "sigmoid_l2/threads.py",
         "while self.helping:",
