@@ -5,10 +5,12 @@ kernel for arrays of a dtype, or loads it from numba's disk cache.
 """
 
 import hashlib
+import marshal
 import os
 from collections.abc import Callable
 from functools import cache, wraps
-from pathlib import Path
+from importlib.util import find_spec
+from pkgutil import iter_modules
 from typing import Any
 
 import numba
@@ -20,7 +22,7 @@ from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 from sigmoid_l2 import kernels
-from sigmoid_l2.kernels import Given
+from sigmoid_l2.kernels import Given, cpu
 from sigmoid_l2.kernels.cpu.simd import VectorBuilder, lane_count
 from sigmoid_l2.kernels.quiet import quiet
 
@@ -72,10 +74,17 @@ def _argument(context: Any, builder: Any, type_: Any, value: Any) -> Any:
 
 @cache
 def _digest() -> str:
-    """What compiled code depends on: the files of this folder, ``Wanted``, numba, and the processor."""
-    texts = [path.read_bytes() for path in (Path(kernels.__file__), *sorted(Path(__file__).parent.glob("*.py")))]
-    what = (*texts, numba.__version__, cpu_target.target_context.codegen().magic_tuple())
+    """What compiled code depends on: the modules of this folder, ``Wanted``, numba, and the processor."""
+    modules = (kernels.__name__, *sorted(module.name for module in iter_modules(cpu.__path__, f"{cpu.__name__}.")))
+    what = (*map(_content, modules), numba.__version__, cpu_target.target_context.codegen().magic_tuple())
     return hashlib.sha256(repr(what).encode()).hexdigest()[:16]
+
+
+def _content(module: str) -> str | bytes:
+    """The source of a module, from a file or an archive; its bytecode where there is no source."""
+    spec: Any = find_spec(module)
+    source: str = spec.loader.get_source(module)
+    return source or marshal.dumps(spec.loader.get_code(module), 2)  # with format 3 and later not always the same bytes
 
 
 def compile_kernel(function: Any, name: str, dtype: np.dtype[Any], given: Given) -> Any:
@@ -103,13 +112,14 @@ def compile_function(function: Any, name: str, signature: Any) -> Any:
     # numba's disk cache notices changes of the function's own file alone. And it numbers the variants of a function:
     # when two processes add one each at the same time, the key of one may lead to the code of the other from then on.
     # A name of its own gives each variant files of its own in the cache.
-    function.__qualname__ = f"{name}_{_digest()}"
     options = {"nogil": True, "error_model": "numpy"}
     np.empty(COMPILER_BYTES, np.uint8)  # MemoryError, and the process goes on
     with global_compiler_lock, quiet():
         try:
+            function.__qualname__ = f"{name}_{_digest()}"
             return njit(signature, **options, cache=True)(function)
-        except Exception:  # no directory to write to, a full disk, a damaged file: the kernel is compiled all the same
+        except Exception:  # no directory to write to, a full disk, a damaged file, an archive that numba does not know:
+            # the kernel is compiled all the same
             return njit(signature, **options)(function)
 
 

@@ -1,7 +1,6 @@
 """The ordered table of backends, and which of them a call gets. probes.py says which can run here."""
 
 import difflib
-import importlib
 import os
 import platform
 import sys
@@ -51,7 +50,7 @@ class Backend:
 
     name: str
     device: Device
-    module: str
+    import_kernel: Callable[[], Any]  # returns the module
     probe: Callable[[], None]  # raises probes.NotAvailableError where the backend cannot run
     library_class: Any = None  # the GpuLibrary whose streams and memory a kernel on a GPU uses
 
@@ -63,7 +62,7 @@ class Backend:
     @cached_property
     def kernel(self) -> Any:
         """The module whose ``fused`` keeps the contract of ``sigmoid_l2.kernels``."""
-        return importlib.import_module(self.module)
+        return self.import_kernel()
 
     def reasons(self) -> tuple[str, ...]:
         """Why the backend cannot compute here; empty where it can."""
@@ -71,13 +70,39 @@ class Backend:
         return (str(error),) if error else ()
 
 
-_KERNELS = "sigmoid_l2.kernels"
+# Imported when used, but by statements: PyInstaller and Nuitka, which pack what a program imports, look for those.
+
+
+def _numba() -> Any:
+    from sigmoid_l2.kernels.cpu import launch
+
+    return launch
+
+
+def _numpy() -> Any:
+    from sigmoid_l2.kernels import reference
+
+    return reference
+
+
+def _cupy() -> Any:
+    from sigmoid_l2.kernels.gpu import launch_cupy
+
+    return launch_cupy
+
+
+def _numba_cuda() -> Any:
+    from sigmoid_l2.kernels.gpu import launch_numba
+
+    return launch_numba
+
+
 # In the order of preference, among those for arrays in the same memory.
 BACKENDS = (
-    Backend("numba", "cpu", f"{_KERNELS}.cpu.launch", probes.probe_numba),
-    Backend("numpy", "cpu", f"{_KERNELS}.reference", probes.probe_numpy),
-    Backend("cupy", "cuda", f"{_KERNELS}.gpu.launch_cupy", probes.probe_cupy, CupyLibrary),
-    Backend("numba-cuda", "cuda", f"{_KERNELS}.gpu.launch_numba", probes.probe_numba_cuda, NumbaLibrary),
+    Backend("numba", "cpu", _numba, probes.probe_numba),
+    Backend("numpy", "cpu", _numpy, probes.probe_numpy),
+    Backend("cupy", "cuda", _cupy, probes.probe_cupy, CupyLibrary),
+    Backend("numba-cuda", "cuda", _numba_cuda, probes.probe_numba_cuda, NumbaLibrary),
 )
 NAMES = tuple(backend.name for backend in BACKENDS)
 _KNOWN = (*PREFERENCES, *NAMES)

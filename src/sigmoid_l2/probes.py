@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import sys
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -40,6 +41,8 @@ def _import(module: str, package: str, fix: str, refit: str = "") -> Any:
         repair = refit if refit and isinstance(error, AttributeError | ImportError) else f"reinstall it: {fix}"
         what = f"{type(error).__name__}: {str(error).strip()}"
         raise NotAvailableError(f"importing {module} failed with {what}; {repair}") from error
+    if getattr(sys, "frozen", False):  # by PyInstaller and its kind: nobody can install anything into the program
+        raise NotAvailableError(f"{package} is not packed into this program: pack it where {package} is installed")
     raise NotAvailableError(f"{package} is not installed: {fix}")
 
 
