@@ -74,7 +74,7 @@ def processors_(monkeypatch):
     ],
 )
 def test_variables_of_others(numba, openmp, threads, source, processors_, monkeypatch, capsys):
-    """The least of all counts; what is no number of threads is ignored, as it is by OpenMP and numba."""
+    """The least of all counts; what is no number of threads is ignored."""
     for variable, text in zip(OTHERS, (numba, openmp), strict=True):
         if text is not None:
             monkeypatch.setenv(variable, text)
