@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from sigmoid_l2 import kernels
 from sigmoid_l2.kernels.gpu import shim
 
 INSTALL = "pip install 'sigmoid-l2[cuda13]' (or [cuda12], to match the driver)"
@@ -65,6 +66,16 @@ def probe_numba() -> None:
     numba = _import("numba", "numba", "pip install numba")
     if getattr(getattr(numba, "config", None), "DISABLE_JIT", False):
         raise NotAvailableError("NUMBA_DISABLE_JIT is set, and the kernel runs compiled only: unset it")
+    _require_bytecode()
+
+
+def _require_bytecode() -> None:
+    """Check that the kernels are Python, which numba compiles: Nuitka makes C of it, and leaves this mark."""
+    if hasattr(kernels, "__compiled__"):
+        raise NotAvailableError(
+            "Nuitka has compiled the kernels, of which numba needs the bytecode: compile the program with "
+            "--nofollow-import-to=sigmoid_l2.kernels"
+        )
 
 
 def probe_numba_cuda() -> None:
@@ -72,6 +83,7 @@ def probe_numba_cuda() -> None:
     numba = _import("numba", "numba", "pip install numba")
     if getattr(getattr(numba, "config", None), "ENABLE_CUDASIM", False):
         raise NotAvailableError("NUMBA_ENABLE_CUDASIM is set, and numba's simulator has no warp shuffles: unset it")
+    _require_bytecode()
     package = shim.package()
     library = _import(package, package, INSTALL)
     if package == "numba_cuda":

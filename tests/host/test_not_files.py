@@ -2,7 +2,6 @@
 
 import compileall
 import shutil
-import sys
 import zipfile
 from modulefinder import ModuleFinder
 from pathlib import Path
@@ -11,8 +10,9 @@ import pytest
 from processes import run_python
 
 import sigmoid_l2 as sl2
+from sigmoid_l2 import kernels, probes
 
-KERNELS = Path(sys.modules["sigmoid_l2.kernels"].__file__).parent
+KERNELS = Path(kernels.__file__).parent
 TESTS = Path(__file__).parents[1]
 
 CALL = """
@@ -135,12 +135,20 @@ def test_a_packed_program_is_not_told_to_install_anything():
         assert "is not packed into this program" in reason
 
 
+def test_kernels_that_nuitka_has_compiled_are_none_for_numba(monkeypatch):
+    pytest.importorskip("numba")
+    monkeypatch.setattr(kernels, "__compiled__", object(), raising=False)  # Nuitka's mark
+    for probe in (probes.probe_numba, probes.probe_numba_cuda):
+        with pytest.raises(probes.NotAvailableError, match=r"Nuitka .* --nofollow-import-to=sigmoid_l2\.kernels$"):
+            probe()
+
+
 def test_import_statements_lead_to_every_kernel(package):
     """PyInstaller and Nuitka pack what these lead to; the shims need numba-cuda, which cannot be packed."""
     finder = ModuleFinder([str(package)])
     finder.import_hook("sigmoid_l2")
     shims = {"gpu.shim_numba_cuda", "gpu.shim_numba_cuda_mlir"}
     files = {path.relative_to(KERNELS).with_suffix("") for path in KERNELS.rglob("*.py") if path.stem != "__init__"}
-    kernels = {".".join(file.parts) for file in files} - shims
-    assert len(kernels) > 30
-    assert {f"sigmoid_l2.kernels.{kernel}" for kernel in kernels} <= set(finder.modules)
+    names = {".".join(file.parts) for file in files} - shims
+    assert len(names) > 30
+    assert {f"sigmoid_l2.kernels.{name}" for name in names} <= set(finder.modules)

@@ -38,6 +38,7 @@ ENSEMBLES = (
     "tests/host/test_whole_function.py::test_when_each_of_many_w_is_computed_alone",
 )
 KEPT = ("tests/host/test_kept_memory.py",)
+NOT_FILES = ("tests/host/test_not_files.py",)
 REFERENCE_SHARED = ("tests/host/test_reference_shared.py",)
 SHARED_TINY = ("tests/gpu/test_shared_tiny.py",)
 SHARED_BLOCKS = ("tests/gpu/test_shared_blocks.py",)
@@ -693,5 +694,34 @@ MUTANTS = (
         "                    self.wait(stream, event)\n",
         "",
         ("tests/host/test_streams.py",),
+    ),
+    # Where the sources are not files
+    Mutant(
+        "not files: the key of the cache without the sources",
+        "kernels/cpu/compile.py",
+        "(*map(_content, modules), numba.__version__",
+        "(numba.__version__",
+        NOT_FILES,
+    ),
+    Mutant(
+        "not files: not compiled where numba has no place for its cache",
+        "kernels/cpu/compile.py",
+        "except Exception:  # no directory",
+        "except MemoryError:  # no directory",
+        NOT_FILES,
+    ),
+    Mutant(
+        "not files: a packed program is told to install",
+        "sigmoid_l2/probes.py",
+        'if getattr(sys, "frozen", False):',
+        "if False:",
+        NOT_FILES,
+    ),
+    Mutant(
+        "not files: a kernel that only its name leads to",
+        "sigmoid_l2/dispatch.py",
+        "    from sigmoid_l2.kernels.cpu import launch\n\n    return launch",
+        '    return __import__("importlib").import_module("sigmoid_l2.kernels.cpu.launch")',
+        NOT_FILES,
     ),
 )
