@@ -29,10 +29,9 @@ def untracked(name: str, a: Any) -> Any:
     """
     if is_instance(a, "torch", "Tensor"):
         torch, instead = sys.modules["torch"], "use sigmoid_l2.torch.value, which has a gradient"
-        if torch._C._functorch.is_functorch_wrapped_tensor(a):
+        if _is_wrapped(torch, a):
             raise TypeError(f"{name} is a tensor of a transform of torch.func; {instead}")
-        forward = torch.autograd.forward_ad
-        if forward._current_level >= 0 and forward.unpack_dual(a).tangent is not None:
+        if torch.autograd.forward_ad.unpack_dual(a).tangent is not None:
             raise TypeError(f"{name} is a tensor with a tangent, which would be lost; pass it with .detach()")
         if not a.requires_grad:
             return a
@@ -42,6 +41,14 @@ def untracked(name: str, a: Any) -> Any:
     if is_instance(a, "jax.core", "Tracer"):
         raise TypeError(f"{name} is an array of a transform of JAX, such as jit; use sigmoid_l2.jax.value")
     return a
+
+
+def _is_wrapped(torch: Any, a: Any) -> bool:
+    """Whether a transform of torch.func made this tensor, which PyTorch tells nowhere in public."""
+    try:
+        return bool(torch._C._functorch.is_functorch_wrapped_tensor(a))
+    except AttributeError:  # of another version: such a tensor has no numbers to read
+        return False
 
 
 def as_numpy(name: str, a: Any) -> Any:
@@ -144,6 +151,8 @@ class Torch(HostLibrary):
         default = torch.get_default_dtype()
         if is_instance(given_x, "torch", "Tensor"):
             of_x = given_x.dtype
+            if of_x is self.W.dtype and of_x.is_floating_point:
+                return W.dtype  # type: ignore[no-any-return]
         elif hasattr(given_x, "dtype") or x.dtype != np.float64:
             of_x = getattr(torch, x.dtype.name)
         else:  # a list of Python's floats, as torch.tensor would take them
@@ -164,7 +173,7 @@ class Torch(HostLibrary):
 
     def give(self, results: Sequence[Any]) -> list[Any]:
         torch = self.torch
-        if results[0].dtype.name == "bfloat16":
+        if results[0].itemsize == 2 and results[0].dtype != np.float16:  # bfloat16
             return [torch.from_numpy(a.view(np.int16)).view(torch.bfloat16) for a in results]
         return [*map(torch.from_numpy, results)]
 
