@@ -4,6 +4,7 @@ import operator
 from collections import namedtuple
 from collections.abc import Sequence
 from functools import lru_cache
+from sys import modules
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -183,7 +184,7 @@ def _call(
     names: tuple[str, ...], W: Any, x: Any, target: Any, cotangent: Any, out: Any, backend: str, stream: Any
 ) -> Sequence[Any]:
     """The outputs ``names``: problem.py checks the arguments, dispatch.py chooses a backend, execute.py runs it."""
-    if type(W) is not np.ndarray:
+    if type(W) is not np.ndarray or "torch._dynamo" in modules:
         return untraced(_call_with_any)(names, W, x, target, cotangent, out, backend, stream)
     problem = validate(W, x, target, cotangent, stream=stream, names=names, out=out)
     results: Sequence[Any] = execute(problem, names, choose(problem, backend), stream)

@@ -52,13 +52,12 @@ def as_numpy(name: str, a: Any) -> Any:
     if is_instance(a, "torch", "Tensor"):
         torch = sys.modules["torch"]
         try:
-            if a.dtype is torch.bfloat16:  # which NumPy does not have
-                return a.view(torch.int16).numpy().view(_numpy_dtype(name, a.dtype))
-            return a.numpy()
+            if a.dtype is not torch.bfloat16:
+                return a.numpy()
+            view = a.view(torch.int16).numpy()
         except Exception as error:
-            if isinstance(error, ModuleNotFoundError):
-                raise
             raise TypeError(_why_no_view(name, a, error)) from error
+        return view.view(_numpy_dtype(name, a.dtype))
     if is_instance(a, "jax", "Array"):
         try:
             devices = [*a.devices()]
@@ -102,7 +101,7 @@ def _numpy_dtype(name: str, dtype: Any) -> DType:
         bfloat16: DType = np.dtype(import_module("ml_dtypes").bfloat16)
     except ModuleNotFoundError as error:
         message = f"{name} has dtype {dtype}, for which NumPy needs the package ml_dtypes: pip install ml_dtypes"
-        raise ModuleNotFoundError(message, name=error.name) from error
+        raise TypeError(message) from error
     return bfloat16
 
 

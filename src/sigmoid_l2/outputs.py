@@ -9,6 +9,7 @@ import numpy as np
 from sigmoid_l2.gpu.arrays import bounds, is_cuda_array, is_read_only, type_name
 from sigmoid_l2.gpu.library import GpuLibrary
 from sigmoid_l2.host_arrays import HostLibrary, untracked
+from sigmoid_l2.meaning import carried
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -95,7 +96,7 @@ def _on_device(gpu: GpuLibrary, name: str, a: Any) -> Any:
 
 
 def _check(name: str, array: Any, dtype: Any, shape: tuple[int, ...], on_host: bool) -> None:
-    if on_host and (not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray)):
+    if on_host and (not isinstance(array, np.ndarray) or carried(array)):
         raise ValueError(f"out: {name} must be a numpy.ndarray, like the inputs, not {_describe(array)}")
     if array.shape != shape:
         raise ValueError(f"out: {name} must have shape {shape}, not {array.shape}")

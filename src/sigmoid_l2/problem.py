@@ -14,6 +14,7 @@ from sigmoid_l2.gpu import library_for
 from sigmoid_l2.gpu.arrays import DeviceArray, is_cuda_array, type_name
 from sigmoid_l2.gpu.library import GpuLibrary
 from sigmoid_l2.host_arrays import HostLibrary, as_numpy, library_of, untracked
+from sigmoid_l2.meaning import refuse
 from sigmoid_l2.shapes import fit
 
 Device = Literal["cpu", "cuda"]
@@ -174,7 +175,7 @@ def _number(a: Any) -> Any:
 
 def _as_arrays(given: dict[str, Any], stream: Any) -> tuple[GpuLibrary | None, dict[str, Any]]:
     """The inputs as arrays, all in one place, and what serves those on a device."""
-    given = {name: untracked(name, a) for name, a in given.items()}
+    given = {name: _plain_numbers(name, a) for name, a in given.items()}
     on_cuda = is_cuda_array(given["W"])
     for name, a in given.items():
         if is_cuda_array(a) is not on_cuda and not (on_cuda and name not in ("W", "x") and _is_number(a)):
@@ -221,33 +222,28 @@ def check_for_device(problem: Problem, has_shared: bool) -> None:
 
 def on_host(name: str, a: Any) -> Any:
     """``a`` as a NumPy array, copied from the device if it is on one; TypeError for a kind or dtype not supported."""
-    a = untracked(name, a)
+    a = _plain_numbers(name, a)
     if not is_cuda_array(a):
         return _host_array(name, a)
     gpu = library_for(name, a, None)
     return gpu.to_host(_check_dtype(name, gpu.take(name, a)))
 
 
+def _plain_numbers(name: str, a: Any) -> Any:
+    """``a``, which is refused where it is more than its numbers."""
+    refuse(name, a)
+    return untracked(name, a)
+
+
 def _host_array(name: str, a: Any) -> Any:
-    if isinstance(a, np.ma.MaskedArray):
-        raise TypeError(f"{name} is a masked array, whose mask has no meaning here; pass {name}.filled(value)")
     a = as_numpy(name, a)
     try:
         array = np.asarray(a)
     except ValueError as error:
         raise ValueError(f"{name} cannot be made into an array: {error}") from error
-    _check_dtype(name, array)
-    if isinstance(a, list | tuple) and _holds_masked(a):
-        raise TypeError(f"{name} holds masked arrays, whose masks have no meaning here; pass their filled(value)")
-    return array
-
-
-def _holds_masked(a: list[Any] | tuple[Any, ...]) -> bool:
-    """Whether a nested list has a masked array in it, whose mask np.asarray drops."""
-    kinds = set(map(type, a))  # one, of millions of numbers
-    if kinds.isdisjoint((list, tuple)):
-        return any(issubclass(kind, np.ma.MaskedArray) for kind in kinds)
-    return any(isinstance(b, np.ma.MaskedArray) or (isinstance(b, list | tuple) and _holds_masked(b)) for b in a)
+    except (TypeError, RuntimeError) as error:  # of a list with tensors that NumPy cannot read, for one
+        raise TypeError(f"{name} cannot be made into an array: {error}") from error
+    return _check_dtype(name, array)
 
 
 def _check_dtype(name: str, a: Any) -> Any:
