@@ -91,11 +91,7 @@ def value(W: Any, x: Any, target: Any = None) -> Any:
         raise TypeError(f"W is on {W.device} and x is on {x.device}; pass x.to(W.device)")
     x, target = _vectors(W, x, None if target is None else _as_target(target, W))
     device = W.device.type
-    if (
-        torch.amp.is_autocast_available(device)
-        and torch.is_autocast_enabled(device)
-        and _result_dtype(W, x).itemsize == 2
-    ):
+    if device in ("cpu", "cuda") and torch.is_autocast_enabled(device) and _result_dtype(W, x).itemsize == 2:
         # One of them in float32 makes the loss float32. The larger one is read as it is.
         if W.numel() < x.numel():
             W = W.float()
@@ -205,7 +201,7 @@ for _function in (_Value, _Gradients):
 def _with_axis(size: int, in_dims: Any, tensors: Any, wanted: Any) -> list[Any]:
     """W, x, target and perhaps cotangent with the axis of vmap, of ``size``, before all other batch axes.
 
-    What does not have that axis gets it, as a view, if it is ``wanted``. Else all steps share it, and it stays as it is.
+    What does not have that axis gets it, as a view, if it is ``wanted``. Else all steps share it as it is.
     """
     cores = (2, 1, 1, 0)[: len(tensors)]  # how many axes a pair's own W, x, target and cotangent have
     given = [*zip(tensors, in_dims, cores, wanted, strict=True)]
@@ -242,7 +238,7 @@ def _gradients(W: Any, x: Any, target: Any, cotangent: Any, wrt: str) -> Any:
     W, x, target = _as_given(W, x, target)
     out = tuple(_empty_like(a, _result_dtype(W, x)) for a in _of(wrt, W, x)) if W.is_cuda else None
     found = sl2.grad(W, x, target, cotangent=_dense(cotangent), wrt=tuple(wrt), out=out)
-    # They have the shape and dtype already, but for the ambiguous shapes of _as_given and where W and x differ in dtype.
+    # They have shape and dtype already, but for the ambiguous shapes of _as_given, and where W and x differ in dtype.
     return [g.sum_to_size(a.shape).to(a.dtype) for g, a in zip(found, of, strict=True)]
 
 

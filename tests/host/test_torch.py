@@ -7,7 +7,6 @@ import importlib
 import threading
 from types import SimpleNamespace
 
-import fake_cupy
 import numpy as np
 import pytest
 from arrays import pairs
