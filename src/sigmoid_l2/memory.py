@@ -9,6 +9,7 @@ All arrays in a block of memory, and all that other libraries make of them, hold
 each view. NumPy's arrays are out of the garbage collector's reach, so the root goes only when nothing holds it.
 """
 
+import ctypes
 import errno
 import math
 import mmap
@@ -36,6 +37,7 @@ HUGE_PAGE = 2 << 20
 
 # Whether the system can take memory back that is marked as free: Linux.
 _CAN_KEEP = hasattr(mmap, "MADV_FREE") and hasattr(mmap, "MADV_HUGEPAGE")
+_madvise = ctypes.CDLL(None).madvise if _CAN_KEEP else None  # of the C library, for memory of others
 # Where there is no memory, and of a kernel without MADV_FREE or huge pages, or a process that locks its memory.
 _REFUSED = errno.ENOMEM, errno.EAGAIN, errno.EINVAL
 
@@ -54,6 +56,19 @@ def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
                 raise
     memory = np.empty(nbytes + LINE, np.uint8)
     return np.ndarray(shape, dtype, memory, -memory.ctypes.data % LINE)
+
+
+def use_huge_pages(a: Any) -> None:
+    """Let the system give huge pages to a large new array of another library, as it does to NumPy's, where it can.
+
+    Clearing new memory page by page takes longer than the kernel that writes it: a dW of 36 MB in new memory of XLA's
+    took 70 ms in small pages and 34 in huge ones.
+    """
+    if _madvise is None or a.nbytes < 2 * HUGE_PAGE:  # as NumPy, from 4 MiB on
+        return
+    first = -(-a.ctypes.data // mmap.PAGESIZE) * mmap.PAGESIZE
+    whole = (a.ctypes.data + a.nbytes - first) // mmap.PAGESIZE * mmap.PAGESIZE
+    _madvise(ctypes.c_void_p(first), ctypes.c_size_t(whole), mmap.MADV_HUGEPAGE)  # a wish: nothing depends on it
 
 
 def give_back() -> bool:
