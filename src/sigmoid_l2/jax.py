@@ -127,7 +127,8 @@ def _as_jax(name: str, a: Any) -> jax.Array:
 def _bind(names: tuple[str, ...], arrays: dict[str, Any]) -> list[Any]:
     """The outputs ``names`` for inputs by their names, W and x first."""
     call = Call(names, tuple(arrays), arrays["W"].shape, arrays["x"].shape)
-    return call_p.bind(*arrays.values(), call=call)
+    results: list[Any] = call_p.bind(*arrays.values(), call=call)
+    return results
 
 
 def _types(*inputs: Any, call: Call) -> list[Any]:
@@ -151,24 +152,26 @@ def _callback(call: Call) -> Any:
 def _run(call: Call, context: Any, outputs: Sequence[Any], *inputs: Any) -> None:
     """Compute in XLA's own memory; on a CUDA device on XLA's stream, for which the host does not wait."""
     if not is_cuda_array(inputs[0]):
-        arrays, results = [*map(np.asarray, inputs)], [*map(np.asarray, outputs)]
+        on_host, results = [*map(np.asarray, inputs)], [*map(np.asarray, outputs)]
         for a in results:
             use_huge_pages(a)
-        if call.given[-1] == "cotangent" and arrays[-1].ndim == 0 and arrays[-1] == 1:  # what vmap of grad has
-            call, arrays = call._replace(given=call.given[:-1]), arrays[:-1]
-        _execute(call, np, arrays, results)
+        if call.given[-1] == "cotangent" and on_host[-1].ndim == 0 and on_host[-1] == 1:  # what vmap of grad has
+            call = call._replace(given=call.given[:-1])
+            del on_host[-1]
+        _execute(call, np, on_host, results)
         return
     error = why_not(probe_cupy)
     if error:
         raise BackendUnavailableError(f"sigmoid_l2.jax.value needs CuPy on a CUDA device: {error}")
     import cupy
 
-    arrays, results = [*map(cupy.asarray, inputs)], [*map(cupy.asarray, outputs)]
-    with arrays[0].device, cupy_stream(context.stream):
-        _execute(call, cupy, arrays, results)
+    on_device = [*map(cupy.asarray, inputs)]
+    with on_device[0].device, cupy_stream(context.stream):
+        _execute(call, cupy, on_device, [*map(cupy.asarray, outputs)])
 
 
 def _execute(call: Call, xp: Any, inputs: Sequence[Any], results: Sequence[Any]) -> None:
+    """Compute with arrays of the library ``xp``."""
     arrays = dict(zip(call.given, inputs, strict=True))
     for name, shape in (("W", call.W), ("x", call.x)):
         if arrays[name].shape != shape:
@@ -195,11 +198,11 @@ def _batched(inputs: Sequence[Any], axes: Sequence[int | None], *, call: Call) -
 
     for name in mapped:
         arrays[name] = arrays[name].reshape(with_axis(name, arrays[name].shape[1:]))
-    views = {
-        name: shape for name, shape in (("W", call.W), ("x", call.x)) if name in mapped or f"d{name}" in call.names
-    }
-    views = {name: with_axis(name, shape) for name, shape in views.items()}
-    results = call_p.bind(*arrays.values(), call=call._replace(**views))
+    W, x = (
+        with_axis(name, shape) if name in mapped or f"d{name}" in call.names else shape
+        for name, shape in (("W", call.W), ("x", call.x))
+    )
+    results = call_p.bind(*arrays.values(), call=call._replace(W=W, x=x))
     own = {"dW": (size, *call.W), "dx": (size, *call.x)}
     each = [a.reshape(own.get(name, a.shape)) for name, a in zip(call.names, results, strict=True)]
     return each, [0] * len(each)

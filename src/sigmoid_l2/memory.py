@@ -61,8 +61,8 @@ def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
 def use_huge_pages(a: Any) -> None:
     """Let the system give huge pages to a large new array of another library, as it does to NumPy's, where it can.
 
-    Clearing new memory page by page takes longer than the kernel that writes it: a dW of 36 MB in new memory of XLA's
-    took 70 ms in small pages and 34 in huge ones.
+    The system clears a huge page quicker than 512 small ones: loss and gradients of 10^6 pairs of 3x3 in new memory of
+    XLA's took 0.6 times as long.
     """
     if _madvise is None or a.nbytes < 2 * HUGE_PAGE:  # as NumPy, from 4 MiB on
         return
