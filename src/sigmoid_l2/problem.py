@@ -91,12 +91,14 @@ def validate(
     stream: Any = None,
     names: Sequence[str] = (),
     out: Any = None,
+    vectors: bool = False,
 ) -> Problem:
     """Check the inputs and, where it is given, ``out``, the arrays for the outputs ``names``.
 
-    ``stream`` is where the caller wants CUDA arrays to be computed. Raises TypeError for a kind of array or a dtype
-    that is not supported and for one array on the host and one on a device, ValueError for shapes that do not fit and
-    for anything that a result cannot be written to. Only array-likes are copied: nested lists become arrays.
+    ``stream`` is where the caller wants CUDA arrays to be computed, ``vectors`` whether x and target are surely no
+    columns. Raises TypeError for a kind of array or a dtype that is not supported and for one array on the host and one
+    on a device, ValueError for shapes that do not fit and for anything that a result cannot be written to. Only
+    array-likes are copied: nested lists become arrays.
     """
     plain = _plain(W, x, target, cotangent, names, out)
     if plain is not None:
@@ -110,7 +112,7 @@ def validate(
         plain = _plain(W, x, target, cotangent, names, None)
         if plain is not None:
             return plain._replace(library=library) if out is None else _with_out(plain, library, names, out)
-    found = fit({name: a.shape for name, a in arrays.items()})
+    found = fit({name: a.shape for name, a in arrays.items()}, vectors=vectors)
     results = {**found.results, "dW": W.shape, "dx": x.shape}
     x = x[..., 0] if found.x_is_column else x
     target = target[..., 0] if found.target_is_column else target

@@ -39,6 +39,7 @@ ENSEMBLES = (
 )
 KEPT = ("tests/host/test_kept_memory.py",)
 NOT_FILES = ("tests/host/test_not_files.py",)
+JAX = ("tests/host/test_jax_transformations.py",)
 REFERENCE_SHARED = ("tests/host/test_reference_shared.py",)
 SHARED_TINY = ("tests/gpu/test_shared_tiny.py",)
 SHARED_BLOCKS = ("tests/gpu/test_shared_blocks.py",)
@@ -723,5 +724,23 @@ MUTANTS = (
         "    from sigmoid_l2.kernels.cpu import launch\n\n    return launch",
         '    return __import__("importlib").import_module("sigmoid_l2.kernels.cpu.launch")',
         NOT_FILES,
+    ),
+    # JAX
+    Mutant("jax: the incoming gradient left out", "sigmoid_l2/jax.py", ', "cotangent": cotangents[0]}', "}", JAX),
+    Mutant(
+        "jax: axes of length 1 left out of a new batch",
+        "sigmoid_l2/jax.py",
+        "(size, *(1,) * (max(batch) + CORE_AXES[name] - len(shape)), *shape)",
+        "(size, *shape)",
+        JAX,
+    ),
+    Mutant("jax: vectors taken for columns", "sigmoid_l2/jax.py", ", vectors=True)", ")", JAX),
+    Mutant("jax: a shared W copied", "sigmoid_l2/jax.py", ' or f"d{name}" in call.names else', " or True else", JAX),
+    Mutant(
+        "jax: one incoming gradient for all taken for 1",
+        "sigmoid_l2/jax.py",
+        "on_host[-1].ndim == 0 and on_host[-1] == 1:",
+        "on_host[-1].ndim == 0:",
+        ("tests/host/test_jax.py::test_the_bits_of_plain_calls_under_vmap",),
     ),
 )
