@@ -64,6 +64,24 @@ def array_likes(row: list[float], rows: list[F32]) -> None:
     assert_type(sl2.grad([[1.0]], [1.0], wrt="q"), NDArray[Any])
 
 
+class OnDevice:
+    """As the arrays of libraries that no test installs: what comes out is of the same class."""
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def __dlpack__(self, *, stream: int | None = None) -> object:
+        raise NotImplementedError
+
+
+def of_others(W: OnDevice, x: OnDevice) -> None:
+    loss, dW, dx = sl2.value_and_grad(W, x, 0.5, stream=7)
+    assert_type(loss, OnDevice)
+    assert_type(sl2.grad(W, x, out=(dW, dx)), sl2.Grad[OnDevice])
+    assert_type(sl2.value(W, x, backend="gpu"), OnDevice)
+
+
 def others(W: F32, x: F32) -> bool:
     for info in sl2.backends():
         if info.available:
