@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Any
+from typing import Any, Literal
 
 from sigmoid_l2 import probes
 from sigmoid_l2.gpu.cupy_library import CupyLibrary
@@ -24,6 +24,7 @@ from sigmoid_l2.settings import (
 )
 
 PREFERENCES = ("auto", "cpu", "gpu")
+Name = Literal["numba", "numpy", "cupy", "numba-cuda"]  # of a backend, in the order of BACKENDS
 
 
 class BackendUnavailableError(RuntimeError):
@@ -32,12 +33,30 @@ class BackendUnavailableError(RuntimeError):
 
 @dataclass(frozen=True)
 class BackendInfo:
-    """What ``backends()`` tells about one backend; ``reasons`` is empty where it is available.
+    """What ``backends()`` tells about one backend.
 
-    ``package`` is the import name of the library that computes; for "numba-cuda" it is the one in use of two.
+    Attributes
+    ----------
+    name : "numba", "numpy", "cupy" or "numba-cuda"
+        What the argument ``backend`` of a call takes.
+    device : "cpu" or "cuda"
+        Where it computes.
+    available : bool
+        Whether it can run here.
+    reasons : tuple of str
+        Why not, each with the fix; empty where it is available.
+    package : str
+        The import name of the library that computes; for "numba-cuda" the one in use of two.
+
+    Examples
+    --------
+    >>> import sigmoid_l2 as sl2
+    >>> infos = {info.name: info for info in sl2.backends()}
+    >>> infos["numpy"]
+    BackendInfo(name='numpy', device='cpu', available=True, reasons=(), package='numpy')
     """
 
-    name: str
+    name: Name
     device: Device
     available: bool
     reasons: tuple[str, ...]
@@ -48,7 +67,7 @@ class BackendInfo:
 class Backend:
     """One way to compute a batch: its name, where it runs and the module of its kernel."""
 
-    name: str
+    name: Name
     device: Device
     import_kernel: Callable[[], Any]  # returns the module
     probe: Callable[[], None]  # raises probes.NotAvailableError where the backend cannot run
@@ -114,6 +133,12 @@ def backends() -> tuple[BackendInfo, ...]:
     """Every backend: where it runs, whether it can run here, and if not, the reasons with the fix for each.
 
     This imports numba and cupy where they are installed.
+
+    Examples
+    --------
+    >>> import sigmoid_l2 as sl2
+    >>> [info.name for info in sl2.backends()]
+    ['numba', 'numpy', 'cupy', 'numba-cuda']
     """
     return tuple(BackendInfo(b.name, b.device, not b.reasons(), b.reasons(), b.package) for b in BACKENDS)
 

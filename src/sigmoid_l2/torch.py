@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-import sigmoid_l2 as sl2
+from sigmoid_l2 import api
 from sigmoid_l2.gpu.arrays import type_name
 from sigmoid_l2.shapes import fit
 
@@ -225,7 +225,7 @@ def _loss(W: Any, x: Any, target: Any) -> Any:
         given = {"W": W.shape, "x": x.shape, "target": getattr(target, "shape", ())}
         batch = fit({name: tuple(shape) for name, shape in given.items()}).batch
         out = torch.empty(batch, dtype=_result_dtype(W, x), device=W.device)
-    return sl2.value(W, x, target, out=out)
+    return api.value(W, x, target, out=out)
 
 
 @torch.library.custom_op(
@@ -237,7 +237,7 @@ def _gradients(W: Any, x: Any, target: Any, cotangent: Any, wrt: str) -> Any:
     of = _of(wrt, W, x)
     W, x, target = _as_given(W, x, target)
     out = tuple(_empty_like(a, _result_dtype(W, x)) for a in _of(wrt, W, x)) if W.is_cuda else None
-    found = sl2.grad(W, x, target, cotangent=_dense(cotangent), wrt=tuple(wrt), out=out)
+    found = api.grad(W, x, target, cotangent=_dense(cotangent), wrt=tuple(wrt), out=out)
     # They have shape and dtype already, but for the ambiguous shapes of _as_given, and where W and x differ in dtype.
     return [g.sum_to_size(a.shape).to(a.dtype) for g, a in zip(found, of, strict=True)]
 
