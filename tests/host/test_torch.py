@@ -14,7 +14,7 @@ from contract import assert_contract
 from processes import run_python
 
 import sigmoid_l2 as sl2
-from sigmoid_l2 import dispatch
+from sigmoid_l2 import api, dispatch
 
 torch = pytest.importorskip("torch")
 module = importlib.import_module("sigmoid_l2.torch")
@@ -61,7 +61,7 @@ def arrays(*given):
 
 def recorded(monkeypatch, name):
     """The arguments of each call of ``sl2.value`` or ``sl2.grad`` from now on, and where its results are."""
-    calls, plain = [], getattr(sl2, name)
+    calls, plain = [], getattr(api, name)
 
     def call(*given, **options):
         results = plain(*given, **options)
@@ -69,7 +69,7 @@ def recorded(monkeypatch, name):
         calls.append(SimpleNamespace(given=given, **options, pointers=pointers))
         return results
 
-    monkeypatch.setattr(sl2, name, call)
+    monkeypatch.setattr(api, name, call)
     return calls
 
 
