@@ -232,6 +232,12 @@ class Tensor(Owned):
         return self.held
 
 
+class TorchDtype(str):
+    """A dtype of PyTorch."""
+
+    is_floating_point = property(lambda self: "float" in self)
+
+
 class Array:
     """JAX's: immutable, which DLPack does not tell."""
 
@@ -293,8 +299,12 @@ def install(monkeypatch):
         from_dlpack=lambda a: Tensor(a.__dlpack__(stream=Tensor.current_stream)),
         autograd=SimpleNamespace(forward_ad=SimpleNamespace(unpack_dual=lambda a: SimpleNamespace(tangent=None))),
         is_grad_enabled=lambda: True,
+        get_default_dtype=lambda: TorchDtype("torch.float32"),
+        **{name: TorchDtype(f"torch.{name}") for name in ("int64", "float32", "float64")},
     )
-    jax_numpy = SimpleNamespace(from_dlpack=lambda a: Array(a.__dlpack__(stream=Array.work_stream)))
+    jax_numpy = SimpleNamespace(
+        from_dlpack=lambda a: Array(a.__dlpack__(stream=Array.work_stream)), result_type=np.result_type
+    )
     jax = SimpleNamespace(Array=Array, numpy=jax_numpy, enable_x64=contextlib.nullcontext)
     modules = {"cupy": module, "numba": SimpleNamespace(cuda=numba_cuda), "torch": torch, "jax": jax}
     for name, stand_in in {**modules, "jax.numpy": jax_numpy}.items():

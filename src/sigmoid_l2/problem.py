@@ -106,8 +106,9 @@ def validate(
     given = {"W": W, "x": x, "target": target, "cotangent": cotangent}
     gpu, arrays = _as_arrays({name: a for name, a in given.items() if a is not None or name in ("W", "x")}, stream)
     W, x, target, cotangent = map(arrays.get, given)
-    library = library_of(given["W"]) if gpu is None else None
+    library = library_of(given["W"])
     dtype = _result_dtype(W, x) if library is None else library.result_dtype(W, x, given["x"])
+    library = library if gpu is None else None
     if library is not None and dtype is W.dtype:
         plain = _plain(W, x, target, cotangent, names, None)
         if plain is not None:
@@ -166,8 +167,8 @@ def _with_out(problem: Problem, library: HostLibrary, names: Sequence[str], out:
     """A plain problem of a library's arrays with ``out``, which may be in any layout."""
     inputs = dict(zip(("W", "x", "target", "cotangent"), problem.inputs, strict=True))
     views = outputs.checked(out, names, inputs, problem.dtype, problem.shapes, library)
-    plain = problem.plain and outputs.are_plain(problem.inputs, problem.dtype, problem.shapes, names, views)
-    return problem._replace(library=library, out=views, plain=plain)
+    plain = all(a.flags.carray and a.dtype is problem.dtype for a in views)
+    return problem._replace(library=library, out=views, plain=problem.plain and plain)
 
 
 def _is_plain(a: Any, dtype: Any, shape: tuple[int, ...]) -> bool:

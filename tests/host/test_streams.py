@@ -119,8 +119,10 @@ def test_any_layout_of_another_library(cupy):
         assert_right(got, W[::2], x[::-1][::2])
         got = sl2.value_and_grad(make(W_device), make(x_device[..., None]))
         assert_right(got, W, x[..., None])
-        got = sl2.value_and_grad(make(W_device), make(fake_cupy.asarray(np.ones((6, 4), int))))
-        assert_right(got, W, np.ones((6, 4)))
+        ones = make(fake_cupy.asarray(np.ones((6, 4), int)))
+        assert_right(sl2.value_and_grad(make(W_device), ones), W, np.ones((6, 4)))
+        of_integers = sl2.value(make(fake_cupy.asarray(np.ones((6, 3, 4), int))), ones)
+        assert of_integers.dtype == ("float32" if make is Tensor else "float64"), "by the promotion of W's library"
 
 
 # W and x, stream=, what runs where, (producer, consumer) of the events before the kernel.
