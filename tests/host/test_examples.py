@@ -47,10 +47,16 @@ PRINTED = {
         r'backend="cupy": ',
         r'backend="numba-cuda": ',
     ),
+    "torch_training": (
+        r"\n +0 +50\.6% +1\.978000 +1\.1e-10 +50\.6% +1\.978000 +0\n",  # ours, and that of autograd
+        r"\n +200 +100\.0% +0\.0000\d\d +\S+ +50\.6% +1\.978000 +0\n$",
+    ),
     "threads": (
         r"(set_num_threads\(\d+\): .* ms a call, same bits: True\n)+64 calls from 8 threads, .* same bits: True\n",
     ),
 }
+# The package that a program needs besides the library's own.
+NEEDS = {"torch_training": "torch"}
 
 
 def assert_printed(text, patterns):
@@ -63,6 +69,8 @@ def test_every_example_is_here():
 
 @pytest.mark.parametrize("name", PRINTED)
 def test_example(name):
+    if name in NEEDS:
+        pytest.importorskip(NEEDS[name])
     assert_printed(run_python((EXAMPLES / f"{name}.py").read_text(encoding="utf-8")), PRINTED[name])
 
 
