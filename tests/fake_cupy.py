@@ -216,7 +216,11 @@ class Tensor(Owned):
 
     __module__ = "torch"
     requires_grad = False
+    is_cuda = True
     current_stream = 5
+
+    def detach(self):
+        return Tensor(self.held)
 
     def __dlpack_device__(self):
         return 2, self.held.number
@@ -226,6 +230,12 @@ class Tensor(Owned):
             raise BufferError("Can't export tensors that require gradient, use tensor.detach()")
         order(stream, self.current_stream)
         return self.held
+
+
+class TorchDtype(str):
+    """A dtype of PyTorch."""
+
+    is_floating_point = property(lambda self: "float" in self)
 
 
 class Array:
@@ -287,8 +297,14 @@ def install(monkeypatch):
         Tensor=Tensor,
         cuda=SimpleNamespace(current_stream=lambda device: SimpleNamespace(cuda_stream=Tensor.current_stream)),
         from_dlpack=lambda a: Tensor(a.__dlpack__(stream=Tensor.current_stream)),
+        autograd=SimpleNamespace(forward_ad=SimpleNamespace(unpack_dual=lambda a: SimpleNamespace(tangent=None))),
+        is_grad_enabled=lambda: True,
+        get_default_dtype=lambda: TorchDtype("torch.float32"),
+        **{name: TorchDtype(f"torch.{name}") for name in ("int64", "float32", "float64")},
     )
-    jax_numpy = SimpleNamespace(from_dlpack=lambda a: Array(a.__dlpack__(stream=Array.work_stream)))
+    jax_numpy = SimpleNamespace(
+        from_dlpack=lambda a: Array(a.__dlpack__(stream=Array.work_stream)), result_type=np.result_type
+    )
     jax = SimpleNamespace(Array=Array, numpy=jax_numpy, enable_x64=contextlib.nullcontext)
     modules = {"cupy": module, "numba": SimpleNamespace(cuda=numba_cuda), "torch": torch, "jax": jax}
     for name, stand_in in {**modules, "jax.numpy": jax_numpy}.items():

@@ -51,10 +51,11 @@ def value_and_grad(
     Parameters
     ----------
     W : array (..., m, n)
-        On the host: NumPy array or array-like. On a CUDA device: CuPy's, numba's, PyTorch's or JAX's array, or any with
-        ``__cuda_array_interface__`` or ``__dlpack__``, used without a copy. Any strides, either byte order; m, n >= 1.
+        On the host: NumPy array or array-like, PyTorch tensor or JAX array. On a CUDA device: CuPy's, numba's,
+        PyTorch's or JAX's array, or any with ``__cuda_array_interface__`` or ``__dlpack__``. All arrays are used
+        without a copy. Any strides, either byte order; m, n >= 1.
     x : array (..., n), or (..., n, 1) where n > 1
-        On the host or the device, as W is. Its batch shape and that of W broadcast by NumPy's rules.
+        On the host or the device, as W is, of any library. Its batch shape and that of W broadcast by NumPy's rules.
     target : array (..., m), or what broadcasts to it, such as a number; optional
         What sigmoid(W x) should be; 0 by default. (..., m, 1) where x is a column and m > 1. Its batch shape broadcasts
         with the others.
@@ -63,8 +64,9 @@ def value_and_grad(
     wrt : "W", "x" or "q", or a tuple or list of them
         With respect to what gradients are wanted, in this order; q is W x. Others are neither computed nor allocated.
     out : tuple of arrays (loss and the gradients), optional
-        Where to write the results: arrays of the shapes and dtype below, on the host or the device as W is, that share
-        no memory with an input or each other. The same objects are returned, and nothing of batch size is allocated.
+        Where to write the results: arrays of the shapes and dtype below, on the host of W's kind (not JAX's, which are
+        read-only), else on W's device, that share no memory with an input or each other. The same objects are returned,
+        and nothing of batch size is allocated.
     backend : str
         "auto": the fastest where the arrays are, or what the environment variable SIGMOID_L2_BACKEND says.
         "cpu", "gpu": a preference; "gpu" falls back to the CPU where there is no GPU.
@@ -81,8 +83,9 @@ def value_and_grad(
         ``dW`` of W's shape, ``dx`` of x's shape or ``dq`` (..., m), (..., m, 1) where x is a column. A gradient of an
         input that was broadcast is the sum over the axes along which it was. They are of W's kind and on W's device
         (CuPy arrays where W's library cannot take them over), in the common dtype of W and x: float32 or float64 by
-        NumPy's promotion (of bfloat16 as of float16), float64 where both are integers or bool. float16 and bfloat16 are
-        storage: the arithmetic is that of float32, and each result is rounded once. B = 0 pairs give empty results, and
+        NumPy's promotion (of bfloat16 as of float16), float64 where both are integers or bool; on the host, for a W of
+        PyTorch or JAX, that of ``W * x * 1.0`` there. float16 and bfloat16 are storage: the arithmetic is that of
+        float32, and each result is rounded once. B = 0 pairs give empty results, and
         0 for a sum. dW and dx are dense and lie in memory as W and x do, as what ``np.empty_like`` makes (but C order
         for JAX, and for inputs whose elements share memory); dq has its pairs last in memory where W has and is not
         broadcast. Without CuPy, numba-cuda returns numba's device arrays, and takes all arrays to be on its current
@@ -91,9 +94,11 @@ def value_and_grad(
     Raises
     ------
     TypeError
-        One input on the host, the other on a device; a dtype, masked array or CUDA array that is not supported: a
-        tensor that requires a gradient or, without CuPy, whatever is not C-contiguous, needs another dtype or is
-        broadcast, other than one W for many x.
+        One input on the host, the other on a device. A dtype that is not supported. An array that carries more than
+        its numbers (labels, units, a mask), is sparse or not in memory, with what to pass. A tensor that requires a
+        gradient (unless gradients are switched off) or is inside of a transform such as ``jax.jit``, which needs
+        ``sigmoid_l2.torch.value`` or ``sigmoid_l2.jax.value``. Without CuPy a CUDA array that is not C-contiguous,
+        needs another dtype or is broadcast, other than one W for many x.
     ValueError
         Shapes that do not fit, with all shapes; an unusable ``out`` (before anything is written); an unknown name.
     BackendUnavailableError

@@ -17,6 +17,9 @@ from sigmoid_l2.gpu.arrays import is_instance, type_name
 DType = np.dtype[Any]
 _F = TypeVar("_F", bound=Callable[..., Any])
 
+# dtype.num of what a library need not be asked about: float16, float32 and, but for JAX, float64.
+_FLOATS = tuple(np.dtype(char).num for char in "efd")
+
 # What torch.compile(fullgraph=True) tells the caller.
 _NO_GRAPH = "sigmoid_l2.torch.value can be a part of a graph, the calls that take arrays of any library cannot"
 
@@ -29,10 +32,9 @@ def untracked(name: str, a: Any) -> Any:
     """
     if is_instance(a, "torch", "Tensor"):
         torch, instead = sys.modules["torch"], "use sigmoid_l2.torch.value, which has a gradient"
-        if torch._C._functorch.is_functorch_wrapped_tensor(a):
+        if _is_wrapped(torch, a):
             raise TypeError(f"{name} is a tensor of a transform of torch.func; {instead}")
-        forward = torch.autograd.forward_ad
-        if forward._current_level >= 0 and forward.unpack_dual(a).tangent is not None:
+        if torch.autograd.forward_ad.unpack_dual(a).tangent is not None:
             raise TypeError(f"{name} is a tensor with a tangent, which would be lost; pass it with .detach()")
         if not a.requires_grad:
             return a
@@ -42,6 +44,14 @@ def untracked(name: str, a: Any) -> Any:
     if is_instance(a, "jax.core", "Tracer"):
         raise TypeError(f"{name} is an array of a transform of JAX, such as jit; use sigmoid_l2.jax.value")
     return a
+
+
+def _is_wrapped(torch: Any, a: Any) -> bool:
+    """Whether a transform of torch.func made this tensor, which PyTorch tells nowhere in public."""
+    try:
+        return bool(torch._C._functorch.is_functorch_wrapped_tensor(a))
+    except AttributeError:  # of another version: such a tensor has no numbers to read
+        return False
 
 
 def as_numpy(name: str, a: Any) -> Any:
@@ -140,15 +150,14 @@ class Torch(HostLibrary):
         self.taken: list[Any] = []
 
     def result_dtype(self, W: Any, x: Any, given_x: Any) -> DType:
+        if W.dtype is x.dtype and W.dtype.num in _FLOATS:
+            return W.dtype  # type: ignore[no-any-return]
         torch = self.torch
         default = torch.get_default_dtype()
-        if is_instance(given_x, "torch", "Tensor"):
-            of_x = given_x.dtype
-        elif hasattr(given_x, "dtype") or x.dtype != np.float64:
-            of_x = getattr(torch, x.dtype.name)
-        else:  # a list of Python's floats, as torch.tensor would take them
+        of_W, of_x = (getattr(torch, a.dtype.name) for a in (W, x))
+        if of_x is torch.float64 and not hasattr(given_x, "dtype"):  # a list of Python's numbers: as torch.tensor does
             of_x = default
-        dtypes = {dtype for dtype in (self.W.dtype, of_x) if dtype.is_floating_point}
+        dtypes = {dtype for dtype in (of_W, of_x) if dtype.is_floating_point}
         dtype = torch.promote_types(*dtypes) if len(dtypes) == 2 else dtypes.pop() if dtypes else default
         return _numpy_dtype("W * x", dtype)
 
@@ -164,7 +173,7 @@ class Torch(HostLibrary):
 
     def give(self, results: Sequence[Any]) -> list[Any]:
         torch = self.torch
-        if results[0].dtype.name == "bfloat16":
+        if results[0].itemsize == 2 and results[0].dtype != np.float16:  # bfloat16
             return [torch.from_numpy(a.view(np.int16)).view(torch.bfloat16) for a in results]
         return [*map(torch.from_numpy, results)]
 
@@ -179,6 +188,8 @@ class Jax(HostLibrary):
     needs_lines = True
 
     def result_dtype(self, W: Any, x: Any, given_x: Any) -> DType:
+        if W.dtype is x.dtype and W.dtype.num in _FLOATS[:2]:
+            return W.dtype  # type: ignore[no-any-return]
         # JAX warns where 64 bits of its own arrays are more than it is set to have, but not for NumPy's.
         types = [
             given if is_instance(given, "jax", "Array") and a.itemsize < 8 else np.empty(0, a.dtype)

@@ -5,6 +5,7 @@ with what to pass. The package of their class, or of a base class, tells them; s
 """
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,12 @@ _CARRIERS: dict[str, tuple[str, Sequence[str]]] = {
 
 def carried(a: Any) -> tuple[str, str] | None:
     """What ``a`` carries that its numbers would lose, in words, and what takes its numbers; None for plain arrays."""
-    kind = type(a)
+    kind: Any = type(a)
+    return _carried(kind)
+
+
+@lru_cache
+def _carried(kind: Any) -> tuple[str, str] | None:
     for cls in kind.__mro__:
         package, _, rest = cls.__module__.partition(".")
         known = _CARRIERS.get(f"{package}.{rest.partition('.')[0]}") or _CARRIERS.get(package)

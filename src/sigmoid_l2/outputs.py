@@ -63,13 +63,12 @@ def checked(
     if not isinstance(out, _SEQUENCES) or len(out) != len(names):
         count = f"{len(names)} arrays" if len(names) > 1 else "1 array"
         raise ValueError(f"out must be a tuple of {count} ({', '.join(names)}), not {_describe(out)}")
-    if library is None and are_plain([*inputs.values()], dtype, shapes, names, out):
-        given: Sequence[Any] = out
-        return given
     if gpu is not None:
-        arrays = [*map(partial(_on_device, gpu), names, out)]
+        arrays: Sequence[Any] = [*map(partial(_on_device, gpu), names, out)]
     else:
-        arrays = [*out] if host is None else [*map(host.take_result, names, out)]
+        arrays = out if host is None else [*map(host.take_result, names, out)]
+        if are_plain([*inputs.values()], dtype, shapes, names, arrays):
+            return arrays
     # The bounds of CUDA arrays decide whether they share memory: an exact answer would have to wait for the device.
     checked = [(name, a if gpu is None else bounds(a)) for name, a in inputs.items() if a is not None]
     for name, array in zip(names, arrays, strict=True):

@@ -104,12 +104,13 @@ def validate(
     given = {"W": W, "x": x, "target": target, "cotangent": cotangent}
     gpu, arrays = _as_arrays({name: a for name, a in given.items() if a is not None or name in ("W", "x")}, stream)
     W, x, target, cotangent = map(arrays.get, given)
-    library = library_of(given["W"]) if gpu is None else None
+    library = library_of(given["W"])
     dtype = _result_dtype(W, x) if library is None else library.result_dtype(W, x, given["x"])
-    if library is not None and out is None and dtype is W.dtype:
+    library = library if gpu is None else None
+    if library is not None and dtype is W.dtype:
         plain = _plain(W, x, target, cotangent, names, None)
         if plain is not None:
-            return plain._replace(library=library)
+            return plain._replace(library=library) if out is None else _with_out(plain, library, names, out)
     found = fit({name: a.shape for name, a in arrays.items()})
     results = {**found.results, "dW": W.shape, "dx": x.shape}
     x = x[..., 0] if found.x_is_column else x
@@ -158,6 +159,14 @@ def _plain(W: Any, x: Any, target: Any, cotangent: Any, names: Sequence[str], ou
     if out is not None and not outputs.are_plain((W, x, target, cotangent), dtype, results, names, out):
         return None
     return Problem(W, x, target, cotangent, batch, shape[-2], shape[-1], dtype, results, False, None, out, plain)
+
+
+def _with_out(problem: Problem, library: HostLibrary, names: Sequence[str], out: Any) -> Problem:
+    """A plain problem of a library's arrays with ``out``, which may be in any layout."""
+    inputs = dict(zip(("W", "x", "target", "cotangent"), problem.inputs, strict=True))
+    views = outputs.checked(out, names, inputs, problem.dtype, problem.shapes, library)
+    plain = all(a.flags.carray and a.dtype is problem.dtype for a in views)
+    return problem._replace(library=library, out=views, plain=problem.plain and plain)
 
 
 def _is_plain(a: Any, dtype: Any, shape: tuple[int, ...]) -> bool:

@@ -119,8 +119,10 @@ def test_any_layout_of_another_library(cupy):
         assert_right(got, W[::2], x[::-1][::2])
         got = sl2.value_and_grad(make(W_device), make(x_device[..., None]))
         assert_right(got, W, x[..., None])
-        got = sl2.value_and_grad(make(W_device), make(fake_cupy.asarray(np.ones((6, 4), int))))
-        assert_right(got, W, np.ones((6, 4)))
+        ones = make(fake_cupy.asarray(np.ones((6, 4), int)))
+        assert_right(sl2.value_and_grad(make(W_device), ones), W, np.ones((6, 4)))
+        of_integers = sl2.value(make(fake_cupy.asarray(np.ones((6, 3, 4), int))), ones)
+        assert of_integers.dtype == ("float32" if make is Tensor else "float64"), "by the promotion of W's library"
 
 
 # W and x, stream=, what runs where, (producer, consumer) of the events before the kernel.
@@ -212,12 +214,14 @@ def test_a_tensor_that_requires_a_gradient(cupy):
     for position in (0, 1):
         arrays = list(on_both(Tensor)[2:])
         arrays[position].requires_grad = True
-        with pytest.raises(TypeError, match=rf"^{'Wx'[position]}, a CUDA array of type torch\.Tensor, .*\.detach\(\)$"):
+        with pytest.raises(TypeError, match=rf"^{'Wx'[position]} is .* use sigmoid_l2\.torch\.value, .*\.detach\(\)$"):
             sl2.value_and_grad(*arrays)
     out = outputs(Tensor)
     out[1].requires_grad = True
-    with pytest.raises(ValueError, match=r"^out: dW, .*\.detach\(\)$"):
+    with pytest.raises(ValueError, match=r"^out: dW is a tensor that requires a gradient; .*\.detach\(\)$"):
         sl2.value_and_grad(*on_both(Tensor)[2:], out=out)
+    sys.modules["torch"].is_grad_enabled = lambda: False  # as under torch.no_grad()
+    assert type(sl2.value_and_grad(*arrays, out=out)[1]) is Tensor
 
 
 def test_outputs_that_cannot_be_written(cupy):
