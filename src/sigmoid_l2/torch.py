@@ -194,8 +194,9 @@ class _Gradients(torch.autograd.Function):
 
 
 # PyTorch asks for the signature in each call of ``apply``, which takes 100 us where it has to be made.
-for _function in (_Value, _Gradients):
-    _function.forward.__signature__ = inspect.signature(_function.forward)
+_forwards: list[Any] = [_Value.forward, _Gradients.forward]
+for _forward in _forwards:
+    _forward.__signature__ = inspect.signature(_forward)
 
 
 def _with_axis(size: int, in_dims: Any, tensors: Any, wanted: Any) -> list[Any]:

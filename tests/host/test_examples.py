@@ -55,8 +55,8 @@ PRINTED = {
         r"(set_num_threads\(\d+\): .* ms a call, same bits: True\n)+64 calls from 8 threads, .* same bits: True\n",
     ),
 }
-# The package that a program needs besides the library's own.
-NEEDS = {"torch_training": "torch"}
+
+NEEDS = {"torch_training": "torch"}  # what is skipped where a package is missing
 
 
 def assert_printed(text, patterns):

@@ -11,6 +11,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 # The packages that the programs of a page import.
 PAGES: dict[str, tuple[str, ...]] = {
     "arrays": ("torch", "jax", "pandas", "polars", "xarray", "astropy", "unyt", "scipy", "dask", "zarr"),
+    "pytorch": ("torch",),
 }
 
 

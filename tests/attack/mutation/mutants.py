@@ -1,5 +1,6 @@
 """The mutants: mistakes that somebody might make, each with the tests that must notice it."""
 
+from importlib.util import find_spec
 from typing import NamedTuple
 
 
@@ -38,6 +39,7 @@ ENSEMBLES = (
     "tests/host/test_whole_function.py::test_when_each_of_many_w_is_computed_alone",
 )
 KEPT = ("tests/host/test_kept_memory.py",)
+TORCH = ("tests/host/test_torch.py", "tests/host/test_torch_func.py")
 REFERENCE_SHARED = ("tests/host/test_reference_shared.py",)
 SHARED_TINY = ("tests/gpu/test_shared_tiny.py",)
 SHARED_BLOCKS = ("tests/gpu/test_shared_blocks.py",)
@@ -674,3 +676,46 @@ MUTANTS = (
         ("tests/host/test_streams.py",),
     ),
 )
+
+TORCH_MUTANTS = (
+    Mutant(
+        "torch: the incoming gradient left out",
+        "sigmoid_l2/torch.py",
+        "cotangent=_dense(cotangent)",
+        "cotangent=None",
+        TORCH,
+    ),
+    Mutant(
+        "torch: one incoming gradient for all taken for 1",
+        "sigmoid_l2/torch.py",
+        " and cotangent[(0,) * cotangent.ndim] == 1",
+        "",
+        TORCH,
+    ),
+    Mutant("torch: the axis of vmap not moved", "sigmoid_l2/torch.py", "else a.movedim(dim, 0)", "else a", TORCH),
+    Mutant(
+        "torch: axes of length 1 left out of a vmapped batch",
+        "sigmoid_l2/torch.py",
+        "(1,) * (max(batches) - batch)",
+        "(1,) * 0",
+        TORCH,
+    ),
+    Mutant("torch: a shared W copied for vmap", "sigmoid_l2/torch.py", "(want or dim is not None)", "True", TORCH),
+    Mutant("torch: dW though nobody needs it", "sigmoid_l2/torch.py", '"W" * needs_W', '"W"', TORCH),
+    Mutant(
+        "torch: a layout that the compiler is not told",
+        "sigmoid_l2/torch.py",
+        "if shares else torch.empty_like(a, dtype=dtype)",
+        "",
+        TORCH,
+    ),
+    Mutant(
+        "torch: a second derivative silently 0",
+        "sigmoid_l2/torch.py",
+        "*cotangents: Any) -> Any:\n        raise NotImplementedError(_NO_SECOND_DERIVATIVE)",
+        "*cotangents: Any) -> Any:\n        return (None,) * 6",
+        TORCH,
+    ),
+)
+if find_spec("torch") is not None:  # without it their tests are skipped
+    MUTANTS += TORCH_MUTANTS
