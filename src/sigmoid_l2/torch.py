@@ -38,7 +38,7 @@ _NO_FORWARD_MODE = (
 )
 
 
-def value(W: Any, x: Any, target: Any = None) -> Any:
+def value(W: torch.Tensor, x: torch.Tensor, target: torch.Tensor | float | None = None) -> torch.Tensor:
     """Compute the loss ||sigmoid(W x) - target||^2 for every pair, differentiable in W and x.
 
     Parameters
