@@ -38,7 +38,7 @@ _NO_FORWARD_MODE = (
 )
 
 
-def value(W: Any, x: Any, target: Any = None) -> Any:
+def value(W: torch.Tensor, x: torch.Tensor, target: torch.Tensor | float | None = None) -> torch.Tensor:
     """Compute the loss ||sigmoid(W x) - target||^2 for every pair, differentiable in W and x.
 
     Parameters
@@ -194,8 +194,8 @@ class _Gradients(torch.autograd.Function):
 
 
 # PyTorch asks for the signature in each call of ``apply``, which takes 100 us where it has to be made.
-_forward: Any
-for _forward in (_Value.forward, _Gradients.forward):
+_forwards: list[Any] = [_Value.forward, _Gradients.forward]
+for _forward in _forwards:
     _forward.__signature__ = inspect.signature(_forward)
 
 

@@ -52,12 +52,16 @@ PRINTED = {
         r"\n +0 +50\.38% +1\.488500 +50\.38% +1\.488500\n",  # ours, and that of the formula in jax.numpy
         r"\n +80 +100\.00% +0\.0000\d\d +50\.38% +1\.488500\n$",
     ),
+    "torch_training": (
+        r"\n +0 +50\.6% +1\.978000 +1\.1e-10 +50\.6% +1\.978000 +0\n",  # ours, and that of autograd
+        r"\n +200 +100\.0% +0\.0000\d\d +\S+ +50\.6% +1\.978000 +0\n$",
+    ),
     "threads": (
         r"(set_num_threads\(\d+\): .* ms a call, same bits: True\n)+64 calls from 8 threads, .* same bits: True\n",
     ),
 }
 
-NEEDS = {"jax_training": "jax"}  # what is skipped where a package is missing
+NEEDS = {"jax_training": "jax", "torch_training": "torch"}  # what is skipped where a package is missing
 
 
 def assert_printed(text, patterns):

@@ -12,6 +12,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 PAGES: dict[str, tuple[str, ...]] = {
     "processes": ("joblib",),
     "arrays": ("torch", "jax", "pandas", "polars", "xarray", "astropy", "unyt", "scipy", "dask", "zarr"),
+    "pytorch": ("torch",),
 }
 
 

@@ -3,6 +3,7 @@
 torch.func is in test_torch_func.py, torch.compile in test_torch_compile.py.
 """
 
+import doctest
 import importlib
 import threading
 from types import SimpleNamespace
@@ -403,6 +404,11 @@ REFUSED = {
 def test_refused(error, given, message):
     with pytest.raises(error, match=f"(?s){message}"):
         value(*given)
+
+
+def test_the_example_of_the_docstring():
+    (example,) = doctest.DocTestFinder().find(value, "value", globs={})
+    assert doctest.DocTestRunner().run(example) == (0, 5)
 
 
 def test_an_older_pytorch_is_told(monkeypatch):

@@ -25,7 +25,6 @@ class CudaTensor(fake_cupy.Tensor):
     """As much of a CUDA tensor as the operators touch."""
 
     __module__ = "torch"
-    is_cuda = True
 
     def __init__(self, held):
         super().__init__(held)
@@ -57,12 +56,6 @@ def kernel(monkeypatch, request):
     if request.param != "CuPy":
         monkeypatch.delitem(sys.modules, "cupy")
         monkeypatch.setattr("sigmoid_l2.gpu.why_not", lambda probe: "no CuPy" if probe is probe_cupy else None)
-
-    fake = sys.modules["torch"]  # whose tensors nothing tracks
-    no_tangent = SimpleNamespace(_current_level=-1, unpack_dual=lambda a: SimpleNamespace(tangent=None))
-    functorch = SimpleNamespace(is_functorch_wrapped_tensor=lambda a: False)
-    monkeypatch.setattr(fake, "autograd", SimpleNamespace(forward_ad=no_tangent), raising=False)
-    monkeypatch.setattr(fake, "_C", SimpleNamespace(_functorch=functorch), raising=False)
 
     def empty(shape, dtype, device):
         return CudaTensor(fake_cupy.empty(shape, str(dtype).removeprefix("torch.")))

@@ -42,6 +42,7 @@ ENSEMBLES = (
 KEPT = ("tests/host/test_kept_memory.py",)
 NOT_FILES = ("tests/host/test_not_files.py",)
 JAX = ("tests/host/test_jax_transformations.py",)
+TORCH = ("tests/host/test_torch.py", "tests/host/test_torch_func.py")
 REFERENCE_SHARED = ("tests/host/test_reference_shared.py",)
 SHARED_TINY = ("tests/gpu/test_shared_tiny.py",)
 SHARED_BLOCKS = ("tests/gpu/test_shared_blocks.py",)
@@ -787,5 +788,44 @@ MUTANTS = (
         "on_host[-1].ndim == 0 and on_host[-1] == 1:",
         "on_host[-1].ndim == 0:",
         ("tests/host/test_jax.py::test_the_bits_of_plain_calls_under_vmap",),
+    ),
+    # PyTorch
+    Mutant(
+        "torch: the incoming gradient left out",
+        "sigmoid_l2/torch.py",
+        "cotangent=_dense(cotangent)",
+        "cotangent=None",
+        TORCH,
+    ),
+    Mutant(
+        "torch: one incoming gradient for all taken for 1",
+        "sigmoid_l2/torch.py",
+        " and cotangent[(0,) * cotangent.ndim] == 1",
+        "",
+        TORCH,
+    ),
+    Mutant("torch: the axis of vmap not moved", "sigmoid_l2/torch.py", "else a.movedim(dim, 0)", "else a", TORCH),
+    Mutant(
+        "torch: axes of length 1 left out of a vmapped batch",
+        "sigmoid_l2/torch.py",
+        "(1,) * (max(batches) - batch)",
+        "(1,) * 0",
+        TORCH,
+    ),
+    Mutant("torch: a shared W copied for vmap", "sigmoid_l2/torch.py", "(want or dim is not None)", "True", TORCH),
+    Mutant("torch: dW though nobody needs it", "sigmoid_l2/torch.py", '"W" * needs_W', '"W"', TORCH),
+    Mutant(
+        "torch: a layout that the compiler is not told",
+        "sigmoid_l2/torch.py",
+        "if shares else torch.empty_like(a, dtype=dtype)",
+        "",
+        TORCH,
+    ),
+    Mutant(
+        "torch: a second derivative silently 0",
+        "sigmoid_l2/torch.py",
+        "*cotangents: Any) -> Any:\n        raise NotImplementedError(_NO_SECOND_DERIVATIVE)",
+        "*cotangents: Any) -> Any:\n        return (None,) * 6",
+        TORCH,
     ),
 )
