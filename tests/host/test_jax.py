@@ -1,5 +1,6 @@
 """``sigmoid_l2.jax.value``: its values, dtypes and errors, and what XLA calls. See test_jax_transformations.py, too."""
 
+import mmap
 import threading
 from functools import partial
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from contract import assert_contract
 from processes import run_python
 
 import sigmoid_l2 as sl2
+from sigmoid_l2 import memory
 
 jax = pytest.importorskip("jax")
 
@@ -116,6 +118,13 @@ def test_columns():
     assert bits(map(np.asarray, (loss, dW, dx[..., 0]))) == bits(map(np.asarray, gradients(W, x, y)))
 
 
+def test_without_jit():
+    W, x = (jnp.asarray(a, jnp.float32) for a in pairs((5,)))
+    with jax.disable_jit():
+        given = jax.vmap(jax.grad(value, (0, 1)))(W, x)
+    assert bits(map(np.asarray, given)) == bits(sl2.grad(np.asarray(W), np.asarray(x)))
+
+
 def test_no_pairs():
     W, x = jnp.ones((3, 4)), jnp.ones((0, 4))
     loss, dW, dx = gradients(W, x)
@@ -147,6 +156,20 @@ def test_inputs_are_read_where_they_are(monkeypatch):
             assert a.ctypes.data == b.unsafe_buffer_pointer()
     written = {a.ctypes.data for problem in seen for a in problem.out}
     assert {a.unsafe_buffer_pointer() for a in (loss, dW, dx)} <= written
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="this system has none")
+def test_large_results_get_huge_pages(monkeypatch):
+    asked = []
+    monkeypatch.setattr(memory, "_madvise", lambda *given: asked.append([getattr(a, "value", a) for a in given]))
+    W, x = jnp.ones((120_000, 3, 3)), jnp.ones((120_000, 3))
+    dW = jax.block_until_ready(jax.jit(jax.vmap(jax.grad(value)))(W, x))
+    ((first, nbytes, advice),) = asked  # for dW alone
+    begin = dW.unsafe_buffer_pointer()
+    assert first % mmap.PAGESIZE == nbytes % mmap.PAGESIZE == 0
+    assert begin <= first < begin + mmap.PAGESIZE
+    assert 0 <= begin + dW.nbytes - (first + nbytes) < mmap.PAGESIZE
+    assert advice == mmap.MADV_HUGEPAGE
 
 
 def test_donated_memory_is_used_again():
@@ -265,6 +288,12 @@ except ImportError as error:
 
 
 # Several devices, and CUDA without a GPU
+
+
+def test_it_is_lowered_for_cuda():
+    for f in (value, jax.grad(lambda W, x: value(W, x).sum())):
+        assert "python_gpu_callback" in jax.jit(f).trace(W, x).lower(lowering_platforms=("cuda",)).as_text()
+
 
 ON_TWO_DEVICES = """
 import numpy as np, jax, jax.numpy as jnp

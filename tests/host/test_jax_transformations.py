@@ -177,6 +177,8 @@ def test_a_shared_w_stays_one():
     assert max(computed) <= y.size
     assert given == [W.size, x.size, y.size, W.size, x.size, y.size, 100]  # the loss, and dW with a cotangent
 
+    (call,) = (e.params["call"] for e in jax.make_jaxpr(each)(W, x, y).jaxpr.eqns if "call" in e.params)
+    assert (call.W, call.x) == (W.shape, x.shape)
     computed, given = sizes(jax.make_jaxpr(jax.vmap(jax.grad(value), (None, 0, 0)))(W, x, y).jaxpr)
     assert computed.count(100 * W.size) <= 2  # dW of each is the result, once in another shape
     assert given[:3] == given[3:6] == [W.size, x.size, y.size]

@@ -13,6 +13,7 @@ PAGES: dict[str, tuple[str, ...]] = {
     "processes": ("joblib",),
     "arrays": ("torch", "jax", "pandas", "polars", "xarray", "astropy", "unyt", "scipy", "dask", "zarr"),
     "pytorch": ("torch",),
+    "jax": ("jax",),
 }
 
 
