@@ -150,7 +150,8 @@ def value(W: Any, x: Any, target: Any = None, *, out: Any = None, backend: str =
     Raises
     ------
     TypeError
-        Inputs in different places; a dtype or a kind of array that is not supported.
+        Inputs in different places; a dtype or a kind of array that is not supported; a tensor that requires a gradient,
+        for which there is ``sigmoid_l2.torch.value``.
     ValueError
         Shapes that do not fit, with all shapes; an unusable ``out``, before anything is written; an unknown backend.
     BackendUnavailableError
