@@ -3,10 +3,10 @@
 python bench/bench_cpu.py [PART...] [--no-peers] [--quick] [-o FILE.json]
 
 Parts: shapes, huge, subnormal, outputs, layouts, wanted, fit, threads, reader, pair, small, numpy, batch, fresh,
-shared, tails. Without any it does all; --no-peers leaves out the last four, which need other libraries, and takes six
-minutes. All contenders of a case take turns, so that a drift of the machine hits all alike; the results of each are
-compared with the reference before anything is timed. Prints the tables of ``report`` and exits with 1 if a "must" is
-missed.
+shared, training, tails. Without any it does all; --no-peers leaves out the last five, which need other libraries, and
+takes six minutes. All contenders of a case take turns, so that a drift of the machine hits all alike; the results of
+each are compared with the reference before anything is timed. Prints the tables of ``report`` and exits with 1 if a
+"must" is missed.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import peers
 import reader
 import shared
 import tails
+import training
 import wanted
 from copies import Copy
 from fit import BLOCKS, MODELS, STEPS, Fit, M, N
@@ -49,6 +50,8 @@ SHARED_BYTES = 125 * 10**6
 # Pairs of 3x3 with new outputs beside those who compile.
 FRESH_PAIRS = 10**7
 COMPILERS = (peers.JAX_MATMUL, peers.JAX_SUM, peers.TORCH_COMPILE_VMAP, peers.TORCH_COMPILE_HAND)
+# Pairs of 3x3 in a step of training.
+TRAINING_PAIRS = 10**6
 # W of the NumPy backend beside NumPy by hand.
 NUMPY_SHAPES = ((3, 3), (8, 8), (64, 64), (10, 784), (784, 10))
 
@@ -154,6 +157,7 @@ class Bench:
     def batch(self) -> None:
         """Everybody over the batch."""
         everybody = [(peers.OURS, GIVEN), (peers.OURS, FRESH)]
+        everybody += [(peer, FRESH) for peer in training.OURS]
         everybody += [(peer, peer.takes_out) for peer in peers.PEERS if "cpu" in peer.devices]
         for B in self.batches:
             case = self.case(3, 3, B)
@@ -172,6 +176,11 @@ class Bench:
             case = shared.SharedCase.of_x("cpu", "float32", m, n, self.bytes_of_x)
             others = [(peer, peer.takes_out) for peer in shared.PEERS]
             self.compare("shared", shared.SharedWork(case), [(peers.OURS, GIVEN), *others], self.copies(case))
+
+    def training(self) -> None:
+        """The forward and the backward pass within a framework, beside its own formula."""
+        everybody = [(peer, FRESH) for peer in (*training.OURS, *training.PEERS)]
+        self.compare("training", Workload(self.case(3, 3, TRAINING_PAIRS)), everybody)
 
     def tails(self) -> None:
         """The wrong gradients of everybody whose accuracy is measured."""
@@ -232,7 +241,7 @@ PARTS = (
     "small",
     "numpy",
 )
-NEED_OTHERS = ("batch", "fresh", "shared", "tails")
+NEED_OTHERS = ("batch", "fresh", "shared", "training", "tails")
 PARTS += NEED_OTHERS
 
 
@@ -254,7 +263,7 @@ def main() -> None:
         "quick": args.quick,
         "machine": cpu_machine(),
         "versions": installed(dict.fromkeys(peer.library for peer in (peers.OURS, *peers.PEERS))),
-        "notes": {peer.name: peer.note for peer in peers.PEERS if peer.note},
+        "notes": {peer.name: peer.note for peer in (*training.OURS, *peers.PEERS) if peer.note},
     }
     complete = not args.quick and set(wanted) == set(PARTS)
     path = args.o or (results_path(RESULTS, results["machine"]["cpu"]) if complete else Path("build/cpu.json"))

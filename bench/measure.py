@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from copies import Copy
 from peers import OURS, Peer
-from results import Key, Row, one_line, row
+from results import Key, Row, is_ours, one_line, row
 from workload import Case, Run, Workload, finished, library, wait
 
 import sigmoid_l2 as sl2
@@ -156,7 +156,7 @@ def contenders(
     case, runs, gaps = work.case, {}, []
     for peer, given in wanted:
         own = peer.library == OURS.library and case.device == "cpu"
-        threads = sl2.get_num_threads() if own else None
+        threads = sl2.get_num_threads() if is_ours({"contender": peer.name}) and case.device == "cpu" else None
         key = Key(peer.name, "given" if given else "fresh", threads)
         try:
             with within(limit_s):

@@ -7,14 +7,16 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import training
 from peers import PEERS
 from results import Row, caption, fraction, is_copy, is_ours, name
 
 # Okabe and Ito's colours, one for each library; the markers distinguish the contenders in grey.
 COLOURS = ("#0072B2", "#D55E00", "#E69F00", "#009E73", "#CC79A7", "#56B4E9")
 LIBRARIES = list(dict.fromkeys(peer.library for peer in PEERS))
-COLOUR = {peer.name: COLOURS[LIBRARIES.index(peer.library) % len(COLOURS)] for peer in PEERS}
-MARKER = {peer.name: "sDP^vXd<>hp*"[k % 12] for k, peer in enumerate(PEERS)}
+EVERYBODY = (*PEERS, *training.OURS)
+COLOUR = {peer.name: COLOURS[LIBRARIES.index(peer.library) % len(COLOURS)] for peer in EVERYBODY}
+MARKER = {peer.name: "sDP^vXd<>hp*H8"[k % 14] for k, peer in enumerate(EVERYBODY)}
 COPY_STYLE: Row = {"color": "0.45", "linestyle": "--", "linewidth": 1.2}
 THIN: Row = {"color": "0.88", "linewidth": 0.6}
 
@@ -31,7 +33,7 @@ def batch(rows: list[Row]) -> Any:
     axes.plot(list(copy), list(copy.values()), label=told, **COPY_STYLE)
     for line in lines.values():
         first = line[0]
-        if is_ours(first):
+        if is_ours(first) and first["contender"] not in COLOUR:
             face = "black" if first["outputs"] == "given" else "white"
             style: Row = {"color": "black", "marker": "o", "markerfacecolor": face, "linewidth": 2.2, "zorder": 4}
         else:

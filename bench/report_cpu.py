@@ -103,6 +103,10 @@ OF_CPU: dict[str, tuple[str, tuple[Callable[[list[Row]], str], ...]]] = {
         "One W for many x, outputs given where the contender takes them",
         (times, beside_copy, notes, losses),
     ),
+    "training": (
+        "The forward and the backward pass of 3x3 float32 within a framework: a step of training",
+        (times, speeds, notes),
+    ),
     "tails": ("The tails", (wrong_gradients,)),
 }
 

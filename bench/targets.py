@@ -4,8 +4,9 @@ from collections.abc import Iterable
 
 import fit
 import layouts
+import training
 import wanted
-from peers import JAX_MATMUL, JAX_SUM, NUMPY_EINSUM, TORCH_COMPILE_HAND, TORCH_COMPILE_VMAP
+from peers import JAX_MATMUL, JAX_SUM, NUMPY_EINSUM, TORCH_COMPILE_HAND, TORCH_COMPILE_VMAP, Peer
 from results import Row, fraction, is_copy, is_ours, label, same_case
 
 # CPU: part of the speed of the best copy of the least bytes on as many threads, outputs given: must, goal.
@@ -34,6 +35,14 @@ WANTED = {wanted.FACTORS: 1.25, wanted.DX: 1.5}
 OF_LOOP = 1
 # CPU: times as fast as the fastest peer with one W for many x: must, at 3x3 and elsewhere; there is no goal.
 SHARED_3X3, SHARED = 2, 1
+# CPU: times as fast as a framework's own formula, forward and backward pass within it: must; there is no goal.
+TRAINING = {
+    training.IN_TORCH.name: (
+        ("torch eager", (training.TORCH_EAGER,), 3),
+        ("torch.compile", (training.TORCH_COMPILE_MATMUL, training.TORCH_COMPILE_SUM), 2),
+    ),
+    training.IN_JAX.name: (("JAX", (JAX_MATMUL, JAX_SUM), 3),),
+}
 # CPU: times as fast as the fastest NumPy by hand, for one pair and small batches, new outputs: must; there is no goal.
 BY_HAND = 1
 # GPU: part of the speed of a device copy of the least bytes, in every class of sizes: must, goal.
@@ -107,10 +116,11 @@ def on_cpu(rows: list[Row]) -> Iterable[Row]:
             yield judge(f"{case}, NumPy backend", unit, must, goal if shape == (3, 3) else None, measured)
         if part == "fresh":
             for who, peers, must, goal in FRESH:
-                names = [peer.name for peer in peers]
-                times = [r["median"] for r in others if r["contender"] in names]
-                measured = min(times) / row["median"] if times else None
-                yield judge(f"{case}, fresh outputs", f"x as fast as {who}", must, goal, measured)
+                yield judge(f"{case}, fresh outputs", f"x as fast as {who}", must, goal, speedup(row, others, peers))
+        if part == "training":
+            for who, peers, must in TRAINING[row["contender"]]:
+                measured = speedup(row, others, peers) if "median" in row else None
+                yield judge(f"{case}, {row['contender']}", f"x as fast as {who}", must, None, measured)
 
 
 def on_gpu(rows: list[Row]) -> Iterable[Row]:
@@ -136,6 +146,13 @@ def on_gpu(rows: list[Row]) -> Iterable[Row]:
                 fastest = fastest_peer(rows, row)
                 measured = fastest["median"] / row["median"] if fastest and "median" in row else None
                 yield judge(what, "x as fast as the fastest peer", FASTEST_PEER, None, measured)
+
+
+def speedup(row: Row, others: list[Row], peers: Iterable[Peer]) -> float | None:
+    """How many times as fast as the fastest of ``peers``, among the ``others``, ``row`` is."""
+    names = [peer.name for peer in peers]
+    times = [other["median"] for other in others if other["contender"] in names]
+    return min(times) / row["median"] if times else None
 
 
 def fastest_peer(rows: list[Row], row: Row) -> Row | None:

@@ -216,7 +216,11 @@ class Tensor(Owned):
 
     __module__ = "torch"
     requires_grad = False
+    is_cuda = True
     current_stream = 5
+
+    def detach(self):
+        return Tensor(self.held)
 
     def __dlpack_device__(self):
         return 2, self.held.number
@@ -287,6 +291,8 @@ def install(monkeypatch):
         Tensor=Tensor,
         cuda=SimpleNamespace(current_stream=lambda device: SimpleNamespace(cuda_stream=Tensor.current_stream)),
         from_dlpack=lambda a: Tensor(a.__dlpack__(stream=Tensor.current_stream)),
+        autograd=SimpleNamespace(forward_ad=SimpleNamespace(unpack_dual=lambda a: SimpleNamespace(tangent=None))),
+        is_grad_enabled=lambda: True,
     )
     jax_numpy = SimpleNamespace(from_dlpack=lambda a: Array(a.__dlpack__(stream=Array.work_stream)))
     jax = SimpleNamespace(Array=Array, numpy=jax_numpy, enable_x64=contextlib.nullcontext)

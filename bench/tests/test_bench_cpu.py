@@ -11,8 +11,8 @@ import pytest
 import sigmoid_l2 as sl2
 from sigmoid_l2 import settings
 
-NAMES = "bench_cpu fit layouts measure peers reader report report_cpu results shared wanted workload"
-bench_cpu, fit, layouts, measure, peers, reader, report, report_cpu, results, shared, wanted, workload = map(
+NAMES = "bench_cpu fit layouts measure peers reader report report_cpu results shared training wanted workload"
+bench_cpu, fit, layouts, measure, peers, reader, report, report_cpu, results, shared, training, wanted, workload = map(
     importlib.import_module, NAMES.split()
 )
 Case, Workload = workload.Case, workload.Workload
@@ -168,6 +168,20 @@ def test_a_sum_that_lacks_a_sample_is_wrong():
         work.check((loss, sl2.grad(work.W, work.x[1:]).dW, dx))
 
 
+# --- within a framework ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("peer", [*training.OURS, *training.PEERS], ids=lambda peer: peer.name)
+def test_everybody_makes_the_same_step_of_training(peer):
+    pytest.importorskip(peer.library)
+    if peer.name.startswith("torch.compile"):
+        pytest.skip("compiles for half a minute")
+    work = Workload(Case("cpu", "float32", 4, 5, 3000))
+    loss, dW, dx = work.checked(peer.build(work.W, work.x, None))()
+    assert (loss.shape, dW.shape, dx.shape) == ((3000,), (3000, 4, 5), (3000, 5))
+    assert {type(a).__module__.partition(".")[0] for a in (loss, dW, dx)} <= {peer.library, f"{peer.library}lib"}
+
+
 # --- a fit ----------------------------------------------------------------------------------------------------------
 
 
@@ -214,6 +228,7 @@ def run(monkeypatch, tmp_path, capsys):
         "FRESH_PAIRS": 50,
         "WANTED_PAIRS": 50,
         "SHARED_SHAPES": ((3, 3), (10, 20)),
+        "TRAINING_PAIRS": 50,
         "COMPILERS": (peers.NUMPY_MATMUL, peers.Peer("nobody", "numpy", lambda W, x, out: 1 / 0)),
         "NUMPY_SHAPES": ((3, 3),),
         "results_path": lambda folder, cpu: tmp_path / "complete.json",
@@ -222,6 +237,7 @@ def run(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(reader, "MEGABYTES", (1,))
     monkeypatch.setattr(peers, "PEERS", (peers.NUMPY_EINSUM,))
     monkeypatch.setattr(shared, "PEERS", shared.PEERS[:1])
+    monkeypatch.setattr(training, "PEERS", (training.TORCH_EAGER, peers.JAX_SUM))
     monkeypatch.setattr(measure, "SETTLE_S", 0)
     monkeypatch.setattr(report, "find_spec", lambda name: None)  # no pictures
     made = bench_cpu.Bench.__init__
@@ -270,7 +286,13 @@ def test_a_complete_run(run):
 def test_a_run_without_other_libraries_leaves_the_results_alone(run):
     done = run("--no-peers")
     assert done.path.parts[-2:] == ("build", "cpu.json")
-    assert {row["part"] for row in done.rows} == set(bench_cpu.PARTS) - {"batch", "fresh", "shared", "tails"}
+    assert {row["part"] for row in done.rows} == set(bench_cpu.PARTS) - {
+        "batch",
+        "fresh",
+        "shared",
+        "training",
+        "tails",
+    }
 
 
 def test_some_parts(run):

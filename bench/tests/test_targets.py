@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-NAMES = "bench_cpu fit layouts report report_cpu results shared targets wanted workload"
-bench_cpu, fit, layouts, report, report_cpu, results, shared, targets, wanted, workload = map(
+NAMES = "bench_cpu fit layouts peers report report_cpu results shared targets training wanted workload"
+bench_cpu, fit, layouts, peers, report, report_cpu, results, shared, targets, training, wanted, workload = map(
     importlib.import_module, NAMES.split()
 )
 # The musts and goals of the CPU: of the best copy; and others, by what is judged.
@@ -102,6 +102,24 @@ def test_a_shared_matrix_is_as_fast_as_with_everybody():
             copy = row("shared", "np.copyto", 0.5, m=m, n=n)
             (judged,) = targets.targets([row("shared", "sigmoid-l2", 1, m=m, n=n), copy, *peers])
             assert (judged["must"], judged["goal"], judged["result"]) == (must, None, told)
+
+
+@pytest.mark.parametrize(
+    ("ours", "peer", "others", "must"),
+    [
+        (training.IN_TORCH, training.TORCH_EAGER, (training.TORCH_COMPILE_SUM, peers.JAX_SUM), 3),
+        (training.IN_TORCH, training.TORCH_COMPILE_MATMUL, (training.TORCH_EAGER, peers.JAX_SUM), 2),
+        (training.IN_JAX, peers.JAX_MATMUL, (training.TORCH_EAGER, training.TORCH_COMPILE_SUM), 3),
+    ],
+)
+def test_a_step_of_training_is_faster_than_in_the_framework(ours, peer, others, must):
+    assert bench_cpu.TRAINING_PAIRS == 10**6
+    for times, told in ((must - 0.01, "MISSED"), (must, "met")):
+        rows = [row("training", who.name, 9) for who in others] + [row("training", peer.name, times)]
+        judged = targets.targets([row("training", ours.name, 1), *rows])
+        assert [t["result"] for t in judged if t["must"] == must] == [told]
+    gap = {key: value for key, value in row("training", ours.name, 1).items() if key != "median"}
+    assert {t["result"] for t in targets.targets([gap, *rows])} == {"NOT MEASURED"}
 
 
 # --- several machines -----------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from numba.extending import intrinsic
 from sigmoid_l2 import kernels
 from sigmoid_l2.kernels import Given, cpu
 from sigmoid_l2.kernels.cpu.simd import VectorBuilder, lane_count
+from sigmoid_l2.kernels.quiet import quiet
 
 # Free memory that a compilation needs, in bytes: the first one of a process takes 150 MiB, mostly of addresses. Where
 # LLVM gets none, it ends the process.
@@ -113,12 +114,13 @@ def compile_function(function: Any, name: str, signature: Any) -> Any:
     # A name of its own gives each variant files of its own in the cache.
     options = {"nogil": True, "error_model": "numpy"}
     np.empty(COMPILER_BYTES, np.uint8)  # MemoryError, and the process goes on
-    try:
-        function.__qualname__ = f"{name}_{_digest()}"
-        return njit(signature, **options, cache=True)(function)
-    except Exception:  # no directory to write to, a full disk, a damaged file, an archive that numba does not know: the
-        # kernel is compiled all the same
-        return njit(signature, **options)(function)
+    with global_compiler_lock, quiet():
+        try:
+            function.__qualname__ = f"{name}_{_digest()}"
+            return njit(signature, **options, cache=True)(function)
+        except Exception:  # no directory to write to, a full disk, a damaged file, an archive that numba does not know:
+            # the kernel is compiled all the same
+            return njit(signature, **options)(function)
 
 
 @cache

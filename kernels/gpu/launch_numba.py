@@ -24,6 +24,7 @@ from sigmoid_l2.kernels.gpu.shared_parts import blocks_parts_function
 from sigmoid_l2.kernels.gpu.shared_sums import sums_function
 from sigmoid_l2.kernels.gpu.shared_tiny import tiny_function
 from sigmoid_l2.kernels.gpu.staged import staged_function
+from sigmoid_l2.kernels.quiet import quiet
 
 
 def fused(
@@ -173,8 +174,13 @@ def _kernel(function: Any, threads: int, registers: int | None) -> Any:
 
 
 def run(kernel: Any, blocks: int, threads: int, stream: int | None, arguments: Sequence[int]) -> None:
-    """Launch a kernel."""
-    _configured(kernel, blocks, threads, stream or 0)(*arguments)
+    """Launch a kernel, which the first launch compiles."""
+    configured = _configured(kernel, blocks, threads, stream or 0)
+    if kernel.overloads:
+        configured(*arguments)
+    else:
+        with quiet():
+            configured(*arguments)
 
 
 @lru_cache(maxsize=1024)  # numba keeps 128 per kernel and stream object

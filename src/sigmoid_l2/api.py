@@ -1,37 +1,21 @@
 """The public calls: one batch in, loss and gradients out."""
 
 import operator
-from collections import namedtuple
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import Any, NamedTuple
+from sys import modules
+from typing import Any
 
 import numpy as np
 
 from sigmoid_l2.dispatch import choose, choose_for_cuda
 from sigmoid_l2.execute import execute
 from sigmoid_l2.gpu.direct import direct
+from sigmoid_l2.host_arrays import not_inlined, untraced
 from sigmoid_l2.problem import validate
-
-WRT = {"W": "dW", "x": "dx", "q": "dq"}  # what a gradient can be taken with respect to, and its name
-Wrt = str | Sequence[str]
+from sigmoid_l2.results import Wrt, wanted
 
 
-class ValueAndGrad(NamedTuple):
-    """What ``value_and_grad`` returns, where it is not asked for other gradients."""
-
-    loss: Any  # (...)
-    dW: Any  # the shape of W
-    dx: Any  # the shape of x
-
-
-class Grad(NamedTuple):
-    """What ``grad`` returns, where it is not asked for other gradients."""
-
-    dW: Any  # the shape of W
-    dx: Any  # the shape of x
-
-
+@not_inlined
 def value_and_grad(
     W: Any,
     x: Any,
@@ -127,18 +111,58 @@ def value_and_grad(
     >>> loss.shape, dW.shape, dx.shape
     ((5,), (3, 2), (5, 2))
     """
-    names, _, make = _wanted("ValueAndGrad", wrt)
+    names, _, make = wanted("ValueAndGrad", wrt)
     return make(_call(names, W, x, target, cotangent, out, backend, stream))
 
 
+@not_inlined
 def value(W: Any, x: Any, target: Any = None, *, out: Any = None, backend: str = "auto", stream: Any = None) -> Any:
-    """Compute the loss ||sigmoid(W x) - target||^2 alone, (...), for every pair; ``out`` is one array.
+    """Compute the loss ||sigmoid(W x) - target||^2 for every pair of a batch, without gradients.
 
-    Parameters, dtypes and errors are those of ``value_and_grad``.
+    Parameters
+    ----------
+    W : array (..., m, n)
+        On the host or on a CUDA device, of NumPy or another library, or an array-like; m, n >= 1. float32 or float64;
+        integers and bool are computed as float64, float16 and bfloat16 as float32 and rounded once.
+    x : array (..., n), or (..., n, 1) where n > 1
+        On the host or the device, as W is. Its batch shape and that of W broadcast by NumPy's rules.
+    target : array (..., m), or what broadcasts to it, such as a number; optional
+        What sigmoid(W x) should be; 0 by default. (..., m, 1) where x is a column and m > 1.
+    out : array (...), optional
+        Where to write the loss: of the shape, kind and dtype below, in memory that no input has. It is returned.
+    backend : str
+        "auto" (the fastest where the arrays are, or what SIGMOID_L2_BACKEND says), "cpu" or "gpu" (a preference), or
+        exactly "numpy", "numba", "numba-cuda" or "cupy".
+    stream : CUDA stream of any library, or its integer handle, optional
+        Where the kernel runs; by default on the current stream of W's library. CPU backends ignore it.
+
+    Returns
+    -------
+    array (...)
+        The loss, in the batch shape to which the inputs broadcast, of W's kind and on its device, in the common dtype
+        of W and x. It has the same bits as that of ``value_and_grad``, whose docstring has more on each argument.
+
+    Raises
+    ------
+    TypeError
+        Inputs in different places; a dtype or a kind of array that is not supported.
+    ValueError
+        Shapes that do not fit, with all shapes; an unusable ``out``, before anything is written; an unknown backend.
+    BackendUnavailableError
+        The backend asked for cannot run here, with every reason and the fix.
+
+    Examples
+    --------
+    >>> import numpy as np, sigmoid_l2 as sl2
+    >>> sl2.value(np.zeros((4, 3, 2)), np.ones((4, 2)))
+    array([0.75, 0.75, 0.75, 0.75])
+    >>> sl2.value(np.zeros((3, 2)), np.ones((4, 2)), 1.0).shape  # one W for four x, with a target
+    (4,)
     """
     return _call(("loss",), W, x, target, None, None if out is None else (out,), backend, stream)[0]
 
 
+@not_inlined
 def grad(
     W: Any,
     x: Any,
@@ -150,12 +174,43 @@ def grad(
     backend: str = "auto",
     stream: Any = None,
 ) -> Any:
-    """Compute the gradients for every pair, without the loss.
+    """Compute the gradients of the loss ||sigmoid(W x) - target||^2 for every pair of a batch, without the loss.
 
-    A named tuple (dW, dx), or of what ``wrt`` names; where it is one name and no tuple, the array itself, and so is
-    ``out``. Parameters, dtypes and errors are those of ``value_and_grad``.
+    Parameters
+    ----------
+    W, x, target, backend, stream
+        As those of ``value``.
+    cotangent : array (...), or what broadcasts to it, optional
+        The gradients are those of sum(cotangent * loss); 1 by default.
+    wrt : "W", "x" or "q", or a tuple or list of them
+        With respect to what gradients are wanted, in this order; q is W x. Others are neither computed nor allocated.
+    out : tuple of arrays, or for one bare name an array; optional
+        Where to write the gradients: of the shapes, kind and dtype below, in memory of their own. They are returned.
+
+    Returns
+    -------
+    Grad, or array
+        A named tuple of ``dW`` of W's shape and ``dx`` of x's shape, or of what ``wrt`` names; ``dq`` is (..., m), or
+        (..., m, 1) where x is a column. Where ``wrt`` is one name and no tuple, the array itself. A gradient of an
+        input that was broadcast is the sum over the axes along which it was. All are of W's kind and on its device, in
+        the common dtype of W and x, with the same bits as those of ``value_and_grad``.
+
+    Raises
+    ------
+    TypeError, ValueError, BackendUnavailableError
+        What ``value`` raises; ValueError also for an unknown name in ``wrt``.
+
+    Examples
+    --------
+    >>> import numpy as np, sigmoid_l2 as sl2
+    >>> W, x = np.zeros((4, 3, 2)), np.ones((4, 2))
+    >>> dW, dx = sl2.grad(W, x)
+    >>> dW.shape, dx.shape
+    ((4, 3, 2), (4, 2))
+    >>> sl2.grad(W, x, wrt="x").shape
+    (4, 2)
     """
-    names, is_bare, make = _wanted("Grad", wrt)
+    names, is_bare, make = wanted("Grad", wrt)
     results = _call(names, W, x, target, cotangent, (out,) if is_bare and out is not None else out, backend, stream)
     return results[0] if is_bare else make(results)
 
@@ -163,9 +218,26 @@ def grad(
 def warmup(shape: tuple[int, int], dtype: Any = "float32", backend: str = "auto", *, target: bool = False) -> None:
     """Compile ahead of time what calls with pairs W (..., m, n) need, so that the first of them does not wait for it.
 
-    ``shape`` is (m, n), ``dtype`` that of the arrays, ``backend`` as for ``value_and_grad`` of host arrays, ``target``
-    whether the calls have one. Calls with a cotangent, and with one W for many x, have other kernels. Raises what
-    ``value_and_grad`` raises for such arrays.
+    Parameters
+    ----------
+    shape : (m, n)
+        The shape of one W.
+    dtype : dtype
+        That of the arrays.
+    backend : str
+        As for ``value_and_grad`` of host arrays.
+    target : bool
+        Whether the calls have one. Calls with a cotangent, and with one W for many x, have other kernels.
+
+    Raises
+    ------
+    TypeError, ValueError, BackendUnavailableError
+        What ``value_and_grad`` raises for such arrays; ValueError also for another ``shape``.
+
+    Examples
+    --------
+    >>> import sigmoid_l2 as sl2
+    >>> sl2.warmup((3, 3), "float32")
     """
     try:
         m, n = map(operator.index, shape)
@@ -179,7 +251,18 @@ def _call(
     names: tuple[str, ...], W: Any, x: Any, target: Any, cotangent: Any, out: Any, backend: str, stream: Any
 ) -> Sequence[Any]:
     """The outputs ``names``: problem.py checks the arguments, dispatch.py chooses a backend, execute.py runs it."""
-    plain = None if out is None or type(W) is np.ndarray else direct(names, (W, x, target, cotangent), out, stream)
+    if type(W) is not np.ndarray or "torch._dynamo" in modules:
+        return untraced(_call_with_any)(names, W, x, target, cotangent, out, backend, stream)
+    problem = validate(W, x, target, cotangent, stream=stream, names=names, out=out)
+    results: Sequence[Any] = execute(problem, names, choose(problem, backend), stream)
+    return results if out is None else out  # the caller's objects
+
+
+def _call_with_any(
+    names: tuple[str, ...], W: Any, x: Any, target: Any, cotangent: Any, out: Any, backend: str, stream: Any
+) -> Sequence[Any]:
+    """As ``_call``, for a W of any kind."""
+    plain = None if out is None else direct(names, (W, x, target, cotangent), out, stream)
     chosen = choose_for_cuda(backend) if plain else None
     if plain and chosen:
         with chosen.library_class.on_device(plain.device):
@@ -189,41 +272,3 @@ def _call(
     problem = validate(W, x, target, cotangent, stream=stream, names=names, out=out)
     results: Sequence[Any] = execute(problem, names, choose(problem, backend), stream)
     return results if out is None else out  # the caller's objects
-
-
-@lru_cache
-def _parsed(kind: str, wrt: Any) -> tuple[tuple[str, ...], bool, Any]:
-    is_bare = isinstance(wrt, str)
-    if not is_bare and not isinstance(wrt, tuple):
-        raise TypeError("of what has an order, only tuples")
-    wanted = (wrt,) if is_bare else wrt
-    if not wanted or len(set(wanted)) < len(wanted) or not all(a in WRT for a in wanted):
-        raise ValueError(f"wrt must be one or several of {', '.join(map(repr, WRT))}, each once, not {wrt!r}")
-    gradients = tuple(WRT[a] for a in wanted)
-    names = gradients if kind == "Grad" else ("loss", *gradients)
-    return names, is_bare, _results_class(kind, names)._make
-
-
-def _wanted(kind: str, wrt: Any) -> tuple[tuple[str, ...], bool, Any]:
-    """The names of the results for ``wrt``, whether it is one bare name, and what makes a named tuple of them."""
-    try:
-        return _parsed(kind, tuple(wrt) if isinstance(wrt, list) else wrt)
-    except TypeError:
-        raise ValueError(f"wrt must be a name or a tuple of names, not {wrt!r}") from None
-
-
-@lru_cache
-def _results_class(kind: str, names: tuple[str, ...]) -> Any:
-    for known in (ValueAndGrad, Grad):
-        if (known.__name__, known._fields) == (kind, names):
-            return known
-
-    def reduce(results: Any) -> tuple[Any, ...]:
-        return _unpickled, (kind, names, tuple(results))
-
-    base = namedtuple(kind, names)  # type: ignore[misc]
-    return type(kind, (base,), {"__slots__": (), "__module__": __name__, "__reduce__": reduce})
-
-
-def _unpickled(kind: str, names: tuple[str, ...], results: tuple[Any, ...]) -> Any:
-    return _results_class(kind, names)._make(results)

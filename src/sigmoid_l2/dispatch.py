@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Any
+from typing import Any, Literal
 
 from sigmoid_l2 import probes
 from sigmoid_l2.gpu.cupy_library import CupyLibrary
@@ -15,9 +15,16 @@ from sigmoid_l2.gpu.numba_library import NumbaLibrary
 from sigmoid_l2.kernels.gpu import shim
 from sigmoid_l2.probes import why_not
 from sigmoid_l2.problem import Device, Problem
-from sigmoid_l2.settings import Setting, get_device_memory_limit, get_kept_memory_limit, get_num_threads
+from sigmoid_l2.settings import (
+    Setting,
+    get_device_memory_limit,
+    get_kept_memory_limit,
+    get_num_threads,
+    where_num_threads_is_from,
+)
 
 PREFERENCES = ("auto", "cpu", "gpu")
+Name = Literal["numba", "numpy", "cupy", "numba-cuda"]  # of a backend, in the order of BACKENDS
 
 
 class BackendUnavailableError(RuntimeError):
@@ -26,12 +33,30 @@ class BackendUnavailableError(RuntimeError):
 
 @dataclass(frozen=True)
 class BackendInfo:
-    """What ``backends()`` tells about one backend; ``reasons`` is empty where it is available.
+    """What ``backends()`` tells about one backend.
 
-    ``package`` is the import name of the library that computes; for "numba-cuda" it is the one in use of two.
+    Attributes
+    ----------
+    name : "numba", "numpy", "cupy" or "numba-cuda"
+        What the argument ``backend`` of a call takes.
+    device : "cpu" or "cuda"
+        Where it computes.
+    available : bool
+        Whether it can run here.
+    reasons : tuple of str
+        Why not, each with the fix; empty where it is available.
+    package : str
+        The import name of the library that computes; for "numba-cuda" the one in use of two.
+
+    Examples
+    --------
+    >>> import sigmoid_l2 as sl2
+    >>> infos = {info.name: info for info in sl2.backends()}
+    >>> infos["numpy"]
+    BackendInfo(name='numpy', device='cpu', available=True, reasons=(), package='numpy')
     """
 
-    name: str
+    name: Name
     device: Device
     available: bool
     reasons: tuple[str, ...]
@@ -42,7 +67,7 @@ class BackendInfo:
 class Backend:
     """One way to compute a batch: its name, where it runs and the module of its kernel."""
 
-    name: str
+    name: Name
     device: Device
     import_kernel: Callable[[], Any]  # returns the module
     probe: Callable[[], None]  # raises probes.NotAvailableError where the backend cannot run
@@ -100,12 +125,20 @@ BACKENDS = (
 )
 NAMES = tuple(backend.name for backend in BACKENDS)
 _KNOWN = (*PREFERENCES, *NAMES)
+# What other libraries call a place, and libraries that are no backends, whose arrays "auto" takes: the name to use.
+_MEANT = {"cuda": "gpu", "host": "cpu", "torch": "auto", "jax": "auto"}
 
 
 def backends() -> tuple[BackendInfo, ...]:
     """Every backend: where it runs, whether it can run here, and if not, the reasons with the fix for each.
 
     This imports numba and cupy where they are installed.
+
+    Examples
+    --------
+    >>> import sigmoid_l2 as sl2
+    >>> [info.name for info in sl2.backends()]
+    ['numba', 'numpy', 'cupy', 'numba-cuda']
     """
     return tuple(BackendInfo(b.name, b.device, not b.reasons(), b.reasons(), b.package) for b in BACKENDS)
 
@@ -160,7 +193,9 @@ def _candidates(name: str, device: Device, table: tuple[Backend, ...]) -> list[B
 def _known_name(what: str, name: Any) -> str:
     """The name of a backend or a preference; ValueError, which calls it ``what``, for anything else."""
     if not isinstance(name, str) or name not in _KNOWN:
-        close = difflib.get_close_matches(str(name), _KNOWN, n=1)
+        small = str(name).lower()
+        meant = _MEANT.get(small.partition(":")[0])  # "cuda:0"
+        close = [meant] if meant else difflib.get_close_matches(small, _KNOWN, n=1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
         raise ValueError(f"{what} must be one of {', '.join(map(repr, _KNOWN))}, not {name!r}{hint}")
     return name
@@ -188,7 +223,7 @@ def show_config() -> None:
     packages = ("numpy", *sorted({info.package for info in infos} - {"numpy"}))
     versions = {name: getattr(sys.modules.get(name), "__version__", None) for name in packages}
     print(", ".join(f"{name} {version or '-'}" for name, version in versions.items()))
-    print(f"CPU threads: {get_num_threads()}")
+    print(f"CPU threads: {get_num_threads()} ({where_num_threads_is_from()})")
     print(f"memory kept for new results: {get_kept_memory_limit() / 2**20:g} MiB")
     print(f"GPU memory for host arrays: {get_device_memory_limit() / 2**20:g} MiB")
     default = os.environ.get(DEFAULT_BACKEND.variable)

@@ -41,14 +41,25 @@ def execute(problem: Problem, names: Sequence[str], backend: Backend, stream: An
     gpu = problem.gpu
     if gpu is None:
         try:
-            return _execute(problem, names, backend, stream, np)
+            results = _execute(problem, names, backend, stream, np)
         except MemoryError:
             if not memory.give_back():
                 raise
-        return _execute(problem, names, backend, stream, np)
+            results = _execute(problem, names, backend, stream, np)
+        return results if problem.library is None else _given(problem, results)
     with gpu.current() as xp:
         results = _execute(problem, names, backend, stream, xp)
         return results if problem.out is not None else gpu.give(results)
+
+
+def _given(problem: Problem, results: Sequence[Any]) -> Sequence[Any]:
+    """The ``results`` in host memory as arrays of W's library, or in those that the caller gave."""
+    library: Any = problem.library
+    if problem.out is None:
+        results = library.give(results)
+    else:
+        library.mark_written()
+    return results
 
 
 def _execute(problem: Problem, names: Sequence[str], backend: Backend, stream: Any, xp: Any) -> Sequence[Any]:
@@ -58,6 +69,8 @@ def _execute(problem: Problem, names: Sequence[str], backend: Backend, stream: A
         shapes = [problem.shapes[name] for name in names]
         most = problem.W.size if problem.plain else max(map(prod, shapes))  # elements of a result
         empty = memory.empty if xp is np and most > memory.SMALL else xp.empty
+        if problem.library is not None and problem.library.needs_lines:
+            empty = memory.empty_on_a_line
         if problem.plain:
             results = [empty(shape, problem.dtype) for shape in shapes]
         else:

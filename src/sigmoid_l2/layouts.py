@@ -46,7 +46,8 @@ def _order(problem: Problem, name: str) -> Sequence[int] | None:
     A gradient has the order of its input, NumPy's order "K". Where W has the whole batch and its pairs lie inside, so
     do those of dq.
     """
-    if problem.gpu is not None and not problem.gpu.gives_views:
+    library = problem.gpu or problem.library
+    if library is not None and not library.gives_views:
         return None
     W, x = problem.W, problem.x
     if name == "dq" and W.shape[:-2] == problem.batch and is_batch_last(W):

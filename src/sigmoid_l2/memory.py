@@ -9,6 +9,7 @@ All arrays in a block of memory, and all that other libraries make of them, hold
 each view. NumPy's arrays are out of the garbage collector's reach, so the root goes only when nothing holds it.
 """
 
+import ctypes
 import errno
 import math
 import mmap
@@ -36,6 +37,7 @@ HUGE_PAGE = 2 << 20
 
 # Whether the system can take memory back that is marked as free: Linux.
 _CAN_KEEP = hasattr(mmap, "MADV_FREE") and hasattr(mmap, "MADV_HUGEPAGE")
+_madvise = ctypes.CDLL(None).madvise if _CAN_KEEP else None  # of the C library, for memory of others
 # Where there is no memory, and of a kernel without MADV_FREE or huge pages, or a process that locks its memory.
 _REFUSED = errno.ENOMEM, errno.EAGAIN, errno.EINVAL
 
@@ -52,8 +54,30 @@ def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
         except OSError as error:
             if error.errno not in _REFUSED:  # a TimeoutError of a signal's handler
                 raise
-    memory = np.empty(nbytes + LINE, np.uint8)
+    return _on_a_line(shape, dtype)
+
+
+def empty_on_a_line(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+    """As ``empty``, but what is small begins on a line, too."""
+    return (empty if math.prod(shape) * dtype.itemsize >= ALIGNED_BYTES else _on_a_line)(shape, dtype)
+
+
+def _on_a_line(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+    memory = np.empty(math.prod(shape) * dtype.itemsize + LINE, np.uint8)
     return np.ndarray(shape, dtype, memory, -memory.ctypes.data % LINE)
+
+
+def use_huge_pages(a: Any) -> None:
+    """Let the system give huge pages to a large new array of another library, as it does to NumPy's, where it can.
+
+    The system clears a huge page quicker than 512 small ones: loss and gradients of 10^6 pairs of 3x3 in new memory of
+    XLA's took 0.6 times as long.
+    """
+    if _madvise is None or a.nbytes < 2 * HUGE_PAGE:  # as NumPy, from 4 MiB on
+        return
+    first = -(-a.ctypes.data // mmap.PAGESIZE) * mmap.PAGESIZE
+    whole = (a.ctypes.data + a.nbytes - first) // mmap.PAGESIZE * mmap.PAGESIZE
+    _madvise(ctypes.c_void_p(first), ctypes.c_size_t(whole), mmap.MADV_HUGEPAGE)  # a wish: nothing depends on it
 
 
 def give_back() -> bool:

@@ -1,12 +1,15 @@
 """Every check of ``out``: whether results can be written to the arrays that the caller gives."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from sigmoid_l2.gpu.arrays import bounds, is_cuda_array, is_read_only, type_name
 from sigmoid_l2.gpu.library import GpuLibrary
+from sigmoid_l2.host_arrays import HostLibrary, untracked
+from sigmoid_l2.meaning import carried
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -44,16 +47,28 @@ def _owner(view: Any) -> int | None:
 
 
 def checked(
-    out: Any, names: Sequence[str], inputs: Mapping[str, Any], dtype: Any, shapes: Shapes, gpu: GpuLibrary | None
+    out: Any,
+    names: Sequence[str],
+    inputs: Mapping[str, Any],
+    dtype: Any,
+    shapes: Shapes,
+    library: GpuLibrary | HostLibrary | None,
 ) -> Sequence[Any]:
-    """``out`` as arrays of the kind of the inputs; ValueError for anything that a result cannot be written to."""
+    """``out`` as arrays of the kind of the inputs; ValueError for anything that a result cannot be written to.
+
+    ``library`` is that of CUDA arrays, or of a W in host memory that is not NumPy's.
+    """
+    gpu = library if isinstance(library, GpuLibrary) else None
+    host = library if isinstance(library, HostLibrary) else None
     if not isinstance(out, _SEQUENCES) or len(out) != len(names):
         count = f"{len(names)} arrays" if len(names) > 1 else "1 array"
         raise ValueError(f"out must be a tuple of {count} ({', '.join(names)}), not {_describe(out)}")
-    if gpu is None and are_plain([*inputs.values()], dtype, shapes, names, out):
-        given: Sequence[Any] = out
-        return given
-    arrays = list(out) if gpu is None else [_on_device(gpu, name, a) for name, a in zip(names, out, strict=True)]
+    if gpu is not None:
+        arrays: Sequence[Any] = [*map(partial(_on_device, gpu), names, out)]
+    else:
+        arrays = out if host is None else [*map(host.take_result, names, out)]
+        if are_plain([*inputs.values()], dtype, shapes, names, arrays):
+            return arrays
     # The bounds of CUDA arrays decide whether they share memory: an exact answer would have to wait for the device.
     checked = [(name, a if gpu is None else bounds(a)) for name, a in inputs.items() if a is not None]
     for name, array in zip(names, arrays, strict=True):
@@ -70,6 +85,7 @@ def _on_device(gpu: GpuLibrary, name: str, a: Any) -> Any:
     if not gpu.is_own(a) and not is_cuda_array(a):
         raise ValueError(f"out: {name} must be a CUDA array, like the inputs, not {_describe(a)}")
     try:
+        a = untracked(f"out: {name}", a)
         array = gpu.take(f"out: {name}", a)
     except TypeError as error:
         raise ValueError(str(error)) from error
@@ -79,7 +95,7 @@ def _on_device(gpu: GpuLibrary, name: str, a: Any) -> Any:
 
 
 def _check(name: str, array: Any, dtype: Any, shape: tuple[int, ...], on_host: bool) -> None:
-    if on_host and (not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray)):
+    if on_host and (not isinstance(array, np.ndarray) or carried(array)):
         raise ValueError(f"out: {name} must be a numpy.ndarray, like the inputs, not {_describe(array)}")
     if array.shape != shape:
         raise ValueError(f"out: {name} must have shape {shape}, not {array.shape}")

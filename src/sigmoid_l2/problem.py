@@ -13,6 +13,8 @@ from sigmoid_l2 import outputs
 from sigmoid_l2.gpu import library_for
 from sigmoid_l2.gpu.arrays import DeviceArray, is_cuda_array, type_name
 from sigmoid_l2.gpu.library import GpuLibrary
+from sigmoid_l2.host_arrays import HostLibrary, as_numpy, library_of, untracked
+from sigmoid_l2.meaning import refuse
 from sigmoid_l2.shapes import fit
 
 Device = Literal["cpu", "cuda"]
@@ -46,6 +48,7 @@ class Problem(NamedTuple):
     out: Sequence[Any] | None  # what the results are written to, of the kind of W; None for new arrays
     plain: bool  # ``fused`` can surely take W, x and out as they are, but for the number of batch axes, and target and
     # cotangent, unless they are broadcast
+    library: HostLibrary | None = None  # of W in host memory, where it is not NumPy's
 
     @property
     def device(self) -> Device:
@@ -88,12 +91,14 @@ def validate(
     stream: Any = None,
     names: Sequence[str] = (),
     out: Any = None,
+    vectors: bool = False,
 ) -> Problem:
     """Check the inputs and, where it is given, ``out``, the arrays for the outputs ``names``.
 
-    ``stream`` is where the caller wants CUDA arrays to be computed. Raises TypeError for a kind of array or a dtype
-    that is not supported and for one array on the host and one on a device, ValueError for shapes that do not fit and
-    for anything that a result cannot be written to. Only array-likes are copied: nested lists become arrays.
+    ``stream`` is where the caller wants CUDA arrays to be computed, ``vectors`` whether x and target are surely no
+    columns. Raises TypeError for a kind of array or a dtype that is not supported and for one array on the host and one
+    on a device, ValueError for shapes that do not fit and for anything that a result cannot be written to. Only
+    array-likes are copied: nested lists become arrays.
     """
     plain = _plain(W, x, target, cotangent, names, out)
     if plain is not None:
@@ -101,19 +106,23 @@ def validate(
     given = {"W": W, "x": x, "target": target, "cotangent": cotangent}
     gpu, arrays = _as_arrays({name: a for name, a in given.items() if a is not None or name in ("W", "x")}, stream)
     W, x, target, cotangent = map(arrays.get, given)
-    found = fit({name: a.shape for name, a in arrays.items()})
+    library = library_of(given["W"]) if gpu is None else None
+    dtype = _result_dtype(W, x) if library is None else library.result_dtype(W, x, given["x"])
+    if library is not None and dtype is W.dtype:
+        plain = _plain(W, x, target, cotangent, names, None)
+        if plain is not None:
+            return plain._replace(library=library) if out is None else _with_out(plain, library, names, out)
+    found = fit({name: a.shape for name, a in arrays.items()}, vectors=vectors)
     results = {**found.results, "dW": W.shape, "dx": x.shape}
     x = x[..., 0] if found.x_is_column else x
     target = target[..., 0] if found.target_is_column else target
     sizes = found.batch, found.m, found.n
-    problem = Problem(
-        W, x, target, cotangent, *sizes, _result_dtype(W, x), results, found.x_is_column, gpu, None, False
-    )
+    problem = Problem(W, x, target, cotangent, *sizes, dtype, results, found.x_is_column, gpu, None, False, library)
     if gpu is not None:
         check_for_device(problem, has_shared=True)
     if out is None:
         return problem
-    return problem._replace(out=outputs.checked(out, names, arrays, problem.dtype, results, gpu))
+    return problem._replace(out=outputs.checked(out, names, arrays, dtype, results, gpu or library))
 
 
 def _plain(W: Any, x: Any, target: Any, cotangent: Any, names: Sequence[str], out: Any) -> Problem | None:
@@ -153,6 +162,14 @@ def _plain(W: Any, x: Any, target: Any, cotangent: Any, names: Sequence[str], ou
     return Problem(W, x, target, cotangent, batch, shape[-2], shape[-1], dtype, results, False, None, out, plain)
 
 
+def _with_out(problem: Problem, library: HostLibrary, names: Sequence[str], out: Any) -> Problem:
+    """A plain problem of a library's arrays with ``out``, which may be in any layout."""
+    inputs = dict(zip(("W", "x", "target", "cotangent"), problem.inputs, strict=True))
+    views = outputs.checked(out, names, inputs, problem.dtype, problem.shapes, library)
+    plain = problem.plain and outputs.are_plain(problem.inputs, problem.dtype, problem.shapes, names, views)
+    return problem._replace(library=library, out=views, plain=plain)
+
+
 def _is_plain(a: Any, dtype: Any, shape: tuple[int, ...]) -> bool:
     if type(a) is not np.ndarray or a.dtype is not dtype or a.shape != shape:
         return False
@@ -168,6 +185,7 @@ def _number(a: Any) -> Any:
 
 def _as_arrays(given: dict[str, Any], stream: Any) -> tuple[GpuLibrary | None, dict[str, Any]]:
     """The inputs as arrays, all in one place, and what serves those on a device."""
+    given = {name: _plain_numbers(name, a) for name, a in given.items()}
     on_cuda = is_cuda_array(given["W"])
     for name, a in given.items():
         if is_cuda_array(a) is not on_cuda and not (on_cuda and name not in ("W", "x") and _is_number(a)):
@@ -214,31 +232,28 @@ def check_for_device(problem: Problem, has_shared: bool) -> None:
 
 def on_host(name: str, a: Any) -> Any:
     """``a`` as a NumPy array, copied from the device if it is on one; TypeError for a kind or dtype not supported."""
+    a = _plain_numbers(name, a)
     if not is_cuda_array(a):
         return _host_array(name, a)
     gpu = library_for(name, a, None)
     return gpu.to_host(_check_dtype(name, gpu.take(name, a)))
 
 
+def _plain_numbers(name: str, a: Any) -> Any:
+    """``a``, which is refused where it is more than its numbers."""
+    refuse(name, a)
+    return untracked(name, a)
+
+
 def _host_array(name: str, a: Any) -> Any:
-    if isinstance(a, np.ma.MaskedArray):
-        raise TypeError(f"{name} is a masked array, whose mask has no meaning here; pass {name}.filled(value)")
+    a = as_numpy(name, a)
     try:
         array = np.asarray(a)
     except ValueError as error:
         raise ValueError(f"{name} cannot be made into an array: {error}") from error
-    _check_dtype(name, array)
-    if isinstance(a, list | tuple) and _holds_masked(a):
-        raise TypeError(f"{name} holds masked arrays, whose masks have no meaning here; pass their filled(value)")
-    return array
-
-
-def _holds_masked(a: list[Any] | tuple[Any, ...]) -> bool:
-    """Whether a nested list has a masked array in it, whose mask np.asarray drops."""
-    kinds = set(map(type, a))  # one, of millions of numbers
-    if kinds.isdisjoint((list, tuple)):
-        return any(issubclass(kind, np.ma.MaskedArray) for kind in kinds)
-    return any(isinstance(b, np.ma.MaskedArray) or (isinstance(b, list | tuple) and _holds_masked(b)) for b in a)
+    except (TypeError, RuntimeError) as error:  # of a list with tensors that NumPy cannot read, for one
+        raise TypeError(f"{name} cannot be made into an array: {error}") from error
+    return _check_dtype(name, array)
 
 
 def _check_dtype(name: str, a: Any) -> Any:

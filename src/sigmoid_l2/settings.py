@@ -3,7 +3,8 @@
 Each has the value that the program has set, else that of an environment variable, else a default:
 
     set by                     environment variable       default
-    set_num_threads            SIGMOID_L2_NUM_THREADS     the processors that this process may run on
+    set_num_threads            SIGMOID_L2_NUM_THREADS     the least of NUMBA_NUM_THREADS, OMP_NUM_THREADS
+                                                          and the processors that this process may use
     set_device_memory_limit    SIGMOID_L2_DEVICE_MEMORY   256 MiB
     set_kept_memory_limit      SIGMOID_L2_KEPT_MEMORY     1 GiB
     set_streaming_threshold    SIGMOID_L2_STREAMING       twice the level 2 caches of the threads
@@ -11,14 +12,16 @@ Each has the value that the program has set, else that of an environment variabl
 """
 
 import contextlib
-import math
 import operator
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
+
+from sigmoid_l2 import processors
 
 Value = TypeVar("Value")
 
@@ -67,19 +70,40 @@ def read_whole(least: int, what: str, value: int | str) -> int:
     return number
 
 
-@cache
-def _processors() -> int:
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, math.ceil(min(available, _control_group_limit())))
+def _others() -> tuple[str | bytes | None, str | bytes | None]:
+    """What NUMBA_NUM_THREADS and OMP_NUM_THREADS say, by which schedulers, joblib and Dask limit each process."""
+    data: Any = getattr(os.environ, "_data", os.environ)  # as in ``Setting.get``, for speed
+    return (
+        data.get("NUMBA_NUM_THREADS") or data.get(b"NUMBA_NUM_THREADS"),
+        data.get("OMP_NUM_THREADS") or data.get(b"OMP_NUM_THREADS"),
+    )
 
 
-def _control_group_limit(path: str = "/sys/fs/cgroup/cpu.max") -> float:
-    """The processors' worth of time that control group v2 grants to this process; inf where there is no limit."""
-    try:
-        quota, period = Path(path).read_text(encoding="ascii").split()
-        return float(quota) / float(period)
-    except (OSError, ValueError):  # no such file; "max"
-        return math.inf
+def _limit_of_others(text: str | bytes | None) -> int:
+    """The number that one of them has; what is no whole number of at least 1 is theirs to complain of, and no limit."""
+    with contextlib.suppress(ValueError):
+        return read_whole(1, "", os.fsdecode(text or "").partition(",")[0])  # OpenMP's is a list, by nesting level
+    return sys.maxsize
+
+
+@lru_cache
+def _least(count: int, *others: str | bytes | None) -> int:
+    return min(count, *map(_limit_of_others, others))
+
+
+def _default_threads() -> int:
+    return _least(processors.count(), *_others())
+
+
+def where_num_threads_is_from() -> str:
+    """What sets the number of threads: ``set_num_threads``, an environment variable, or what limits it."""
+    if NUM_THREADS.value is not None:
+        return "set_num_threads"
+    if os.environ.get(NUM_THREADS.variable):
+        return NUM_THREADS.variable
+    numba, openmp = map(_limit_of_others, _others())
+    limits = processors.limits() | {"NUMBA_NUM_THREADS": numba, "OMP_NUM_THREADS": openmp}
+    return min(limits, key=lambda name: limits[name])
 
 
 @cache
@@ -92,7 +116,7 @@ def _level_2_bytes(folder: str = "/sys/devices/system/cpu/cpu0/cache") -> int:
     return 1 << 20
 
 
-NUM_THREADS = Setting("threads", "SIGMOID_L2_NUM_THREADS", _processors, partial(read_whole, 1))
+NUM_THREADS = Setting("threads", "SIGMOID_L2_NUM_THREADS", _default_threads, partial(read_whole, 1))
 DEVICE_MEMORY = Setting("nbytes", "SIGMOID_L2_DEVICE_MEMORY", lambda: 256 << 20, partial(read_whole, 1))
 # The default is enough for a loop that holds results of 500 MB, 10^7 pairs of 3x3 in float32, while it computes the
 # next. The system can take what is kept, whenever it needs memory.
@@ -107,8 +131,9 @@ STREAMING = Setting(
 def set_num_threads(threads: int | None) -> None:
     """Set how many threads a call may use on the CPU, for the whole process; None goes back to the default.
 
-    The default is the environment variable SIGMOID_L2_NUM_THREADS or, where it is not set, the processors that this
-    process may run on, by its CPU affinity and its control group's limit. Raises ValueError for less than 1.
+    The default is the environment variable SIGMOID_L2_NUM_THREADS or, where it is not set, the least of what
+    NUMBA_NUM_THREADS and OMP_NUM_THREADS say, if they do, and of the processors that this process may run on, by its
+    CPU affinity and the limits of its control groups. Raises ValueError for less than 1.
     """
     NUM_THREADS.set(threads)
 

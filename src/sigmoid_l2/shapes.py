@@ -21,19 +21,20 @@ class Shapes(NamedTuple):
         return {"loss": self.batch, "dq": (*self.batch, self.m, *(1,) * self.x_is_column)}
 
 
-def fit(given: Mapping[str, Shape]) -> Shapes:
+def fit(given: Mapping[str, Shape], *, vectors: bool = False) -> Shapes:
     """How W, x and, where they are given, target and cotangent fit together; ValueError with all shapes if they do not.
 
     The batch shapes broadcast by NumPy's rules; those of the cotangent to the shape of the loss. An x of (..., n, 1)
     are columns where n > 1, and so is then a target of (..., m, 1) where m > 1. What could be vectors or columns, and
-    would give a loss of another shape, is refused; but not an x of one vector for each W.
+    would give a loss of another shape, is refused; but not an x of one vector for each W. ``vectors``: x and target are
+    no columns.
     """
     W, x, target = given["W"], given["x"], given.get("target", ())
     if len(W) < 2 or 0 in W[-2:]:
         what = "W must have at least 2 dimensions" if len(W) < 2 else "m and n must be at least 1 in W"
         raise _error(f"{what}, (..., m, n)", given)
     *W_batch, m, n = W
-    x_batch, x_is_column = _read("x", x, n, n > 1, W_batch, given)
+    x_batch, x_is_column = (x[:-1], False) if vectors and x[-1:] == (n,) else _read("x", x, n, n > 1, W_batch, given)
     if x_batch is None:
         columns = f" or, as columns, (..., {n}, 1)" if n > 1 else ""
         raise _error(f"for this W, x must have shape (..., {n}){columns}", given)

@@ -11,7 +11,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable
-from functools import cache
+from functools import lru_cache
 from queue import SimpleQueue
 from typing import Any
 
@@ -75,7 +75,7 @@ def _work(work: "SimpleQueue[Callable[[], object] | None]") -> None:
         del function  # and with it the arrays of the call
 
 
-@cache
+@lru_cache(maxsize=1)  # one pool at a time: another number of helpers deletes it, as the environment's may come to be
 def _pool(helpers: int) -> _Pool:
     return _Pool(helpers)
 

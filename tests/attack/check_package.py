@@ -22,7 +22,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = [path for folder in ("src/sigmoid_l2", "kernels") for path in (ROOT / folder).rglob("*.*")]
-CODE = {p.relative_to(ROOT).as_posix() for p in SOURCES if p.suffix in (".py", ".cuh", ".typed")}
+CODE = {p.relative_to(ROOT).as_posix() for p in SOURCES if p.suffix in (".py", ".pyi", ".cuh", ".typed")}
 IN_WHEEL = {name.removeprefix("src/").replace("kernels/", "sigmoid_l2/kernels/", 1) for name in CODE}
 IN_SDIST = CODE | {"pyproject.toml", "README.md", "LICENSE"}
 
@@ -43,6 +43,10 @@ np.testing.assert_array_equal(loss, 0.75)
 np.testing.assert_array_equal(dW, 0.25)
 print("installed and used:", sl2.__file__)
 """
+
+
+# What a user writes who has neither PyTorch nor JAX; mypy finds the types in the wheel alone.
+TYPED = ROOT / "tests" / "typing" / "right.py"
 
 
 def run(*command: str | Path, cwd: Path) -> None:
@@ -77,6 +81,8 @@ def check_uses(folder: Path) -> None:
         run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", package, cwd=folder)
         run(python, "-W", "error", "-c", USE, cwd=folder)
         run(environment / "bin" / "sigmoid-l2", "info", cwd=folder)
+        mypy = sys.executable, "-m", "mypy", "--strict", "--config-file=", f"--cache-dir={folder / 'mypy'}"
+        run(*mypy, "--python-executable", python, TYPED, cwd=folder)
 
 
 def build(original: Path, folder: Path, time: int, variables: dict[str, str]) -> dict[str, bytes]:

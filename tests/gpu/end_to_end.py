@@ -2,6 +2,7 @@
 
 import gc
 import importlib
+import logging
 import sys
 import threading
 import time
@@ -116,6 +117,14 @@ def test_target_cotangent_and_dq(name):
     out = tuple(map(cuda.to_device, outputs(W, ("loss", "dx", "dq"))))
     run(*map(cuda.to_device, inputs), out=out, backend="numba-cuda")
     assert bits(out) == bits(results)
+
+
+def test_numba_does_not_tell_what_it_compiles(caplog):
+    """At DEBUG, but for each call of the driver, which is no part of a compilation."""
+    caplog.set_level(logging.DEBUG)
+    call(*batch(2, 5, 2, "float32"))
+    told = {record.name for record in caplog.records} - {"numba.cuda.cudadrv.driver"}
+    assert not {name for name in told if name.startswith("numba")}
 
 
 def test_a_shared_w():

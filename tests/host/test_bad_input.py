@@ -103,18 +103,25 @@ INPUTS = {  # what is given for W and x, the exception, words of its message
     "W: masked": (
         lambda a: (np.ma.masked_less(a.W, 0), a.x),
         TypeError,
-        ["W is a masked array", "pass W.filled(value)"],
+        ["W is of type numpy.ma", "MaskedArray, whose mask has no meaning here; pass W.filled(value)"],
     ),
-    "x: masked, without a mask": (lambda a: (a.W, np.ma.array(a.x)), TypeError, ["x is a masked array", "x.filled"]),
+    "x: masked, without a mask": (
+        lambda a: (a.W, np.ma.array(a.x)),
+        TypeError,
+        ["MaskedArray, whose mask", "x.filled"],
+    ),
     "W: a list of masked arrays": (
         lambda a: ([np.ma.masked_less(row, 0) for row in a.W[0]], a.x[0]),
         TypeError,
-        ["W holds masked arrays, whose masks have no meaning"],
+        [
+            "W holds an array of type numpy.ma",
+            "MaskedArray, whose mask has no meaning here; pass each with .filled(value)",
+        ],
     ),
     "x: a tuple, its last row masked": (
         lambda a: (a.W, (*a.x[:4], np.ma.array(a.x[4]))),
         TypeError,
-        ["x holds masked arrays"],
+        ["x holds an array of type numpy.ma"],
     ),
 }
 
@@ -169,7 +176,7 @@ MORE = {  # what is given besides W and x, the exception, words of its message
     ),
     "target: complex": (lambda a: {"target": 1j}, TypeError, ["target has dtype complex128" + DTYPES]),
     "target: text": (lambda a: {"target": "1"}, TypeError, ["target has dtype <U1"]),
-    "target: masked": (lambda a: {"target": np.ma.ones((5, 3))}, TypeError, ["target is a masked array"]),
+    "target: masked": (lambda a: {"target": np.ma.ones((5, 3))}, TypeError, ["target is of type numpy.ma"]),
     "target: ragged": (lambda a: {"target": [[1], [1, 2]]}, ValueError, ["target cannot be made into an array"]),
     "target: on a device": (
         lambda a: {"target": SimpleNamespace(__cuda_array_interface__={})},

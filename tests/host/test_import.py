@@ -17,6 +17,59 @@ def test_import_is_silent_and_imports_no_compiler():
     assert run_python(code) == "[]\n"
 
 
+OTHERS = "torch jax pandas xarray astropy unyt scipy polars dask distributed zarr joblib cupy numba.cuda matplotlib"
+
+
+def test_a_call_of_numpy_arrays_imports_no_other_library():
+    code = """
+import sys, numpy as np, sigmoid_l2 as sl2
+W, x = np.ones((5, 3, 2)), np.ones((5, 2))
+for backend in ("numpy", "auto"):
+    loss, dW, dx = sl2.value_and_grad(W, x, 1.0, backend=backend)
+    sl2.value(W, x, out=loss, backend=backend), sl2.grad(W.tolist(), x.tolist(), backend=backend)
+    print(*sorted(set(sys.argv[1].split()) & set(sys.modules)), sep=",")
+"""
+    by_numpy, by_auto = run_python(code, OTHERS).splitlines()
+    assert by_numpy == ""
+    assert by_auto in ("", "scipy"), "which numba itself imports, where it is installed"
+
+
+@pytest.mark.parametrize("library", ["torch", "jax"])
+def test_an_operation_of_a_framework_is_imported_when_it_is_asked_for(library):
+    pytest.importorskip(library)
+    code = f"""
+import sys, sigmoid_l2 as sl2
+before = {{"{library}", "sigmoid_l2.{library}"}} & set(sys.modules)
+print(before, callable(sl2.{library}.value), sl2.{library} is sys.modules["sigmoid_l2.{library}"])
+"""
+    assert run_python(code, PYTHONWARNINGS="ignore") == "set() True True\n"
+
+
+WITHOUT_FRAMEWORKS = """
+import sys
+class NotInstalled:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "jax"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, NotInstalled())
+
+import doctest, inspect, pydoc, sigmoid_l2 as sl2
+for name in ("torch", "jax"):
+    try:
+        getattr(sl2, name)
+    except ImportError as error:
+        print(name, "sigmoid_l2" in str(getattr(error, "name", "")), str(error).count(f"No module named {name!r}"))
+assert dict(inspect.getmembers(sl2)).keys() >= set(sl2.__all__)
+assert "value_and_grad(W, x, y)" in pydoc.render_doc(sl2)
+assert doctest.DocTestFinder().find(sl2)
+"""
+
+
+def test_an_operation_of_a_framework_that_is_not_installed():
+    """It is an ImportError that names the framework; what inspects the package does not meet it."""
+    assert run_python(WITHOUT_FRAMEWORKS) == "torch False 1\njax False 1\n"
+
+
 def test_import_reads_no_metadata():
     """importlib.metadata, with the modules for e-mail that it needs, would double the time of the import."""
     code = """
@@ -73,6 +126,8 @@ def test_public_names():
             doc = inspect.getdoc(getattr(sl2, name)) or ""
             assert doc, f"{name} has no docstring"
             assert not doc.startswith(f"{name}("), f"{name} has only the docstring that Python writes"
+    with pytest.raises(AttributeError, match="no attribute 'values'"):
+        _ = sl2.values
     for call in (sl2.value_and_grad, sl2.value, sl2.grad):
         W, x, target, *others = inspect.signature(call).parameters.values()
         assert [p.name for p in (W, x, target)] == ["W", "x", "target"]

@@ -9,7 +9,9 @@ from processes import run_python
 
 DOCS = Path(__file__).parents[2] / "docs"
 # The packages that the programs of a page import.
-PAGES: dict[str, tuple[str, ...]] = {}
+PAGES: dict[str, tuple[str, ...]] = {
+    "processes": ("joblib",),
+}
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -2,12 +2,11 @@
 
 import math
 import os
-from functools import partial
 
 import pytest
 
 import sigmoid_l2 as sl2
-from sigmoid_l2 import dispatch, settings
+from sigmoid_l2 import dispatch, processors, settings
 from sigmoid_l2.problem import validate
 
 SETTINGS = {  # by the end of its variable's name: the functions, the argument, the least value, the default
@@ -46,26 +45,57 @@ def test_where_a_setting_comes_from(name, monkeypatch):
             get_it()
 
 
+OTHERS = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS")
+
+
+@pytest.fixture
+def processors_(monkeypatch):
+    """Eight of them, and an environment that says nothing of threads."""
+    for variable in (settings.NUM_THREADS.variable, *OTHERS):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(processors, "count", lambda: 8)
+    monkeypatch.setattr(processors, "limits", lambda: {"processors": 16, "control group": 8})
+
+
 @pytest.mark.parametrize(
-    ("content", "threads"),
+    ("numba", "openmp", "threads", "source"),
     [
-        ("150000 100000\n", 2),
-        ("800000 100000\n", 8),
-        *((unlimited, 16) for unlimited in ("max 100000\n", "", "nonsense\n", "1 2 3\n", "\u00b5 \u00b5", None)),
+        (None, None, 8, "control group"),
+        ("2", None, 2, "NUMBA_NUM_THREADS"),
+        (None, "2", 2, "OMP_NUM_THREADS"),
+        ("3", "2", 2, "OMP_NUM_THREADS"),
+        ("2", "3", 2, "NUMBA_NUM_THREADS"),
+        ("8", "8", 8, "control group"),
+        ("64", "9", 8, "control group"),
+        (None, "4,2", 4, "OMP_NUM_THREADS"),
+        (None, " 4 , 2", 4, "OMP_NUM_THREADS"),
+        *((wrong, "5", 5, "OMP_NUM_THREADS") for wrong in ("", " ", "0", "-1", "1.5", "all", ",2", "0,2", "2 3", "µ")),
+        *(("5", wrong, 5, "NUMBA_NUM_THREADS") for wrong in ("", "0", "-1", "2.0", "auto", ",", "\udcff")),
     ],
 )
-def test_limit_of_the_control_group(content, threads, tmp_path, monkeypatch):
-    file = tmp_path / "cpu.max"
-    if content is not None:
-        file.write_text(content, encoding="utf-8")
-    monkeypatch.delenv(settings.NUM_THREADS.variable, raising=False)
-    monkeypatch.setattr(settings, "_control_group_limit", partial(settings._control_group_limit, str(file)))
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(16), raising=False)
-    settings._processors.cache_clear()
+def test_variables_of_others(numba, openmp, threads, source, processors_, monkeypatch, capsys):
+    """The least of all counts; what is no number of threads is ignored."""
+    for variable, text in zip(OTHERS, (numba, openmp), strict=True):
+        if text is not None:
+            monkeypatch.setenv(variable, text)
+    assert sl2.get_num_threads() == threads
+    assert settings.where_num_threads_is_from() == source
+    sl2.show_config()
+    assert f"\nCPU threads: {threads} ({source})\n" in capsys.readouterr().out
+
+
+def test_ours_stand_above_those_of_others(processors_, monkeypatch):
+    for variable in OTHERS:
+        monkeypatch.setenv(variable, "1")
+    monkeypatch.setenv(settings.NUM_THREADS.variable, "20")
+    assert (sl2.get_num_threads(), settings.where_num_threads_is_from()) == (20, settings.NUM_THREADS.variable)
     try:
-        assert sl2.get_num_threads() == threads
+        sl2.set_num_threads(30)
+        assert (sl2.get_num_threads(), settings.where_num_threads_is_from()) == (30, "set_num_threads")
     finally:
-        settings._processors.cache_clear()
+        sl2.set_num_threads(None)
+    monkeypatch.setenv(settings.NUM_THREADS.variable, "")
+    assert sl2.get_num_threads() == 1
 
 
 def test_default_backend_of_the_environment(monkeypatch):
@@ -76,6 +106,30 @@ def test_default_backend_of_the_environment(monkeypatch):
         assert dispatch.choose(problem, "auto").name == expected
     monkeypatch.setenv("SIGMOID_L2_BACKEND", "nonsense")
     assert sl2.value([[0.0]], [0.0], backend="numpy") == 0.25, "a name in the call goes first"
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("cuda", "gpu"),
+        ("CUDA", "gpu"),
+        ("cuda:0", "gpu"),
+        ("CPU", "cpu"),
+        ("host", "cpu"),
+        ("torch", "auto"),
+        ("jax", "auto"),
+        ("Numba", "numba"),
+        ("numba_cuda", "numba-cuda"),
+        ("opencl", None),
+    ],
+)
+def test_names_of_others_for_a_backend(name, meant, monkeypatch):
+    words = "^{} must be one of .*, not '{}'" + (rf" \(did you mean '{meant}'\?\)$" if meant else "$")
+    with pytest.raises(ValueError, match=words.format("backend", name)):
+        sl2.value([[0.0]], [0.0], backend=name)
+    monkeypatch.setenv("SIGMOID_L2_BACKEND", name)
+    with pytest.raises(ValueError, match=words.format("the environment variable SIGMOID_L2_BACKEND", name)):
+        sl2.value([[0.0]], [0.0])
 
 
 @pytest.mark.parametrize(
@@ -97,18 +151,20 @@ def test_size_of_the_level_2_cache(caches, nbytes, tmp_path):
     assert settings._level_2_bytes(str(tmp_path)) == nbytes
 
 
-def test_another_os_environ(monkeypatch):
+def test_another_os_environ(monkeypatch, processors_):
     """A program may put a dict in the place of os.environ, whose inside tells quickly that a variable is not set."""
     for variables, number in (({settings.DEVICE_MEMORY.variable: "7"}, 7), ({}, 256 << 20)):
         monkeypatch.setattr(os, "environ", variables)
         assert sl2.get_device_memory_limit() == number
+    for variables, number in (({"OMP_NUM_THREADS": "3", "NUMBA_NUM_THREADS": "4"}, 3), ({}, 8)):
+        monkeypatch.setattr(os, "environ", variables)
+        assert sl2.get_num_threads() == number
 
 
-def test_a_variable_holds_from_the_next_call_on(monkeypatch):
-    monkeypatch.delenv(settings.NUM_THREADS.variable, raising=False)
-    default = sl2.get_num_threads()
+@pytest.mark.parametrize("variable", [settings.NUM_THREADS.variable, *OTHERS])
+def test_a_variable_holds_from_the_next_call_on(variable, processors_):
     for text in ("3", "4"):
-        os.environ[settings.NUM_THREADS.variable] = text
+        os.environ[variable] = text
         assert sl2.get_num_threads() == int(text)
-    del os.environ[settings.NUM_THREADS.variable]
-    assert sl2.get_num_threads() == default
+    del os.environ[variable]
+    assert sl2.get_num_threads() == 8

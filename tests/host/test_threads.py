@@ -11,7 +11,7 @@ import pytest
 from processes import run_python
 
 import sigmoid_l2 as sl2
-from sigmoid_l2 import settings, threads
+from sigmoid_l2 import processors, settings, threads
 
 
 @pytest.fixture(autouse=True)
@@ -171,6 +171,34 @@ def test_many_callers_at_once(any_work):
 
     with ThreadPoolExecutor(8) as callers:
         assert all(callers.map(call, range(8)))
+
+
+def test_threads_of_all_callers_together(any_work):
+    """Callers at once share the helpers: 4 of them with 3 threads each run on 4 + 2, which meet here."""
+    sl2.set_num_threads(3)
+    run = Recorder(4 + 2)
+    with ThreadPoolExecutor(4) as callers:
+        list(callers.map(lambda _: threads.for_ranges(40, 41, run), range(4)))
+    assert run.most == len(run.threads) == 4 + 2
+
+
+@pytest.mark.parametrize("variable", ["SIGMOID_L2_NUM_THREADS", "OMP_NUM_THREADS"])
+def test_another_number_ends_the_helpers_of_the_last(variable, any_work, monkeypatch):
+    monkeypatch.delenv("NUMBA_NUM_THREADS", raising=False)
+    monkeypatch.setattr(processors, "count", lambda: 8)
+
+    def helpers():
+        return sum(thread.name == "sigmoid-l2" for thread in threading.enumerate())
+
+    for number in (5, 3, 4):
+        monkeypatch.setenv(variable, str(number))
+        run = Recorder(number)
+        threads.for_ranges(40, 41, run)
+        assert run.most == number
+        deadline = time.monotonic() + 60
+        while helpers() > number - 1 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert helpers() == number - 1
 
 
 def test_an_error_keeps_nothing_alive(any_work):

@@ -147,7 +147,7 @@ BAD_TARGETS = {
     "complex": ([1j, 0, 0], TypeError, ["target has dtype complex128"]),
     "text": (["0", "1", "1"], TypeError, ["target has dtype <U1"]),
     "ragged": ([[0], [0, 1]], ValueError, ["target cannot be made into an array"]),
-    "masked": (np.ma.array([0, 1, 1]), TypeError, ["target is a masked array"]),
+    "masked": (np.ma.array([0, 1, 1]), TypeError, ["target is of type numpy.ma"]),
 }
 
 

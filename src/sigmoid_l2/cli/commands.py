@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from sigmoid_l2.api import WRT, value_and_grad
+from sigmoid_l2.api import value_and_grad
 from sigmoid_l2.cli.files import InputError, check_output, read_array, read_arrays, write_npz
 from sigmoid_l2.dispatch import show_config
 from sigmoid_l2.explain import example
 from sigmoid_l2.explain.check_grad import check_grad
 from sigmoid_l2.explain.trace import trace as trace_of
 from sigmoid_l2.problem import Problem, validate
+from sigmoid_l2.results import WRT
 
 # Bytes of W between two steps of the progress bar: about 10 ms of work, next to which a call's fixed cost is nothing.
 PIECE_BYTES = 32 << 20

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from sigmoid_l2.api import WRT
 from sigmoid_l2.cli import commands
 from sigmoid_l2.cli.files import InputError
 from sigmoid_l2.dispatch import NAMES, PREFERENCES, BackendUnavailableError
+from sigmoid_l2.results import WRT
 from sigmoid_l2.version import __version__
 
 # Errors that are not a mistake of this program: they are reported in one line, without a traceback.

@@ -1,5 +1,7 @@
 """``check_grad``: is a gradient written by hand right, and if not, how is it wrong?"""
 
+from __future__ import annotations  # help() then shows the name of a type
+
 import math
 import textwrap
 from collections.abc import Iterator
@@ -22,20 +24,49 @@ _SMALL = 36  # true gradients of up to this many values are printed
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ArrayCheck:
-    """What ``check_grad`` found out about one gradient; ``print`` it for the report."""
+    """What ``check_grad`` found out about one gradient; ``print`` it for the report.
 
-    name: str  # "dW" or "dx"
+    Attributes
+    ----------
+    name : str
+        "dW" or "dx".
+    ok : bool
+        Whether the shape and all values are right.
+    shape, expected_shape : tuple of int
+        The shape of the given gradient, and that of its input.
+    wrong : int, or None
+        The number of wrong values. None where the shapes differ, as the next four.
+    index : tuple of int, or None
+        The place of the worst value: the one whose error is the largest multiple of its tolerance.
+    max_relative_error : float, or None
+        That of the worst value; inf where the true one is 0 or the given one is not finite.
+    given_value, true_value : float, or None
+        The worst value, and what it should be.
+    mistakes : tuple of str
+        What is wrong and how to correct it; empty where no known mistake explains it.
+    true : array, of the expected shape
+        The true gradient, in float64.
+
+    Examples
+    --------
+    >>> import numpy as np, sigmoid_l2 as sl2
+    >>> W, x = np.zeros((2, 2)), np.ones(2)
+    >>> check = sl2.check_grad(W, x, dW=np.full((2, 2), 0.5)).dW
+    >>> check.ok, check.wrong, check.given_value, check.true_value
+    (False, 4, 0.5, 0.25)
+    """
+
+    name: str
     ok: bool
-    shape: tuple[int, ...]  # as given
+    shape: tuple[int, ...]
     expected_shape: tuple[int, ...]
-    # This and the next four fields are None where the shapes differ.
-    wrong: int | None  # the number of wrong values
-    max_relative_error: float | None  # at index; inf where the true value is 0 or the given one is not finite
-    index: tuple[int, ...] | None  # of the value whose error is the largest multiple of its tolerance
+    wrong: int | None
+    max_relative_error: float | None
+    index: tuple[int, ...] | None
     given_value: float | None
     true_value: float | None
-    mistakes: tuple[str, ...]  # what is wrong and how to correct it; empty where no known mistake explains it
-    true: Array  # the true gradient, float64, of the expected shape
+    mistakes: tuple[str, ...]
+    true: Array
 
     def __str__(self) -> str:
         return "\n".join(self._lines())
@@ -70,9 +101,26 @@ def _wrap(indent: str, text: str) -> str:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class GradCheck:
-    """What ``check_grad`` returns: true where every given gradient is right; ``print`` it for the report."""
+    """What ``check_grad`` returns: true where every given gradient is right; ``print`` it for the report.
 
-    dW: ArrayCheck | None  # None where it was not given
+    Attributes
+    ----------
+    dW, dx : ArrayCheck, or None
+        What was found out about each gradient; None for one that was not given.
+    ok : bool
+        Whether every gradient that was given is right; ``bool(check)`` is the same.
+
+    Examples
+    --------
+    >>> import numpy as np, sigmoid_l2 as sl2
+    >>> check = sl2.check_grad(np.zeros((2, 2)), np.ones(2), dW=np.full((2, 2), 0.25))
+    >>> check.ok, check.dx
+    (True, None)
+    >>> print(check)
+    dW: right
+    """
+
+    dW: ArrayCheck | None
     dx: ArrayCheck | None
 
     @property
@@ -121,12 +169,27 @@ def check_grad(
     atol : float
         The absolute error that still counts as right. For a gradient by central differences give about 1e-9.
 
+    Returns
+    -------
+    GradCheck
+        True where every given gradient is right. ``print`` it to read what is wrong, and how to correct it.
+
     Raises
     ------
     TypeError
         W, x and target in different places; a dtype that is complex or not numeric.
     ValueError
         Shapes of W, x and target that do not fit; neither dW nor dx given; rtol or atol negative or not finite.
+
+    Examples
+    --------
+    >>> import numpy as np, sigmoid_l2 as sl2
+    >>> W, x, g = np.zeros((2, 3)), np.ones(3), np.full(2, 0.25)
+    >>> bool(sl2.check_grad(W, x, dW=np.outer(g, x)))
+    True
+    >>> print(sl2.check_grad(W, x, dW=np.outer(x, g)))  # doctest: +ELLIPSIS
+    dW: WRONG
+      - wrong shape (3, 2) instead of (2, 3)...
     """
     problem = validate(W, x, target)
     if dW is None and dx is None:

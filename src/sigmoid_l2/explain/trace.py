@@ -1,5 +1,7 @@
 """``trace``: every step from W and x to the gradients, by name, with formula, shape and values."""
 
+from __future__ import annotations  # help() then shows the name of a type
+
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -47,22 +49,50 @@ _WHY = (
 class Trace:
     """Every intermediate of f(W, x) = ||sigmoid(W x) - y||^2 and its gradients; ``print`` it to read it.
 
-    All fields are NumPy arrays of one dtype and belong to the trace alone, but y and e are None without a target. Where
-    x is given as columns (..., n, 1), the vectors are columns too: (..., m, 1) for (..., m), (..., n, 1) for (..., n).
+    All are NumPy arrays of one dtype, and belong to the trace alone. Where x is given as columns (..., n, 1), the
+    vectors are columns too: (..., m, 1) for (..., m), (..., n, 1) for (..., n).
+
+    Attributes
+    ----------
+    W, x : array (..., m, n), array (..., n)
+        What was given, in the dtype of the trace.
+    y : array (..., m), or None
+        The target; None without one.
+    q, s : array (..., m)
+        q = W x, and s = sigmoid(q).
+    e : array (..., m), or None
+        The error s - y. Without a target it is None, and s stands in its place below.
+    loss : array (...)
+        The sum of e**2 over m.
+    dloss_ds, ds_dq, dloss_dq : array (..., m)
+        2 e, s (1 - s), and their product g.
+    dW : array, of the shape of W
+        The outer product g x^T, summed over the pairs that share W.
+    dx : array, of the shape of x
+        The matrix product W^T g, summed over the pairs that share x.
+
+    Examples
+    --------
+    >>> import sigmoid_l2 as sl2
+    >>> steps = sl2.trace([[0.0, 0.0]], [1.0, 2.0], target=[1.0])
+    >>> steps.q, steps.s, steps.e, steps.loss
+    (array([0.]), array([0.5]), array([-0.5]), array(0.25))
+    >>> steps.dW
+    array([[-0.25, -0.5 ]])
     """
 
-    W: Array  # (..., m, n)
-    x: Array  # (..., n)
-    y: Array | None  # (..., m)     the target
-    q: Array  # (..., m)     W x
-    s: Array  # (..., m)     sigmoid(q)
-    e: Array | None  # (..., m)     s - y
-    loss: Array  # (...)     sum of e**2; without a target e is s, here and below
-    dloss_ds: Array  # (..., m)     2 e
-    ds_dq: Array  # (..., m)     s (1 - s)
-    dloss_dq: Array  # (..., m)     g = dloss_ds * ds_dq
-    dW: Array  # (..., m, n)     g x^T, summed over the pairs that share W
-    dx: Array  # (..., n)     W^T g, summed over the pairs that share x
+    W: Array
+    x: Array
+    y: Array | None
+    q: Array
+    s: Array
+    e: Array | None
+    loss: Array
+    dloss_ds: Array
+    ds_dq: Array
+    dloss_dq: Array
+    dW: Array
+    dx: Array
 
     def __str__(self) -> str:
         return "\n".join(self._lines())
@@ -137,6 +167,17 @@ def trace(W: Any, x: Any, target: Any = None) -> Trace:
         W, x and target in different places, or a dtype or kind of array that is not supported.
     ValueError
         Shapes that do not fit, with all of them.
+
+    Examples
+    --------
+    >>> import sigmoid_l2 as sl2
+    >>> print(sl2.trace([[0.0, 0.0]], [1.0, 2.0]))  # doctest: +ELLIPSIS +NORMALIZE_WHITESPACE
+    f(W, x) = ||sigmoid(W x)||²                                         float64
+    ...
+      q = W x                                                       (m,) = (1,)
+          q_i = sum over j of W_ij x_j
+          [0.]
+    ...
     """
     problem = validate(W, x, target)
     vector = (*problem.batch, problem.m)

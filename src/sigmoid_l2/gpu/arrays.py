@@ -30,6 +30,8 @@ def is_cuda_array(a: Any) -> bool:
     """Whether ``a`` is an array on a CUDA device."""
     if is_instance(a, "cupy", "ndarray"):
         return True
+    if is_instance(a, "torch", "Tensor"):  # torch.compile cannot look into its DLPack
+        return bool(a.is_cuda)
     # DLPack comes first: PyTorch and JAX have both protocols, and the CUDA array interface also on arrays of the host.
     if hasattr(type(a), "__dlpack_device__"):
         try:

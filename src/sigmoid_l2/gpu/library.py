@@ -59,8 +59,7 @@ class GpuLibrary(ABC):
         try:
             array, producer = self._take(a)
         except Exception as error:
-            fix = "; pass it with .detach()" if getattr(a, "requires_grad", False) else self.fix
-            message = f"{name}, a CUDA array of type {type_name(a)}, cannot be used as it is: {error}{fix}"
+            message = f"{name}, a CUDA array of type {type_name(a)}, cannot be used as it is: {error}{self.fix}"
             raise TypeError(message) from error
         device = array.device
         if self.device is None:

@@ -39,6 +39,7 @@ ENSEMBLES = (
 )
 KEPT = ("tests/host/test_kept_memory.py",)
 NOT_FILES = ("tests/host/test_not_files.py",)
+JAX = ("tests/host/test_jax_transformations.py",)
 REFERENCE_SHARED = ("tests/host/test_reference_shared.py",)
 SHARED_TINY = ("tests/gpu/test_shared_tiny.py",)
 SHARED_BLOCKS = ("tests/gpu/test_shared_blocks.py",)
@@ -273,6 +274,27 @@ MUTANTS = (
     # Threads and pieces
     Mutant("threads: the last range cut short", "sigmoid_l2/threads.py", "self.size)", "self.size - 1)", THREADS),
     Mutant("threads: an exception lost", "sigmoid_l2/threads.py", "raise ranges.errors[0]", "pass", THREADS),
+    Mutant(
+        "settings: OMP_NUM_THREADS forgotten",
+        "sigmoid_l2/settings.py",
+        "_least(processors.count(), *_others())",
+        "_least(processors.count(), _others()[0])",
+        ("tests/host/test_settings.py",),
+    ),
+    Mutant(
+        "processors: groups above the process's own forgotten",
+        "sigmoid_l2/processors.py",
+        "folder = folder.parent",
+        "folder = top",
+        ("tests/host/test_processors.py",),
+    ),
+    Mutant(
+        "quiet: the first that leaves lets the others be told",
+        "kernels/quiet.py",
+        "while _levels and not _within:",
+        "while _levels:",
+        ("tests/host/test_quiet.py::test_threads_within_at_once",),
+    ),
     Mutant(
         "threads: returns before helpers are done",
         "sigmoid_l2/threads.py",
@@ -702,5 +724,23 @@ MUTANTS = (
         "    from sigmoid_l2.kernels.cpu import launch\n\n    return launch",
         '    return __import__("importlib").import_module("sigmoid_l2.kernels.cpu.launch")',
         NOT_FILES,
+    ),
+    # JAX
+    Mutant("jax: the incoming gradient left out", "sigmoid_l2/jax.py", ', "cotangent": cotangents[0]}', "}", JAX),
+    Mutant(
+        "jax: axes of length 1 left out of a new batch",
+        "sigmoid_l2/jax.py",
+        "(size, *(1,) * (max(batch) + CORE_AXES[name] - len(shape)), *shape)",
+        "(size, *shape)",
+        JAX,
+    ),
+    Mutant("jax: vectors taken for columns", "sigmoid_l2/jax.py", ", vectors=True)", ")", JAX),
+    Mutant("jax: a shared W copied", "sigmoid_l2/jax.py", ' or f"d{name}" in call.names else', " or True else", JAX),
+    Mutant(
+        "jax: one incoming gradient for all taken for 1",
+        "sigmoid_l2/jax.py",
+        "on_host[-1].ndim == 0 and on_host[-1] == 1:",
+        "on_host[-1].ndim == 0:",
+        ("tests/host/test_jax.py::test_the_bits_of_plain_calls_under_vmap",),
     ),
 )
