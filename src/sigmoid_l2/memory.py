@@ -110,14 +110,15 @@ class _Block:
 
 # The blocks that are lent or free, the last used at the end; their bytes are at most KEPT_MEMORY. A lent block that is
 # no longer here is as any memory. Each use is one step that raises nothing: a lock might be held when the process
-# forks, and whoever catches an exception might catch that of a signal's handler.
+# forks, and whoever catches an exception might catch that of a signal's handler. (A list of it is made in one step also
+# by a Python without the global lock, a tuple is not.)
 _kept: dict[_Block, bool] = {}
 
 
 def _take(nbytes: int) -> Any:
     """The root of a block for ``nbytes``; OSError where there is no memory."""
     # The smallest that fits; of those the last used, so that the system can take the others.
-    for block in sorted(reversed(tuple(_kept)), key=lambda block: len(block.memory)):
+    for block in sorted(reversed(list(_kept)), key=lambda block: len(block.memory)):
         # The second look at ``free`` is for a block that another thread has taken, lent and put back between the steps.
         # A block that is taken is forgotten if a handler raises before it is put back.
         if nbytes <= len(block.memory) <= 2 * nbytes and block.free and _kept.pop(block, False) and block.free:
@@ -134,8 +135,8 @@ def _take(nbytes: int) -> Any:
 def _trim() -> None:
     """Forget the blocks that have not been used for the longest time, until what is kept is within the limit."""
     limit = KEPT_MEMORY.get()
-    for block in tuple(_kept):
-        if sum(len(kept.memory) for kept in tuple(_kept)) <= limit:
+    for block in list(_kept):
+        if sum(len(kept.memory) for kept in list(_kept)) <= limit:
             break
         _kept.pop(block, None)
 

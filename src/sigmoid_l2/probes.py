@@ -63,27 +63,27 @@ def probe_numpy() -> None:
 
 def probe_numba() -> None:
     """numba, with its compiler on."""
+    _require_bytecode()
     numba = _import("numba", "numba", "pip install numba")
     if getattr(getattr(numba, "config", None), "DISABLE_JIT", False):
         raise NotAvailableError("NUMBA_DISABLE_JIT is set, and the kernel runs compiled only: unset it")
-    _require_bytecode()
 
 
 def _require_bytecode() -> None:
     """Check that the kernels are Python, which numba compiles: Nuitka makes C of it, and leaves this mark."""
     if hasattr(kernels, "__compiled__"):
         raise NotAvailableError(
-            "Nuitka has compiled the kernels, of which numba needs the bytecode: compile the program with "
-            "--nofollow-import-to=sigmoid_l2.kernels"
+            "Nuitka has compiled the kernels, of which numba needs the bytecode: compile the program without "
+            "--standalone and with --nofollow-import-to=sigmoid_l2.kernels"
         )
 
 
 def probe_numba_cuda() -> None:
     """numba-cuda or its successor, with its compiler and a device."""
+    _require_bytecode()
     numba = _import("numba", "numba", "pip install numba")
     if getattr(getattr(numba, "config", None), "ENABLE_CUDASIM", False):
         raise NotAvailableError("NUMBA_ENABLE_CUDASIM is set, and numba's simulator has no warp shuffles: unset it")
-    _require_bytecode()
     package = shim.package()
     library = _import(package, package, INSTALL)
     if package == "numba_cuda":

@@ -136,7 +136,6 @@ def test_a_packed_program_is_not_told_to_install_anything():
 
 
 def test_kernels_that_nuitka_has_compiled_are_none_for_numba(monkeypatch):
-    pytest.importorskip("numba")
     monkeypatch.setattr(kernels, "__compiled__", object(), raising=False)  # Nuitka's mark
     for probe in (probes.probe_numba, probes.probe_numba_cuda):
         with pytest.raises(probes.NotAvailableError, match=r"Nuitka .* --nofollow-import-to=sigmoid_l2\.kernels$"):
