@@ -82,8 +82,21 @@ def test_code_that_contributing_quotes_is_ours():
         assert any(block in source for source in sources), block
 
 
+def blocks_of_the_readme():
+    program, frameworks, session = re.findall(r"```python\n(.*?)```", text_of("README.md"), re.DOTALL)
+    return program, frameworks, session
+
+
+def test_frameworks_in_the_readme():
+    for package in ("torch", "jax"):
+        pytest.importorskip(package)
+    names = {}
+    exec(blocks_of_the_readme()[1], names)
+    assert (names["W"].grad.shape, names["loss"].shape, names["dW"].shape) == ((3, 3), (), (3, 3))
+
+
 def test_code_of_the_readme():
-    program, session = re.findall(r"```python\n(.*?)```", text_of("README.md"), re.DOTALL)
+    program, _, session = blocks_of_the_readme()
     names = {}
     exec(program, names)
     assert (names["loss"].shape, names["dW"].shape, names["dx"].shape) == ((10**6,), (10**6, 3, 3), (10**6, 3))
