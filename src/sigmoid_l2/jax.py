@@ -5,8 +5,8 @@ writes XLA's own memory. ``tangent_p`` is the derivative of the loss, of which J
 that is ``call_p`` with the incoming gradient as the cotangent.
 
 They are primitives, and no ``jax.custom_vjp``, because of a W that vmap shares. Its gradient of a sum over the batch is
-a sum, which the kernel for one W adds up. With a custom_vjp JAX batches the backward pass itself: it would ask for the
-dW of each pair, and add up these K m n numbers.
+a sum, which the kernel for one W adds up. With a custom_vjp JAX batches the backward pass itself: it asks for the dW of
+each pair and adds up these K m n numbers, which took twice as long (3x3, K = 10^6).
 """
 
 from collections.abc import Sequence

@@ -253,7 +253,7 @@ REFUSED = {
     "target": (lambda: value(W, x, jnp.ones(4)), ValueError, r"target must have shape \(\.\.\., 3\)"),
     "complex": (lambda: value(W, x * 1j), TypeError, "x complex64; supported are float16"),
     "float8": (lambda: value(W.astype("float8_e4m3fn"), x.astype("float8_e4m3fn")), TypeError, "float8"),
-    "a masked array": (lambda: value(np.ma.masked_array(np.ones((3, 4))), x), TypeError, "masked"),
+    "a masked array": (lambda: value(np.ma.masked_array(np.ones((3, 4))), x), TypeError, "mask"),
     "strings": (lambda: value([["a"]], [1.0]), TypeError, "W has dtype"),
     "a platform": (
         lambda: jax.jit(value).trace(W, x).lower(lowering_platforms=("tpu",)),
