@@ -103,6 +103,8 @@ def launches_of(
 class _Recorded:
     """A kernel whose launches are noted down, by the call of either library."""
 
+    overloads = True  # numba's, of what is compiled: the launch has nothing left to compile
+
     def __init__(self, kernel: Any, key: tuple[Any, ...], launched: list[Launch]) -> None:
         self.kernel, self.key, self.launched = kernel, key, launched
 
