@@ -340,6 +340,10 @@ def test_transforms_of_torch():
     for call in calls.values():
         with pytest.raises(TypeError, match=r"W is a tensor of a transform of torch\.func; use sigmoid_l2\.torch"):
             call()
+    with pytest.raises(
+        TypeError, match=r"W is a value of torch\.fx, which traces a program; use sigmoid_l2.torch.value"
+    ):
+        torch.fx.symbolic_trace(lambda W: sl2.value(W, x))
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(W, W)
         with pytest.raises(TypeError, match="W is a tensor with a tangent"):
