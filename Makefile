@@ -95,7 +95,7 @@ fuzz: .venv/.fuzz
 	.venv/bin/python tests/attack/fuzz/run.py call $(FUZZ_LIMIT)
 	.venv/bin/python tests/attack/fuzz/run.py files $(FUZZ_LIMIT)
 
-mutation: .venv/.test
+mutation: .venv/.test .venv/.frameworks
 	.venv/bin/python tests/attack/mutation/check.py --json build/mutation.json
 
 # -rP shows what the tests that pass have printed: what was met how often.

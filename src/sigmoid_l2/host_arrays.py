@@ -41,6 +41,8 @@ def untracked(name: str, a: Any) -> Any:
         if torch.is_grad_enabled():
             raise TypeError(f"{name} is a tensor that requires a gradient; {instead}, or pass it with .detach()")
         return a.detach()
+    if is_instance(a, "torch.fx", "Proxy"):
+        raise TypeError(f"{name} is a value of torch.fx, which traces a program; use sigmoid_l2.torch.value")
     if is_instance(a, "jax.core", "Tracer"):
         raise TypeError(f"{name} is an array of a transform of JAX, such as jit; use sigmoid_l2.jax.value")
     return a

@@ -75,12 +75,13 @@ def refuse(name: str, a: Any) -> None:
 
 
 def _leaves(a: Sequence[Any], seen: set[int]) -> Iterator[Any]:
-    """What is no number in a nested list. Of millions of numbers only the classes are looked at."""
+    """What is neither a number nor NumPy's in a nested list. Of millions of numbers only the classes are looked at."""
     seen.add(id(a))  # a list may be in itself
     if all(issubclass(kind, (int, float, np.generic)) for kind in set(map(type, a))):
         return
     for b in a:
         if not isinstance(b, list | tuple):
-            yield b
+            if type(b) is not np.ndarray:
+                yield b
         elif id(b) not in seen:
             yield from _leaves(b, seen)

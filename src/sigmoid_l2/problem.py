@@ -11,7 +11,7 @@ import numpy as np
 
 from sigmoid_l2 import outputs
 from sigmoid_l2.gpu import library_for
-from sigmoid_l2.gpu.arrays import DeviceArray, is_cuda_array, type_name
+from sigmoid_l2.gpu.arrays import DeviceArray, is_cuda_array, is_instance, type_name
 from sigmoid_l2.gpu.library import GpuLibrary
 from sigmoid_l2.host_arrays import HostLibrary, as_numpy, library_of, untracked
 from sigmoid_l2.meaning import refuse
@@ -189,9 +189,12 @@ def _as_arrays(given: dict[str, Any], stream: Any) -> tuple[GpuLibrary | None, d
     for name, a in given.items():
         if is_cuda_array(a) is not on_cuda and not (on_cuda and name not in ("W", "x") and _is_number(a)):
             host, cuda = (name, "W") if on_cuda else ("W", name)
+            moved = f"cupy.asarray({host}), or cupy.asarray({cuda}).get()"
+            if all(is_instance(given[a], "torch", "Tensor") for a in (host, cuda)):
+                moved = f"{host}.to({cuda}.device), or {cuda}.cpu()"
             raise TypeError(
                 f"W and {name} must be in the same place, but {host} is in host memory and {cuda} is a CUDA array of "
-                f"type {type_name(given[cuda])}; pass cupy.asarray({host}), or cupy.asarray({cuda}).get()"
+                f"type {type_name(given[cuda])}; pass {moved}"
             )
     if not on_cuda:
         return None, {name: _host_array(name, a) for name, a in given.items()}

@@ -210,6 +210,13 @@ def test_streams_of_any_library(cupy):
             sl2.value(W_device, x_device, stream=wrong)
 
 
+def test_tensors_in_different_places(cupy):
+    W, x = on_both(Tensor)[2:]
+    x.is_cuda = False
+    with pytest.raises(TypeError, match=r"x is in host memory and W is .* pass x\.to\(W\.device\), or W\.cpu\(\)$"):
+        sl2.value(W, x)
+
+
 def test_a_tensor_that_requires_a_gradient(cupy):
     for position in (0, 1):
         arrays = list(on_both(Tensor)[2:])

@@ -119,7 +119,8 @@ def trace(W: Any, x: Any, target: Any = None) -> Trace:
     Parameters
     ----------
     W : array (..., m, n)
-        NumPy array, CuPy array (copied to the host) or array-like; float16, float32, float64, integers or bool.
+        Array of NumPy, PyTorch, JAX or on a CUDA device (copied to the host), or array-like; float16, bfloat16,
+        float32, float64, integers or bool.
     x : array (..., n) or (..., n, 1)
         The leading (batch) shapes of W, x and target are the same, or broadcast by NumPy's rules.
     target : array (..., m), or what broadcasts to it, such as a number; optional

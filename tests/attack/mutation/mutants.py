@@ -24,6 +24,8 @@ SUMS = ("tests/host/test_sums.py",)
 THREADS = ("tests/host/test_threads.py", "tests/attack/test_faults.py")
 OUT = ("tests/host/test_bad_output.py",)
 PLAIN = ("tests/host/test_plain.py",)
+HOST_ARRAYS = ("tests/host/test_host_arrays.py",)
+MEANING = ("tests/host/test_meaning.py",)
 TRACE = ("tests/host/test_trace.py",)
 CHECK = ("tests/host/test_check_grad.py",)
 TARGET = ("tests/host/test_mistakes_target.py",)
@@ -452,6 +454,49 @@ MUTANTS = (
         ("tests/host/test_arguments.py", "tests/host/test_bad_input.py"),
     ),
     Mutant("outputs: read-only outputs accepted", "sigmoid_l2/outputs.py", "not array.flags.writeable", "False", OUT),
+    # Arrays of other libraries in host memory
+    Mutant(
+        "host_arrays: a gradient is lost without a word",
+        "sigmoid_l2/host_arrays.py",
+        "if torch.is_grad_enabled():",
+        "if False:",
+        HOST_ARRAYS,
+    ),
+    Mutant(
+        "host_arrays: JAX has to copy what is small",
+        "sigmoid_l2/host_arrays.py",
+        "needs_lines = True",
+        "needs_lines = False",
+        HOST_ARRAYS,
+    ),
+    Mutant(
+        "host_arrays: integers in float64",
+        "sigmoid_l2/host_arrays.py",
+        "dtypes.pop() if dtypes else default",
+        "dtypes.pop() if dtypes else torch.float64",
+        HOST_ARRAYS,
+    ),
+    Mutant(
+        "host_arrays: autograd does not know what was written",
+        "sigmoid_l2/host_arrays.py",
+        "increment_version(self.taken)",
+        "increment_version([])",
+        HOST_ARRAYS,
+    ),
+    Mutant(
+        "meaning: nested lists not looked into",
+        "sigmoid_l2/meaning.py",
+        "for leaf in _leaves(a, set()) if isinstance(a, list | tuple) else ():",
+        "for leaf in ():",
+        MEANING,
+    ),
+    Mutant(
+        "meaning: base classes not looked at",
+        "sigmoid_l2/meaning.py",
+        "for cls in kind.__mro__:",
+        "for cls in (kind,):",
+        MEANING,
+    ),
     # Trace and check
     Mutant("trace: ds/dq = s", "sigmoid_l2/explain/trace.py", "ds_dq = s * complement", "ds_dq = s", TRACE),
     Mutant("trace: y - s", "sigmoid_l2/explain/trace.py", "complement, s - y)", "complement, y - s)", TRACE),
