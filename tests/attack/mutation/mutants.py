@@ -42,7 +42,8 @@ ENSEMBLES = (
 KEPT = ("tests/host/test_kept_memory.py",)
 NOT_FILES = ("tests/host/test_not_files.py",)
 JAX = ("tests/host/test_jax_transformations.py",)
-TORCH = ("tests/host/test_torch.py", "tests/host/test_torch_func.py")
+TORCH = ("tests/host/test_torch.py",)
+TORCH_FUNC = ("tests/host/test_torch_func.py",)
 REFERENCE_SHARED = ("tests/host/test_reference_shared.py",)
 SHARED_TINY = ("tests/gpu/test_shared_tiny.py",)
 SHARED_BLOCKS = ("tests/gpu/test_shared_blocks.py",)
@@ -804,15 +805,15 @@ MUTANTS = (
         "",
         TORCH,
     ),
-    Mutant("torch: the axis of vmap not moved", "sigmoid_l2/torch.py", "else a.movedim(dim, 0)", "else a", TORCH),
+    Mutant("torch: the axis of vmap not moved", "sigmoid_l2/torch.py", "else a.movedim(dim, 0)", "else a", TORCH_FUNC),
     Mutant(
         "torch: axes of length 1 left out of a vmapped batch",
         "sigmoid_l2/torch.py",
         "(1,) * (max(batches) - batch)",
         "(1,) * 0",
-        TORCH,
+        TORCH_FUNC,
     ),
-    Mutant("torch: a shared W copied for vmap", "sigmoid_l2/torch.py", "(want or dim is not None)", "True", TORCH),
+    Mutant("torch: a shared W copied for vmap", "sigmoid_l2/torch.py", "(want or dim is not None)", "True", TORCH_FUNC),
     Mutant("torch: dW though nobody needs it", "sigmoid_l2/torch.py", '"W" * needs_W', '"W"', TORCH),
     Mutant(
         "torch: a layout that the compiler is not told",
