@@ -234,6 +234,16 @@ def test_an_array_of_jax_is_read_in_place():
     assert problem.x.ctypes.data == x.unsafe_buffer_pointer()
 
 
+def test_the_memory_of_a_result_is_not_used_again_while_it_is_held(library):
+    make, _ = library
+    W, x = map(make, pairs((memory.KEPT_BYTES // 48,), dtype="f4"))
+    held = sl2.grad(W, x, wrt="W")
+    before = np.asarray(held).copy()
+    for _ in range(2):
+        sl2.grad(2 * W, x, wrt="W")
+    assert np.array_equal(np.asarray(held), before)
+
+
 @pytest.mark.parametrize("call", CALLS)
 def test_out_of_tensors(call):
     W, x = map(of_torch, pairs((5,), dtype="f4"))
