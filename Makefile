@@ -43,12 +43,14 @@ host = $(patsubst %,tests/host/test_%.py,$(1))
 KERNEL_PROOF = tests/gpu/test_proof.py tests/gpu/test_traffic.py
 QUICK_classes = tests/host/test_parity.py::test_small_shapes tests/host/test_parity.py::test_large_shapes \
                 tests/gpu/test_proof.py::test_every_way -k "3-3 or 37-7 or 64-65 or every_way"
-QUICK_cpu = $(call host,simd parity same_bits) -k "not cupy and not numba-cuda"
+QUICK_cpu = $(call host,simd parity same_bits quiet) -k "not cupy and not numba-cuda"
 QUICK_cupy = $(KERNEL_PROOF) -k cupy
 QUICK_numba-cuda = $(KERNEL_PROOF) -k numba-cuda
 QUICK_gpu-host = $(call host,offload streams cuda_arrays dispatch) tests/gpu/test_end_to_end.py
-QUICK_api = $(call host,arguments plain bad_input bad_output odd_input dispatch settings import)
-QUICK_threads = $(call host,threads same_bits) tests/attack/test_faults.py tests/attack/test_faults_calls.py
+QUICK_api = $(call host,arguments plain bad_input bad_output odd_input dispatch settings processors import not_files)
+QUICK_threads = $(call host,threads workers same_bits) tests/attack/test_faults.py tests/attack/test_faults_calls.py
+QUICK_frameworks = $(call host,host_arrays meaning torch torch_func torch_compile jax jax_transformations pages)
+QUICK_types = $(call host,typing docstrings)
 QUICK_explain = $(call host,trace check_grad mistakes mistakes_target)
 QUICK_cli = $(call host,cli cli_files cli_target) tests/attack/test_fuzz.py tests/attack/test_faults_files.py
 QUICK_accuracy = $(call host,gradient_truth) tests/accuracy
