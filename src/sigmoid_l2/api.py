@@ -64,13 +64,12 @@ def value_and_grad(
         ``dW`` of W's shape, ``dx`` of x's shape or ``dq`` (..., m), (..., m, 1) where x is a column. A gradient of an
         input that was broadcast is the sum over the axes along which it was. They are of W's kind and on W's device
         (CuPy arrays where W's library cannot take them over), in the common dtype of W and x: float32 or float64 by
-        NumPy's promotion (of bfloat16 as of float16), float64 where both are integers or bool; on the host, for a W of
-        PyTorch or JAX, that of ``W * x * 1.0`` there. float16 and bfloat16 are storage: the arithmetic is that of
-        float32, and each result is rounded once. B = 0 pairs give empty results, and
-        0 for a sum. dW and dx are dense and lie in memory as W and x do, as what ``np.empty_like`` makes (but C order
-        for JAX, and for inputs whose elements share memory); dq has its pairs last in memory where W has and is not
-        broadcast. Without CuPy, numba-cuda returns numba's device arrays, and takes all arrays to be on its current
-        device.
+        NumPy's promotion (of bfloat16 as of float16), float64 where both are integers or bool; for a W of PyTorch or
+        JAX, that of ``W * x * 1.0`` there. float16 and bfloat16 are storage: the arithmetic is that of float32, and
+        each result is rounded once. B = 0 pairs give empty results, and 0 for a sum. dW and dx are dense and lie in
+        memory as W and x do, as what ``np.empty_like`` makes (but C order for JAX, and for inputs whose elements share
+        memory); dq has its pairs last in memory where W has and is not broadcast. Without CuPy, numba-cuda returns
+        numba's device arrays, and takes all arrays to be on its current device.
 
     Raises
     ------
@@ -127,8 +126,8 @@ def value(W: Any, x: Any, target: Any = None, *, out: Any = None, backend: str =
     Parameters
     ----------
     W : array (..., m, n)
-        On the host or on a CUDA device, of NumPy or another library, or an array-like; m, n >= 1. float32 or float64;
-        integers and bool are computed as float64, float16 and bfloat16 as float32 and rounded once.
+        On the host or on a CUDA device, of NumPy or another library, or an array-like; m, n >= 1. float16, bfloat16,
+        float32 or float64, or integers or bool.
     x : array (..., n), or (..., n, 1) where n > 1
         On the host or the device, as W is. Its batch shape and that of W broadcast by NumPy's rules.
     target : array (..., m), or what broadcasts to it, such as a number; optional
@@ -145,7 +144,8 @@ def value(W: Any, x: Any, target: Any = None, *, out: Any = None, backend: str =
     -------
     array (...)
         The loss, in the batch shape to which the inputs broadcast, of W's kind and on its device, in the common dtype
-        of W and x. It has the same bits as that of ``value_and_grad``, whose docstring has more on each argument.
+        of W and x; float64 for two integers (for a W of PyTorch or JAX its default float). It has the same bits as that
+        of ``value_and_grad``, whose docstring has more on each argument.
 
     Raises
     ------
@@ -256,25 +256,30 @@ def warmup(shape: tuple[int, int], dtype: Any = "float32", backend: str = "auto"
 def _call(
     names: tuple[str, ...], W: Any, x: Any, target: Any, cotangent: Any, out: Any, backend: str, stream: Any
 ) -> Sequence[Any]:
-    """The outputs ``names``: problem.py checks the arguments, dispatch.py chooses a backend, execute.py runs it."""
-    if type(W) is not np.ndarray or "torch._dynamo" in modules:
-        return untraced(_call_with_any)(names, W, x, target, cotangent, out, backend, stream)
-    problem = validate(W, x, target, cotangent, stream=stream, names=names, out=out)
-    results: Sequence[Any] = execute(problem, names, choose(problem, backend), stream)
-    return results if out is None else out  # the caller's objects
+    """The outputs ``names``. What torch.compile might follow goes another way, which costs NumPy's small calls time."""
+    if type(W) is np.ndarray and "torch._dynamo" not in modules:
+        return _call_checked(names, W, x, target, cotangent, out, backend, stream)
+    return untraced(_call_with_any)(names, W, x, target, cotangent, out, backend, stream)
 
 
 def _call_with_any(
     names: tuple[str, ...], W: Any, x: Any, target: Any, cotangent: Any, out: Any, backend: str, stream: Any
 ) -> Sequence[Any]:
-    """As ``_call``, for a W of any kind."""
-    plain = None if out is None else direct(names, (W, x, target, cotangent), out, stream)
+    """The outputs for a W of any kind: CUDA arrays that are as a kernel takes them go straight to it."""
+    plain = None if out is None or type(W) is np.ndarray else direct(names, (W, x, target, cotangent), out, stream)
     chosen = choose_for_cuda(backend) if plain else None
     if plain and chosen:
         with chosen.library_class.on_device(plain.device):
             chosen.kernel.fused(*plain.arrays, stream=plain.stream)
         given: Sequence[Any] = out
         return given
+    return _call_checked(names, W, x, target, cotangent, out, backend, stream)
+
+
+def _call_checked(
+    names: tuple[str, ...], W: Any, x: Any, target: Any, cotangent: Any, out: Any, backend: str, stream: Any
+) -> Sequence[Any]:
+    """The outputs: problem.py checks the arguments, dispatch.py chooses a backend, execute.py runs it."""
     problem = validate(W, x, target, cotangent, stream=stream, names=names, out=out)
     results: Sequence[Any] = execute(problem, names, choose(problem, backend), stream)
     return results if out is None else out  # the caller's objects

@@ -216,14 +216,17 @@ class Jax(HostLibrary):
 
 
 def library_of(W: Any) -> HostLibrary | None:
-    """The library of the host array W; None where results are NumPy's."""
+    """The library of W, on the host or a device; None for NumPy's arrays and those of any other library."""
     if is_instance(W, "torch", "Tensor"):
         return Torch(W)
     return Jax(W) if is_instance(W, "jax", "Array") else None
 
 
 def not_inlined(function: _F) -> _F:
-    """``function`` as torch.compile calls it, and does not make it a part of the graph: it breaks the graph there."""
+    """``function`` as torch.compile calls it, and does not make it a part of the graph: it breaks the graph there.
+
+    It would still look into what ``function`` calls; that is for ``untraced``, which needs PyTorch and some time.
+    """
     function._torchdynamo_disable = True  # type: ignore[attr-defined]
     function._torchdynamo_disable_msg = _NO_GRAPH  # type: ignore[attr-defined]
     return function

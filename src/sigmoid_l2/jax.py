@@ -26,7 +26,8 @@ from sigmoid_l2.shapes import Shape, broadcast, fit
 
 __all__ = ["value"]
 
-OLDEST = "0.8"  # the version of JAX that the tests begin with
+# The versions of JAX that the tests know, and how pip is asked for one of them.
+SUPPORTED, PIP = "JAX 0.8 to 0.10", "jax>=0.8,<0.11"
 
 try:
     import jax
@@ -34,10 +35,13 @@ try:
     from jax.experimental.buffer_callback import buffer_callback
     from jax.extend.core import Primitive
     from jax.interpreters import ad, batching, mlir
-except ImportError as error:
+
+    # Asked for here, so that a JAX without one of them is told at once.
+    ShapedArray, typeof, lower_fun = jax.core.ShapedArray, jax.typeof, mlir.lower_fun
+    _JVPS, _TRANSPOSES, _BATCHERS = ad.primitive_jvps, ad.primitive_transposes, batching.primitive_batchers
+except (AttributeError, ImportError) as error:
     raise ImportError(
-        f"sigmoid_l2.jax needs JAX {OLDEST} or later, which has jax.experimental.buffer_callback: pip install -U jax "
-        f"({error})"
+        f"sigmoid_l2.jax needs {SUPPORTED}, and what is installed lacks an interface: pip install {PIP!r} ({error})"
     ) from error
 
 
@@ -118,7 +122,7 @@ def _as_jax(name: str, a: Any) -> jax.Array:
     """An input as a JAX array; TypeError for what only looks like an array of numbers."""
     if not isinstance(a, jax.Array):
         return jnp.asarray(a if is_cuda_array(a) else on_host(name, a))
-    kind = jax.typeof(a)
+    kind = typeof(a)
     if getattr(kind, "vma", None) or getattr(getattr(kind, "mat", None), "varying", None):
         raise NotImplementedError(f"{name} varies over devices: under jax.shard_map pass check_vma=False to it")
     return a
@@ -136,7 +140,7 @@ def _types(*inputs: Any, call: Call) -> list[Any]:
     y = dict(zip(call.given, inputs, strict=True)).get("target")
     loss = broadcast(call.W[:-2], call.x[:-1], () if y is None else y.shape[:-1])
     shapes = {"loss": loss, "dW": call.W, "dx": call.x}
-    return [jax.core.ShapedArray(shapes[name], inputs[0].dtype) for name in call.names]
+    return [ShapedArray(shapes[name], inputs[0].dtype) for name in call.names]
 
 
 def _compute(*inputs: Any, call: Call) -> Any:
@@ -252,17 +256,17 @@ call_p = Primitive("sigmoid_l2")
 call_p.multiple_results = True
 call_p.def_impl(_compute)
 call_p.def_abstract_eval(_types)
-batching.primitive_batchers[call_p] = _batched
-ad.primitive_jvps[call_p] = _differentiated
+_BATCHERS[call_p] = _batched
+_JVPS[call_p] = _differentiated
 mlir.register_lowering(call_p, _no_platform)
 for _platform in ("cpu", "cuda"):
-    mlir.register_lowering(call_p, mlir.lower_fun(_compute, multiple_results=True), platform=_platform)
+    mlir.register_lowering(call_p, lower_fun(_compute, multiple_results=True), platform=_platform)
 
 tangent_p = Primitive("sigmoid_l2_tangent")
 tangent_p.multiple_results = True
 tangent_p.def_abstract_eval(lambda *inputs, call, changing: _types(*inputs[: len(call.given)], call=call))
-ad.primitive_transposes[tangent_p] = _transposed
+_TRANSPOSES[tangent_p] = _transposed
 tangent_p.def_impl(_no_tangent)
-batching.primitive_batchers[tangent_p] = _no_tangent
-ad.primitive_jvps[tangent_p] = _no_tangent
+_BATCHERS[tangent_p] = _no_tangent
+_JVPS[tangent_p] = _no_tangent
 mlir.register_lowering(tangent_p, _no_tangent)

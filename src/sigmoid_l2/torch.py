@@ -15,7 +15,11 @@ import inspect
 from typing import Any
 
 import numpy as np
-import torch
+
+try:
+    import torch
+except ImportError as error:
+    raise ImportError(f"sigmoid_l2.torch needs PyTorch 2.9 or later: pip install torch ({error})") from error
 
 from sigmoid_l2 import api
 from sigmoid_l2.gpu.arrays import type_name

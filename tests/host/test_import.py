@@ -58,7 +58,7 @@ for name in ("torch", "jax"):
     try:
         getattr(sl2, name)
     except ImportError as error:
-        print(name, "sigmoid_l2" in str(getattr(error, "name", "")), str(error).count(f"No module named {name!r}"))
+        print(f"sigmoid_l2.{name} needs" in str(error), f"No module named {name!r}" in str(error))
 assert dict(inspect.getmembers(sl2)).keys() >= set(sl2.__all__) - {"__version__"}
 assert "value_and_grad(W, x, y)" in pydoc.render_doc(sl2)
 assert doctest.DocTestFinder().find(sl2)
@@ -67,7 +67,7 @@ assert doctest.DocTestFinder().find(sl2)
 
 def test_an_operation_of_a_framework_that_is_not_installed():
     """It is an ImportError that names the framework; what inspects the package does not meet it."""
-    assert run_python(WITHOUT_FRAMEWORKS) == "torch False 1\njax False 1\n"
+    assert run_python(WITHOUT_FRAMEWORKS) == "True True\nTrue True\n"
 
 
 def test_import_reads_no_metadata():

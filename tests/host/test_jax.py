@@ -283,8 +283,24 @@ except ImportError as error:
     print(error)
 """
     message = run_python(code, PYTHONWARNINGS="ignore")
-    assert "sigmoid_l2.jax needs JAX 0.8 or later" in message
-    assert "pip install -U jax" in message
+    assert "sigmoid_l2.jax needs JAX 0.8 to 0.10" in message
+    assert "pip install 'jax>=0.8,<0.11'" in message
+
+
+@pytest.mark.parametrize("lacking", ["jax.typeof", "jax.interpreters.ad.primitive_jvps"])
+def test_another_jax_is_named(lacking):
+    where, name = lacking.rsplit(".", 1)
+    code = f"""
+import {where}
+del {lacking}
+try:
+    import sigmoid_l2.jax
+except ImportError as error:
+    print(error)
+"""
+    message = run_python(code, PYTHONWARNINGS="ignore")
+    assert "sigmoid_l2.jax needs JAX 0.8 to 0.10" in message
+    assert name in message
 
 
 # Several devices, and CUDA without a GPU
