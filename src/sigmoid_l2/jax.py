@@ -104,11 +104,6 @@ def value(W: Any, x: Any, target: Any = None) -> jax.Array:
     arrays = {name: _as_jax(name, a) for name, a in given.items() if a is not None or name in ("W", "x")}
     found = fit({name: a.shape for name, a in arrays.items()})
     dtype = jnp.result_type(arrays["W"], arrays["x"], float)  # ``float`` is weak: it decides for integers alone
-    if dtype.name not in (*DTYPES, "bfloat16"):
-        raise TypeError(
-            f"W has dtype {arrays['W'].dtype} and x {arrays['x'].dtype}; supported are {', '.join(DTYPES)}, bfloat16, "
-            "integers and bool"
-        )
     arrays["W"], arrays["x"] = arrays["W"].astype(dtype), arrays["x"].astype(dtype)
     if found.x_is_column:
         arrays["x"] = arrays["x"][..., 0]
@@ -121,7 +116,10 @@ def value(W: Any, x: Any, target: Any = None) -> jax.Array:
 def _as_jax(name: str, a: Any) -> jax.Array:
     """An input as a JAX array; TypeError for what only looks like an array of numbers."""
     if not isinstance(a, jax.Array):
-        return jnp.asarray(a if is_cuda_array(a) else on_host(name, a))
+        is_list = isinstance(a, list | tuple) and any(isinstance(b, jax.Array) for b in jax.tree.leaves(a))
+        return _as_jax(name, jnp.asarray(a if is_list or is_cuda_array(a) else on_host(name, a)))
+    if not (jnp.issubdtype(a.dtype, jnp.integer) or a.dtype == bool or a.dtype.name in (*DTYPES, "bfloat16")):
+        raise TypeError(f"{name} has dtype {a.dtype}; supported are {', '.join(DTYPES)}, bfloat16, integers and bool")
     kind = typeof(a)
     if getattr(kind, "vma", None) or getattr(getattr(kind, "mat", None), "varying", None):
         raise NotImplementedError(f"{name} varies over devices: under jax.shard_map pass check_vma=False to it")

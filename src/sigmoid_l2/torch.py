@@ -23,6 +23,7 @@ except ImportError as error:
 
 from sigmoid_l2 import api
 from sigmoid_l2.gpu.arrays import type_name
+from sigmoid_l2.meaning import refuse
 from sigmoid_l2.shapes import fit
 
 if not hasattr(torch.library, "custom_op"):
@@ -88,9 +89,14 @@ def value(W: torch.Tensor, x: torch.Tensor, target: torch.Tensor | float | None 
     """
     for name, a in (("W", W), ("x", x)):
         if not isinstance(a, torch.Tensor):
+            refuse(name, a)
             raise TypeError(f"{name} must be a torch.Tensor, not {type_name(a)}; pass torch.as_tensor({name})")
         if a.dtype not in _FLOATS and (a.is_floating_point() or a.is_complex()):
             raise TypeError(f"{name} has dtype {a.dtype}; supported are {', '.join(map(str, _FLOATS))} and integers")
+        if a.is_quantized:
+            raise TypeError(f"{name} is a quantized tensor; pass {name}.dequantize()")
+        if a.is_nested:
+            raise TypeError(f"{name} is a nested tensor; call once for each of {name}.unbind()")
     if x.device != W.device:
         raise TypeError(f"W is on {W.device} and x is on {x.device}; pass x.to(W.device)")
     x, target = _vectors(W, x, None if target is None else _as_target(target, W))
@@ -107,8 +113,9 @@ def value(W: torch.Tensor, x: torch.Tensor, target: torch.Tensor | float | None 
 def _as_target(target: Any, W: Any) -> Any:
     """The target as a tensor: that of a number is on the CPU, and of float64 whatever the dtype of W."""
     if isinstance(target, (bool, int, float, np.bool_, np.integer, np.floating)):
-        return torch.full((), float(target), dtype=torch.float64)
+        return torch.full((), float(target), dtype=torch.float64, device="cpu")  # whatever the default device
     if not isinstance(target, torch.Tensor):
+        refuse("target", target)
         raise TypeError(f"target must be a tensor or a number, not {type_name(target)}; pass torch.as_tensor(target)")
     if target.requires_grad and torch.is_grad_enabled():
         raise TypeError(_NO_TARGET_GRADIENT)
@@ -243,8 +250,13 @@ def _gradients(W: Any, x: Any, target: Any, cotangent: Any, wrt: str) -> Any:
     W, x, target = _as_given(W, x, target)
     out = tuple(_empty_like(a, _result_dtype(W, x)) for a in _of(wrt, W, x)) if W.is_cuda else None
     found = api.grad(W, x, target, cotangent=_dense(cotangent), wrt=tuple(wrt), out=out)
-    # They have shape and dtype already, but for the ambiguous shapes of _as_given, and where W and x differ in dtype.
-    return [g.sum_to_size(a.shape).to(a.dtype) for g, a in zip(found, of, strict=True)]
+    results = []
+    for g, a in zip(found, of, strict=True):
+        if g.shape == a.shape:
+            results.append(g.to(a.dtype))  # where W and x differ in dtype
+        else:  # of the ambiguous shapes of _as_given: the sum, as the compiler is told that it lies in memory
+            results.append(_empty_like(a, a.dtype).copy_(g.sum_to_size(a.shape)))
+    return results
 
 
 @_loss.register_fake

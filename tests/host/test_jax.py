@@ -217,6 +217,12 @@ def test_calls_from_many_threads():
     assert all(same)
 
 
+def test_a_list_that_holds_what_jit_follows():
+    W, x = jnp.ones((2, 3, 4)), jnp.ones((2, 4))
+    found = jax.jit(lambda a: value(W, x, [a, 0.0, 1.0]))(0.5)
+    assert found.tolist() == value(W, x, jnp.array([0.5, 0.0, 1.0])).tolist()
+
+
 # What is refused
 
 
@@ -251,7 +257,10 @@ REFUSED = {
     "shapes": (lambda: jax.jit(value)(W, x[:, :3]), ValueError, r"W \(5, 3, 4\) and x \(5, 3\)"),
     "batches": (lambda: value(W, x[:4]), ValueError, "do not broadcast"),
     "target": (lambda: value(W, x, jnp.ones(4)), ValueError, r"target must have shape \(\.\.\., 3\)"),
-    "complex": (lambda: value(W, x * 1j), TypeError, "x complex64; supported are float16"),
+    "complex": (lambda: value(W, x * 1j), TypeError, "x has dtype complex64; supported are float16"),
+    "a complex target": (lambda: value(W, x, jnp.full(3, 1 + 5j)), TypeError, "target has dtype complex64"),
+    "a complex number under jit": (lambda: jax.jit(value)(W, x, 1 + 5j), TypeError, "target has dtype complex"),
+    "keys": (lambda: value(W, x, jax.random.split(jax.random.key(0), 3)), TypeError, "target has dtype key"),
     "float8": (lambda: value(W.astype("float8_e4m3fn"), x.astype("float8_e4m3fn")), TypeError, "float8"),
     "a masked array": (lambda: value(np.ma.masked_array(np.ones((3, 4))), x), TypeError, "mask"),
     "strings": (lambda: value([["a"]], [1.0]), TypeError, "W has dtype"),

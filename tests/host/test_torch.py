@@ -259,6 +259,12 @@ def test_opcheck(W, x, target):
         torch.library.opcheck(module._gradients, (W, x, target, loss, "x"), test_utils=CHEAP)
 
 
+def test_opcheck_of_vectors_that_look_like_columns():
+    """As vmap makes them; W is not in C order."""
+    W, x = torch.randn(2, 3, 4, 1).transpose(0, 1), torch.randn(5, 1, 1, 1)
+    torch.library.opcheck(module._gradients, (W, x, None, torch.ones(5, 3, 2), "Wx"), test_utils=CHEAP)
+
+
 CHEAP = ("test_schema", "test_autograd_registration", "test_faketensor")
 
 
@@ -389,6 +395,7 @@ REFUSED = {
     "another device": (TypeError, (W, x.to("meta")), r"W is on cpu and x is on meta; pass x\.to\(W\.device\)"),
     "its target": (TypeError, (W, x, torch.zeros(3, device="meta")), r"target is on meta; pass target\.to"),
     "sparse": (TypeError, (W, x.to_sparse()), r"to_dense"),
+    "masked": (TypeError, (W, np.ma.masked_array(np.ones(4))), r"mask has no meaning here; pass x\.filled"),
     "shapes": (ValueError, (W, x[:, :3]), r"x must have shape \(\.\.\., 4\).*got W \(5, 3, 4\) and x \(5, 3\)"),
     "batch shapes": (ValueError, (W, x[:2]), r"do not broadcast; got W \(5, 3, 4\) and x \(2, 4\)"),
     "a target's shape": (ValueError, (W, x, torch.zeros(2)), r"target must have shape \(\.\.\., 3\)"),
@@ -406,9 +413,24 @@ def test_refused(error, given, message):
         value(*given)
 
 
+@pytest.mark.filterwarnings("ignore")  # PyTorch makes neither without a warning
+def test_no_dense_tensors():
+    quantized, nested = torch.quantize_per_tensor(W, 0.1, 0, torch.qint8), torch.nested.nested_tensor([*W])
+    with pytest.raises(TypeError, match=r"W is a quantized tensor; pass W\.dequantize\(\)"):
+        value(quantized, x)
+    with pytest.raises(TypeError, match=r"W is a nested tensor; call once for each of W\.unbind\(\)"):
+        value(nested, x)
+
+
 def test_the_example_of_the_docstring():
     (example,) = doctest.DocTestFinder().find(value, "value", globs={})
     assert doctest.DocTestRunner().run(example) == (0, 5)
+
+
+def test_a_number_is_where_the_default_device_is_not():
+    with torch.device("meta"):
+        loss = value(W, x, 1.0)
+    assert_bits(loss, value(W, x, torch.ones(3)))
 
 
 def test_an_older_pytorch_is_told(monkeypatch):
