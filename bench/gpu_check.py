@@ -149,7 +149,10 @@ def tests(available: list[str], processes: int) -> Commands:
         else:
             commands |= {f"tests-{name}-{Path(file).stem}": [*own, file] for file in kernels}
     if "cupy" in available:
-        commands["tests-arrays"] = [*pytest, "tests/host/test_cuda_arrays.py", "tests/host/test_streams.py"]
+        operations = ["tests/host/test_torch_cuda.py::test_on_a_gpu", "tests/host/test_jax.py::test_on_a_gpu"]
+        operations = [test for test, library in zip(operations, ("torch", "jax"), strict=True) if find_spec(library)]
+        arrays = ["tests/host/test_cuda_arrays.py", "tests/host/test_streams.py", *operations]
+        commands["tests-arrays"] = [*pytest, *arrays]
     return commands
 
 

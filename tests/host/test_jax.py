@@ -398,3 +398,20 @@ def test_a_cuda_device_without_cupy(monkeypatch):
     call = partial(module._run, module.Call(("loss",), ("W", "x"), (3, 4), (4,)))
     with pytest.raises(sl2.BackendUnavailableError, match="needs CuPy on a CUDA device: cupy is not installed"):
         call(SimpleNamespace(stream=77), [], *inputs)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu():
+    if jax.default_backend() != "gpu":
+        pytest.skip("needs JAX with CUDA, and a GPU")
+    W, x, y = (
+        jax.random.normal(jax.random.key(k), shape) for k, shape in enumerate(((1000, 3, 4), (1000, 4), (1000, 3)))
+    )
+    expected = sl2.value_and_grad(*map(np.asarray, (W, x, y)), backend="numpy")
+    loss = jax.jit(value)(W, x, y)
+    gradients = jax.jit(jax.vmap(jax.grad(value, (0, 1))))(W, x, y)
+    total = jax.jit(jax.grad(lambda w: value(w, x, y).sum()))(W[0])
+    for got, right in zip((loss, *gradients), expected, strict=True):
+        np.testing.assert_allclose(np.asarray(got), right, rtol=1e-5, atol=1e-6)
+    right = sl2.grad(np.asarray(W[0]), np.asarray(x), np.asarray(y), wrt="W", backend="numpy")
+    np.testing.assert_allclose(np.asarray(total), right, rtol=1e-4, atol=1e-3)
