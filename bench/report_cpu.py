@@ -9,7 +9,7 @@ import layouts
 import tails
 import wanted
 from report_tables import beside_copy, duration, losses, markdown, notes, speeds, times
-from results import STREAMED, Row, caption, fraction, is_copy, is_ours, name, same_case
+from results import IN_FRAMEWORKS, STREAMED, Row, caption, fraction, is_copy, is_ours, name, same_case
 
 COPIES = (
     "The best copy is the faster of np.copyto and a copy with streaming stores. Both take turns with the call, move as "
@@ -135,7 +135,9 @@ def side_by_side(machines: list[Row]) -> str:
         rows = [row for row in results["rows"] if row["part"] in SIDE_BY_SIDE]
         alone = "" if any(row["contender"] == STREAMED for row in rows) else "; the copy is np.copyto's alone"
         captions.append(f"{k + 1}. {caption(results)}{alone}")
-        for row in (row for row in rows if is_ours(row) and "median" in row):
+        for row in rows:
+            if not is_ours(row) or row["contender"] in IN_FRAMEWORKS or "median" not in row:
+                continue
             m, n, pairs = row["m"], row["n"], round(log10(row["B"]))
             sizes = (row["dtype"], m * n, m, pairs)
             case = row["part"], f"{m}x{n} {row['dtype']}, about 10^{pairs} pairs", row["outputs"]

@@ -29,7 +29,8 @@ COPIES = (*COPY.values(), STREAMED)
 # What a row calls outputs that are new in each call of a loop, whose last results are freed after that.
 LOOP = "new in a loop"
 OURS = ("sigmoid-l2", "sigmoid-l2, auto", "cupy", "numba-cuda", "numba", "numpy")
-OURS += ("sigmoid-l2 in PyTorch", "sigmoid-l2 in JAX")
+IN_FRAMEWORKS = ("sigmoid-l2 in PyTorch", "sigmoid-l2 in JAX")
+OURS += IN_FRAMEWORKS
 GPU_LIBRARIES = ("cupy-cuda13x", "cupy-cuda12x", "numba-cuda", "numba-cuda-mlir")
 LIBRARIES = ("sigmoid-l2", "numpy", "numba", *GPU_LIBRARIES)
 LIBRARIES += ("cuda-bindings", "cuda-core", "nvidia-cuda-nvrtc", "nvidia-nvvm", "nvidia-nvjitlink")
