@@ -89,8 +89,7 @@ def value(W: torch.Tensor, x: torch.Tensor, target: torch.Tensor | float | None 
     """
     for name, a in (("W", W), ("x", x)):
         if not isinstance(a, torch.Tensor):
-            refuse(name, a)
-            raise TypeError(f"{name} must be a torch.Tensor, not {type_name(a)}; pass torch.as_tensor({name})")
+            raise _not_a_tensor(name, a, "a torch.Tensor")
         if a.dtype not in _FLOATS and (a.is_floating_point() or a.is_complex()):
             raise TypeError(f"{name} has dtype {a.dtype}; supported are {', '.join(map(str, _FLOATS))} and integers")
         if a.is_quantized:
@@ -110,13 +109,19 @@ def value(W: torch.Tensor, x: torch.Tensor, target: torch.Tensor | float | None 
     return _apply(W, x, target)
 
 
+def _not_a_tensor(name: str, a: Any, wanted: str) -> TypeError:
+    """The error; or that of ``refuse``, where ``torch.as_tensor`` would lose what ``a`` carries."""
+    if not torch.compiler.is_compiling():  # the compiler would follow it into its cache
+        refuse(name, a)
+    return TypeError(f"{name} must be {wanted}, not {type_name(a)}; pass torch.as_tensor({name})")
+
+
 def _as_target(target: Any, W: Any) -> Any:
     """The target as a tensor: that of a number is on the CPU, and of float64 whatever the dtype of W."""
     if isinstance(target, (bool, int, float, np.bool_, np.integer, np.floating)):
         return torch.full((), float(target), dtype=torch.float64, device="cpu")  # whatever the default device
     if not isinstance(target, torch.Tensor):
-        refuse("target", target)
-        raise TypeError(f"target must be a tensor or a number, not {type_name(target)}; pass torch.as_tensor(target)")
+        raise _not_a_tensor("target", target, "a tensor or a number")
     if target.requires_grad and torch.is_grad_enabled():
         raise TypeError(_NO_TARGET_GRADIENT)
     if target.is_complex():
