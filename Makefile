@@ -1,7 +1,7 @@
 # make run        install into .venv; explain the hand-written example, then measure the speed of this machine
 # make quick      lint, and one case for each backend and kernel class, in less than a minute on two cores;
 #                 make quick K=cpu: what a change to that part needs (QUICK_... below has the parts)
-# make test       install what the tests need into .venv; run them all, in about 12 minutes on two cores
+# make test       install what the tests need into .venv; run them all, in about 14 minutes on two cores
 # make lint       ruff and mypy
 # make package    build the wheel and the sdist; install each into an empty environment and try it
 # make bench      our backends (build/bench.json), then the peers (bench/results/, with pictures); fails if a target is
