@@ -125,6 +125,28 @@ def test_stopped(pairs, tmp_path, number, times):
         assert sum(count for (_, after, left), count in seen.items() if left and after != "OUT whole") >= 10
 
 
+CTRL_C_IN_A_MEMBER = """
+import sys, zipfile
+from sigmoid_l2.cli import main as cli
+opened = zipfile.ZipFile.open
+def interrupted(*given, **options):
+    member = opened(*given, **options)
+    if member.writable():
+        raise KeyboardInterrupt
+    return member
+zipfile.ZipFile.open = interrupted
+sys.exit(cli.main(["grad", *sys.argv[1:]]))
+"""
+
+
+def test_ctrl_c_while_a_member_is_opened(pairs, tmp_path):
+    """There zipfile cannot close the archive, and would hide the interrupt behind an error of its own."""
+    command = [sys.executable, "-c", CTRL_C_IN_A_MEMBER, pairs[0], "-o", tmp_path / "out.npz"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stderr) == (130, "sigmoid-l2: interrupted\n")
+    assert list(tmp_path.iterdir()) == []
+
+
 def grad_with_limit(pairs, folder, which, limit, backend="auto"):
     """Run the command under a limit of the operating system; return "whole", or its error, which is one line."""
     given, expected, _ = pairs

@@ -12,7 +12,7 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,10 +98,23 @@ def write_npz(path: str | Path, arrays: Mapping[str, Any]) -> None:
     with _errors_name(path), _temporary_beside(path) as temporary:
         # Not tempfile: its files have mode 0600, and the user's umask should decide.
         with temporary.open("xb") as file:
-            np.savez(file, **arrays)
+            _write_members(file, arrays)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(os.path.realpath(path))
+
+
+def _write_members(file: BinaryIO, arrays: Mapping[str, Any]) -> None:
+    """What ``np.savez`` does, but for Ctrl-C while a member is opened: there zipfile cannot close the archive."""
+    archive = zipfile.ZipFile(file, "w")
+    try:
+        for name, a in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asanyarray(a), allow_pickle=False)
+        archive.close()
+    except BaseException:
+        archive.fp = None  # so it counts as closed: it would raise another error, and nobody wants what it has written
+        raise
 
 
 @contextmanager
