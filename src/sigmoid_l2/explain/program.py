@@ -3,7 +3,6 @@
 ``run`` computes what such a program computes, in float64, and ``errors`` bounds what rounding does to it.
 """
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -79,12 +78,12 @@ def start(inputs: Inputs) -> Values:
 
 def take(step: Step, way: Way, values: Values, inputs: Inputs) -> Values:
     """The values after one more step; ValueError where its shapes do not broadcast, as in the user's program."""
-    values = copy.copy(values)
+    values = Values(**values.__dict__)
     result = inputs.given[step.name] if step.name in inputs.given else way.of(values)
     if step.name == "s":  # 1 - s comes with it, where it can be had without a subtraction
         values.s, values.c = result if isinstance(result, tuple) else (result, 1 - result)
         return values
-    values.__dict__[step.name] = np.broadcast_to(result, inputs.y.shape)
+    values.__dict__[step.name] = result if result.shape == inputs.y.shape else np.broadcast_to(result, inputs.y.shape)
     return values
 
 
@@ -119,7 +118,7 @@ def errors(steps: Sequence[Step], ways: Ways, inputs: Inputs, precision: Precisi
         here = getattr(values, name)
         # Large enough a step that the difference is not rounding of our own, small enough to be first order.
         difference = np.maximum(error, 1e-6 * np.abs(here) + 1e-300)
-        moved = copy.copy(values)
+        moved = Values(**values.__dict__)
         moved.__dict__[name] = here + difference
         if name == "s" and not precision.complement:
             moved.c = values.c - difference

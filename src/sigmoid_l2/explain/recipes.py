@@ -121,7 +121,6 @@ _DS = Step(
         Way("the derivative is that of the root ||{e}||, not of its square", lambda v: v.e / np.sqrt((v.e**2).sum(axis=1, keepdims=True))),
         Way("the loss itself is a factor", lambda v: 2 * v.e * (v.e**2).sum(axis=1, keepdims=True), "the derivative of a square has its root once: f does not appear in df/ds = 2{e}", cost=_RARE),
         Way("2{e} is summed over i", lambda v: np.broadcast_to(2 * v.e.sum(axis=1, keepdims=True), v.e.shape), "f has one term for each i, and s_i is in one of them"),
-        Way("the derivative is that of the cross-entropy, (s - y)/(s(1 - s))", lambda v: _only(v.target, v.e / (v.s * v.c))),
         Way("the derivative is that of sum |{e}|, the sign of {e}", lambda v: np.sign(_only(v.target, v.e)), cost=_RARE),
     ),
 )
@@ -134,10 +133,10 @@ _DQ = Step(
     "ds_dq = s * (1 - s)",
     (
         Way("", lambda v: v.s * v.c),
-        Way("ds/dq = s(1 - s) is left out", lambda v: np.ones_like(v.s), "the chain has each factor once, g = df/ds · ds/dq = 2{e} · s(1 - s)"),
+        Way("ds/dq = s(1 - s) is left out", lambda v: np.ones_like(v.s), "the chain has each factor once, g = df/ds · ds/dq = 2{e} · s(1 - s)", cost=_RARE),
         Way("(1 - s) is missing", lambda v: v.s),
         Way("s is missing in s(1 - s)", lambda v: v.c, plain="one s is missing, g is 2s(1 - s)"),
-        Way("ds/dq is s², without 1 - s", lambda v: v.s**2),
+        Way("ds/dq is s², without 1 - s", lambda v: v.s**2, cost=_RARE),
         Way("ds/dq is s(1 + s)", lambda v: v.s * (1 + v.s)),
         Way("ds/dq is 1 + s", lambda v: 1 + v.s, cost=_RARE),
         Way("ds/dq is s - (1 - s)", lambda v: v.s - v.c),
@@ -169,6 +168,7 @@ _G = Step(
     "g = dloss_ds * ds_dq",
     (
         Way("", lambda v: v.dloss_ds * v.ds_dq),
+        Way("g is e alone, as for the cross-entropy: the 2 and ds/dq = s(1 - s) are left out", lambda v: v.e, "the chain has each factor once, g = df/ds · ds/dq = 2{e} · s(1 - s)", cost=_RARE, plain="g is s alone: the 2 and ds/dq = s(1 - s) are left out"),
         Way("df/ds and ds/dq are added", lambda v: v.dloss_ds + v.ds_dq),
         Way("df/ds and ds/dq are multiplied as a dot product, which sums over i", lambda v: np.broadcast_to((v.dloss_ds * v.ds_dq).sum(axis=1, keepdims=True), v.s.shape), "g has one value for each i; np.dot and @ sum, * does not"),
     ),
@@ -204,8 +204,8 @@ def operand(name: str, v: Values) -> Array:
             return np.ones_like(v.x)
         case "I":
             return np.broadcast_to(np.eye(v.m), (len(v.x), v.m, v.m))
-        case "E":  # the error of s_i and y_k
-            return _only(v.target, v.s)[..., None] - v.y[:, None, :]
+        case "E":  # df/ds of s_i and y_k
+            return 2 * (_only(v.target, v.s)[..., None] - v.y[:, None, :])
         case "sign_W" | "sign_x":
             return np.sign(getattr(v, name[-1]))
         case "inverse":

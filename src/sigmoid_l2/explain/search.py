@@ -41,12 +41,14 @@ _CHANCE = 1e-2
 # The most deviations of the program, the product and the sum together; a factor and a precision can come on top.
 _MOST_WRONG = 2
 _ONE = 2  # the cost of one usual mistake
-_FREE = 3  # the cost of a factor that no table has
+_FREE = 5  # the cost of a factor that no table has
 # What is compared first: so many sums, and so many places along each axis of their values.
 _FEW_CELLS = 8
 _FEW_PLACES = 8
 # The largest deviation of a recipe that is looked at more closely, relative to the largest given value.
 _NEAR = 0.03
+# The most values whose odds are looked at.
+_MOST_ODDS = 10_000
 # The most values of a problem whose differences are computed: each takes four exponentials.
 _MOST_DIFFERENCES = 100_000
 
@@ -155,6 +157,11 @@ def evaluate(formula: str, values: Values, inputs: Inputs, few: bool = False, si
     return (result, axis_sizes) if sizes else result
 
 
+def operands(formula: str) -> set[str]:
+    """The names of a product's factors."""
+    return {factor.rpartition("_")[0] for factor in formula.partition(" = ")[2].split()}
+
+
 def few_places(size: int) -> Array:
     return np.unique(np.linspace(0, size - 1, _FEW_PLACES).astype(int))
 
@@ -219,7 +226,7 @@ class Search:
                     continue
                 values = values.reshape(-1, given.size)
                 for k in near_multiples(given, values, self.near):
-                    yield from self._with_factors(Recipe(found[k][0], product, world), whole, given, values[k])
+                    yield from self._with_factors(Recipe(found[k][0], product, world), given, values[k])
                 if deviations == 0:
                     one_wrong = int(np.sum(wrong <= 1))
                     yield from self._with_additions(found[:one_wrong], product, few, given, values)
@@ -239,24 +246,27 @@ class Search:
     def _candidate(self, ways: dict[str, Way], product: Product, world: Sum, precision: Precision) -> Fit:
         return Fit(Recipe(ways, product, world), 1.0, None, None, 0.0, precision)
 
-    def _with_factors(self, recipe: Recipe, whole: Inputs, given: Array, values: Array) -> Iterator[Fit]:
-        """The recipe with each known factor near the one that fits best, and with that one, in each precision."""
+    def _with_factors(self, recipe: Recipe, given: Array, values: Array, free: bool = True) -> Iterator[Fit]:
+        """The recipe with each known factor near the one that fits best and, if it is ``free``, with that one."""
         best = multiple(given, values)
         for precision in self.precisions:
             fit = Fit(recipe, 1.0, None, None, 0.0, precision)
             for factor, constant in [(1.0, None), *constants(self.inputs)]:
                 if abs(abs(best) - factor) <= 0.1 * factor:
                     yield fit._replace(factor=math.copysign(factor, best), constant=constant)
-            if given.size > 1:
+            if free and given.size > 1:
                 yield fit._replace(factor=best)
 
     def _with_additions(
         self, found: Sequence[tuple[dict[str, Way], Values]], product: Product, few: Inputs, given: Array, values: Array
     ) -> Iterator[Fit]:
         for added in ADDED.get(self.name, ()):
+            is_computed = bool(_COMPUTED & operands(added.formula))
+            more = None
             for (ways, own), value in zip(found, values, strict=False):
                 self.tried[_FREE + sum(way.cost for way in ways.values())] += 1
-                more = evaluate(added.formula, own, few, few=True).ravel()
+                if is_computed or more is None:
+                    more = evaluate(added.formula, own, few, few=True).ravel()
                 both = np.stack([value, more])
                 if given.size < 3 or not (np.isfinite(both).all() and np.isfinite(given).all()):
                     continue
@@ -285,7 +295,7 @@ class Search:
             values = by_differences(self.name, difference, few, right).ravel()
             if list(near_multiples(given, values[None], self.near)):
                 recipe = Recipe({}, PRODUCTS[self.name][0], world, difference)
-                yield from self._with_factors(recipe, whole, given, values)
+                yield from self._with_factors(recipe, given, values, free=False)
 
     def _fit(self, candidate: Fit) -> Fit | None:
         """Compare all given values with a candidate; None where it does not fit, or would fit too much else."""
@@ -333,17 +343,22 @@ class Search:
         size = np.abs(factor * exact_values) + np.abs(by * more)
         near = self.rtol * size + abs(factor) * near.ravel() + float(np.finfo(self.dtype).smallest_normal)
         tolerance = near + abs(factor) * total.ravel() + precision.last(result)
-        deviation = np.where(np.isclose(given, result, 0, 0, equal_nan=True), 0, np.abs(given - result))
-        if not np.all((deviation <= tolerance) | (deviation == 0)):
-            return None
+        deviation = np.abs(given - result)
+        off = ~(deviation <= tolerance)
+        if off.any():
+            same = (given == result) | (np.isnan(given) & np.isnan(result))
+            if np.any(off & ~same):
+                return None
+            deviation[same] = 0
         fit = candidate._replace(factor=factor, by=by, deviation=float(deviation.sum()), values=result, near=near + precision.last(result))
         if not recipe.cost and candidate.factor == 1 and not candidate.added:
             return fit  # only the precision is wrong: that can be said of the values in any case
         # A random value of this size fits with the probability tolerance / size. Only a few numbers are independent: the
         # g_i of a pair or, where a pair's gradient has fewer values, those values; a sum over pairs has no more.
-        size = np.maximum(np.abs(given), np.abs(result))
+        every = max(1, given.size // _MOST_ODDS)
+        size, limit = np.maximum(np.abs(given), np.abs(result))[::every], tolerance[::every]
         # Each is held to the tightest of the values that it makes, so the tighter half counts.
-        odds = np.sort(np.log(np.minimum(tolerance[size > 0] / size[size > 0], 1)))
+        odds = np.sort(np.log(np.minimum(limit[size > 0] / size[size > 0], 1)))
         odds = odds[: (odds.size + 1) // 2]
         free = (candidate.constant is None and abs(candidate.factor) != 1) + bool(candidate.added)
         numbers = inputs.cells * min(inputs.W.shape[1], given.size // inputs.cells) - free
@@ -386,7 +401,7 @@ class Search:
                 say(way.done if self.inputs.target else way.plain or way.done, way.why or step.why, step.line)
         if fit.added:
             # What is of W or x alone is added once, and the product is summed over the pairs.
-            is_shared = not any(name in fit.added.formula for name in ("g_", "dloss"))
+            is_shared = not _COMPUTED & operands(fit.added.formula)
             k = fit.factor if fit.added.whole else fit.by * (self.inputs.terms if is_shared else 1)
             say(fit.added.done.format(k=f"{k:.4g}", e="{e}"), fit.added.why, fit.added.right)
         if recipe.difference:
