@@ -102,7 +102,9 @@ def test_each_mistake(name, wrong, shape):
     mistakes = check(name, W, x, gradient).mistakes
     if wrong == "missing 2" and shape[1] == 2:
         (mistake,) = mistakes
-        assert mistake.startswith("one of these, which this W and x cannot tell apart (another shape can, such as m = 3 and")
+        assert mistake.startswith(
+            "one of these, which this W and x cannot tell apart (another shape can, such as m = 3 and"
+        )
         assert SAYS["missing 2"] in mistake
         assert "divided by m = 2" in mistake
         return

@@ -12,9 +12,9 @@ from sigmoid_l2.arguments import broadcast_axes
 from sigmoid_l2.explain.facts import facts
 from sigmoid_l2.explain.mistakes import name_mistakes
 from sigmoid_l2.explain.program import Inputs
-from sigmoid_l2.explain.recipes import STEPS
+from sigmoid_l2.explain.recipe import true_values
 from sigmoid_l2.explain.report import ArrayCheck, GradCheck
-from sigmoid_l2.explain.search import true_values
+from sigmoid_l2.explain.steps import STEPS
 from sigmoid_l2.explain.trace import trace
 from sigmoid_l2.problem import Problem, on_host, validate
 
@@ -187,7 +187,14 @@ def _check(
             known = (f"it follows from your {first}: nothing else is wrong here",)
         else:
             mistakes = name_mistakes(
-                name, _in_order(given, problem, order), mine, is_wrong, inputs, rtol, dtype, lambda cell: _place(cell, kept)
+                name,
+                _in_order(given, problem, order),
+                mine,
+                is_wrong,
+                inputs,
+                rtol,
+                dtype,
+                lambda cell: _place(cell, kept),
             )
         if not follows and not mistakes:
             known = facts(name, given, mine, allowed, inputs)

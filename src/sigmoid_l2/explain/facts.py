@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sigmoid_l2.explain.program import Inputs, run
-from sigmoid_l2.explain.recipes import STEPS
+from sigmoid_l2.explain.steps import STEPS
 
 Array = npt.NDArray[Any]
 
@@ -26,7 +26,9 @@ def facts(name: str, given: Array, true: Array, allowed: Array, inputs: Inputs) 
         found = ("the values are right but for their signs",)
     if not found and np.all(np.abs(given - true) <= _CLOSE * np.abs(true)):
         most = float(np.max(np.abs(given - true) / np.abs(true)))
-        found = (f"all values are within {most:.1g} of the right ones: digits are lost; look for float16, numbers that were printed, and differences",)
+        found = (
+            f"all values are within {most:.1g} of the right ones: digits are lost; look for float16, numbers that were printed, and differences",
+        )
     if not found and name == "dW" and min(given.shape[-2:]) > 1 and given.ndim == 2 and inputs.terms == 1:
         found = _outer(given, inputs)
     return found
@@ -37,7 +39,9 @@ def _some_right(name: str, right: Array, given: Array, true: Array, allowed: Arr
     size = np.abs(given)
     clipped = ~right & (np.sign(given) == np.sign(true)) & (size == size.max()) & (np.abs(true) > size)
     if (~right).sum() > 1 and np.all(clipped == ~right):
-        return (f"the values beyond -{size.max():.5g} and {size.max():.5g} are clipped to that, and the others right: give the gradient before it is clipped",)
+        return (
+            f"the values beyond -{size.max():.5g} and {size.max():.5g} are clipped to that, and the others right: give the gradient before it is clipped",
+        )
     if inputs.cells > 1:
         pairs = ~right.reshape(inputs.cells, -1).all(axis=1)
         return (f"{int(pairs.sum())} of {inputs.cells} pairs are wrong, the others right",) if not pairs.all() else ()
@@ -46,7 +50,9 @@ def _some_right(name: str, right: Array, given: Array, true: Array, allowed: Arr
     matrix = right.reshape(right.shape[-2:])
     rows, columns = ~matrix.all(axis=1), ~matrix.all(axis=0)
     if (~matrix).sum() == 1:
-        return (f"only the value i = {np.flatnonzero(rows)[0]}, j = {np.flatnonzero(columns)[0]} is wrong; the others are right",)
+        return (
+            f"only the value i = {np.flatnonzero(rows)[0]}, j = {np.flatnonzero(columns)[0]} is wrong; the others are right",
+        )
     if rows.sum() < len(rows) and rows.sum() <= columns.sum():
         return (f"only {_list('row', 'i', rows)}; the others are right: look at how g_i is made there",)
     if columns.sum() < len(columns):
@@ -73,7 +79,9 @@ def _order(name: str, given: Array, true: Array, allowed: Array, inputs: Inputs)
             for axis, letter, word in ((0, "i", "row"), (1, "j", "column")):
                 order = _permutation(a, b, limit, axis)
                 if order is not None:
-                    return (f"the {word}s are right, in another order: {word} {letter} = 0, 1, ... of yours is the true {word} {_short(order)}",)
+                    return (
+                        f"the {word}s are right, in another order: {word} {letter} = 0, 1, ... of yours is the true {word} {_short(order)}",
+                    )
         return ("the values are right, in another order: a reshape or an index is mixed up",)
     return ()
 

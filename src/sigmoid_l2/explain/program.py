@@ -68,6 +68,13 @@ class Inputs(NamedTuple):
 Ways = Mapping[str, Way]
 
 
+def only(condition: bool, a: Any) -> Any:
+    """``a``, where a way exists; ValueError elsewhere."""
+    if not condition:
+        raise ValueError("this way does not exist for these shapes or without a target")
+    return a
+
+
 def start(inputs: Inputs) -> Values:
     """The values before the first step."""
     # What the error of q, a sum of n terms, is relative to.
