@@ -152,6 +152,8 @@ def _check(
     dtype = a.dtype if a.dtype.kind == "f" else np.dtype(np.float64)
     is_bfloat16 = a.dtype.name == "bfloat16"  # for which np.finfo has no numbers
     given = a.astype(np.float64)
+    # Numbers computed in float32 may be given as float64, as those of a list are.
+    dtype = problem.computed if dtype == np.float64 else dtype
     eps = 2.0**-7 if is_bfloat16 else float(np.finfo(dtype).eps)
     if rtol is None:
         rtol = max(1e-5, eps**0.5)

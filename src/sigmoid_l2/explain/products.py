@@ -4,7 +4,7 @@ A product is a formula: "ji = g_i x_j" has the element (j, i) g_i x_j. What is n
 index of m and j of n; any letter goes over the axis where it stands.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +15,6 @@ from sigmoid_l2.explain.steps import RARE, STEPS
 
 Array = npt.NDArray[Any]
 
-_FEW = 8  # places along an axis that are computed where few are asked for
 _MOST_INVERTED = 10_000  # values of a W that is inverted
 
 
@@ -244,39 +243,72 @@ def operands(formula: str) -> set[str]:
 COMPUTED = {*(step.name for step in STEPS), "g", "E", "first_g", "last_g", "all_g", "sum_g"}
 
 
-def evaluate(
-    formula: str, values: Values, inputs: Inputs, few: bool = False, of: Callable[[str, Values], Array] = operand
-) -> tuple[Array, list[int]]:
-    """The values of a product, (cells, ...), or (programs, cells, ...), and the sizes of the axes of one cell.
+Places = Sequence[Array]  # for each axis of a product, the places that are computed
 
-    With ``few`` only a few places of each axis are computed. ``of`` gives the array that a name stands for. Raises
-    ValueError where the shapes do not fit.
+
+def _labelled(formula: str, values: Values, of: Callable[[str, Values], Array]) -> tuple[str, list[Array], list[str]]:
+    """The axes of a product, its factors, and the letters of their axes.
+
+    The pairs' axis is b. Where the values are those of several programs, these have an axis P in front of it.
     """
     out, _, factors = formula.partition(" = ")
     names = [factor.rpartition("_")[::2] for factor in factors.split()]
     arrays = [of(name, values) for name, _ in names]
-    # Where the values are those of several programs, they have an axis P in front of the pairs' b.
-    labels = ["Pb"[len(axes) + 2 - a.ndim :] + axes for a, (_, axes) in zip(arrays, names, strict=True)]
+    return out, arrays, ["Pb"[len(axes) + 2 - a.ndim :] + axes for a, (_, axes) in zip(arrays, names, strict=True)]
 
-    def sizes_of(letter: str) -> list[int]:
-        return [a.shape[label.index(letter)] for a, label in zip(arrays, labels, strict=True) if letter in label]
 
-    sizes = [max(sizes_of(letter)) for letter in out]
-    for letter, size in zip(out, sizes, strict=True) if few else ():
+def _sizes(letter: str, arrays: Sequence[Array], labels: Sequence[str]) -> list[int]:
+    return [a.shape[label.index(letter)] for a, label in zip(arrays, labels, strict=True) if letter in label]
+
+
+def axis_sizes(formula: str, values: Values) -> list[int]:
+    """The sizes of the axes that a product has in each pair; ValueError where its factors do not exist."""
+    out, arrays, labels = _labelled(formula, values, operand)
+    return [max(_sizes(letter, arrays, labels)) for letter in out]
+
+
+def evaluate(
+    formula: str,
+    values: Values,
+    inputs: Inputs,
+    places: Places | None = None,
+    of: Callable[[str, Values], Array] = operand,
+) -> Array:
+    """The values of a product, (cells, ...), or (programs, cells, ...), or those at ``places``.
+
+    ``of`` gives the array that a name stands for. Raises ValueError where the shapes do not fit.
+    """
+    out, arrays, labels = _labelled(formula, values, of)
+    for letter, own in zip(out, places or (), strict=False):
+        size = max(_sizes(letter, arrays, labels))
         for k, label in enumerate(labels):
-            if letter in label and arrays[k].shape[label.index(letter)] == size:
-                arrays[k] = few_places(arrays[k], label.index(letter))
+            if letter in label and arrays[k].shape[label.index(letter)] == size > len(own):
+                arrays[k] = np.take(arrays[k], own, axis=label.index(letter))
     programs = "P" * any("P" in label for label in labels)
     result = np.einsum(f"{','.join(labels)}->{programs}b{out}", *arrays, optimize=len(arrays) > 1)
-    at = len(programs)
-    if inputs.terms > 1:
-        result = result.reshape(*result.shape[:at], inputs.cells, inputs.terms, *result.shape[at + 1 :]).sum(
-            axis=at + 1
-        )
-    return result, sizes
+    if inputs.terms != 1:
+        at = len(programs)
+        pairs = inputs.cells, inputs.terms
+        result = result.reshape(*result.shape[:at], *pairs, *result.shape[at + 1 :]).sum(axis=at + 1)
+    return np.asarray(result)
 
 
-def few_places(a: Array, axis: int) -> Array:
-    """``a`` at a few places of a long axis."""
-    size = a.shape[axis]
-    return a if size <= _FEW else np.take(a, np.unique(np.linspace(0, size - 1, _FEW).astype(int)), axis=axis)
+def places_of(given: Array, count: int) -> Places:
+    """Places along each axis of ``given`` (cells, ...) but the first: half of them with the largest values."""
+    found = []
+    for axis in range(1, given.ndim):
+        size = given.shape[axis]
+        if size > count:
+            largest = np.abs(given).max(axis=tuple(k for k in range(given.ndim) if k != axis))
+            spread = np.linspace(0, size - 1, count - count // 2).astype(int)
+            found.append(np.unique([*spread, *np.argpartition(largest, -(count // 2))[-(count // 2) :]]))
+        else:
+            found.append(np.arange(size))
+    return found
+
+
+def at_places(given: Array, places: Places) -> Array:
+    """``given`` (cells, ...) at the places of each axis but the first."""
+    for axis, own in enumerate(places, 1):
+        given = given if len(own) == given.shape[axis] else np.take(given, own, axis=axis)
+    return given

@@ -111,6 +111,7 @@ class Precision(NamedTuple):
     complement: bool  # whether 1 - s has an error of its own; else it moves with s
     cost: int = 0
     coarse: float = 0.0  # the error of values of the size 1, about
+    alone: bool = False  # whether it is looked for only where nothing else is wrong
 
 
 def errors(steps: Sequence[Step], ways: Ways, inputs: Inputs, precision: Precision, eps: float) -> Values:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from sigmoid_l2.explain.differences import Difference, by_differences
 from sigmoid_l2.explain.factors import Constant, Sum
 from sigmoid_l2.explain.precisions import exact
-from sigmoid_l2.explain.products import COMPUTED, PRODUCTS, RIGHT, Added, Product, evaluate, operand, operands
+from sigmoid_l2.explain.products import COMPUTED, PRODUCTS, RIGHT, Added, Places, Product, evaluate, operand, operands
 from sigmoid_l2.explain.program import Inputs, Precision, Step, Values, Way, errors, run
 from sigmoid_l2.explain.steps import STEPS
 
@@ -79,17 +79,22 @@ class Recipe(NamedTuple):
         """Whether nothing but the precision is wrong."""
         return not self.deviations and self.factor == 1 and not self.added
 
-    def values(self, steps: Values, inputs: Inputs) -> tuple[Array, Array]:
-        """The values without the factor, and those of what is added, each flat; ``inputs`` are the pairs of its sum."""
+    def values(self, steps: Values, inputs: Inputs, places: Places | None = None) -> tuple[Array, Array]:
+        """The values without the factor, and those of what is added, each flat; ``inputs`` are the pairs of its sum.
+
+        With ``places`` those at some places of each pair alone.
+        """
         if self.difference:
-            result = by_differences(self.name, self.difference, inputs, steps)
+            result = by_differences(self.name, self.difference, inputs, steps, places)
         else:
-            result = evaluate(self.product.formula, steps, inputs)[0]
-        added = evaluate(self.added.formula, steps, inputs)[0].ravel() if self.added else np.zeros(1)
+            result = evaluate(self.product.formula, steps, inputs, places)
+        added = evaluate(self.added.formula, steps, inputs, places).ravel() if self.added else np.zeros(1)
         return result.ravel(), added
 
-    def error(self, steps: Values, inputs: Inputs, precision: Precision, eps: float) -> Array:
-        """The largest error of the values without the factor, flat: that of the steps, and that of the sums."""
+    def error(
+        self, steps: Values, inputs: Inputs, precision: Precision, eps: float, places: Places | None = None
+    ) -> Array:
+        """The largest error of ``values``, flat: that of the steps, and that of the sums."""
         off = errors(steps_of(self.name), self.ways, inputs, precision, eps)
         sizes = Values(**{k: np.abs(a) if isinstance(a, np.ndarray) else a for k, a in steps.__dict__.items()})
         off = Values(**{**sizes.__dict__, **off.__dict__, "y": np.zeros_like(steps.y)})
@@ -99,9 +104,9 @@ class Recipe(NamedTuple):
             return np.abs(operand(name, values))
 
         rest = (inputs.W.shape[1] + 3 + math.sqrt(inputs.terms)) * eps
-        total = rest * evaluate(formula, sizes, inputs, of=size)[0]
+        total = rest * evaluate(formula, sizes, inputs, places, size)
         for name in operands(formula) & COMPUTED:  # the error of one factor, times the sizes of the others
-            total = total + evaluate(formula, sizes, inputs, of=_with_error(name, off, size))[0]
+            total = total + evaluate(formula, sizes, inputs, places, _with_error(name, off, size))
         return np.nan_to_num(total).ravel()
 
     def sentences(self, inputs: Inputs, length: float) -> tuple[str, ...]:

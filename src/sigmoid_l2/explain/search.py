@@ -16,7 +16,17 @@ import numpy.typing as npt
 from sigmoid_l2.explain.differences import DIFFERENCES, by_differences
 from sigmoid_l2.explain.factors import SUMS, Sum, constants
 from sigmoid_l2.explain.precisions import exact, wrong_precisions
-from sigmoid_l2.explain.products import ADDED, COMPUTED, PRODUCTS, evaluate, few_places, operands
+from sigmoid_l2.explain.products import (
+    ADDED,
+    COMPUTED,
+    PRODUCTS,
+    Places,
+    at_places,
+    axis_sizes,
+    evaluate,
+    operands,
+    places_of,
+)
 from sigmoid_l2.explain.program import Inputs, Step, Values, Way, run, start, take
 from sigmoid_l2.explain.recipe import FREE, ONE, DType, Recipe, eps_of, steps_of
 from sigmoid_l2.explain.steps import STEPS
@@ -38,8 +48,12 @@ _MARGIN = 1
 _MOST_SHOWN = 4
 # The most sums of which values are compared first.
 _FEW_CELLS = 8
+# The most places along an axis that are compared first, and then, of a recipe that comes near.
+_FEW, _MORE = 8, 40
 # The largest deviation of a recipe that is looked at more closely, relative to the largest given value.
 _NEAR = 0.03
+# The probability of a 0 that is where a recipe has one; where a factor is fitted, a 0 says nothing.
+_ODDS_OF_ZERO = 0.1
 # The most values whose odds are looked at.
 _MOST_ODDS = 10_000
 # The most values of W whose differences are computed: each takes four exponentials.
@@ -75,6 +89,7 @@ class Search:
         c = getattr(right, "c", np.ones(1))
         wrong = wrong_precisions(self.given, true.ravel(), loss, inputs, c, self.eps, self.rtol, dtype)
         self.precisions = [exact, *wrong]
+        self.with_others = [precision for precision in self.precisions if not precision.alone]
         largest = float(np.max(np.abs(self.given), initial=0))
         self.near = max(_NEAR * largest, *(3 * precision.coarse for precision in self.precisions))
         self.tried: Counter[int] = Counter()  # recipes by the cost of their deviations
@@ -154,35 +169,32 @@ class Search:
                 count = int(np.sum(wrong <= _MOST_WRONG - deviations))
                 part = Values(**{k: a[:count] if k in _STACKED else a for k, a in stack.__dict__.items()})
                 try:
-                    values, sizes = evaluate(product.formula, part, few, few=True)
-                except ValueError:
+                    given, places = self._few(pairs, axis_sizes(product.formula, part), _FEW)
+                    values = evaluate(product.formula, part, few, places)
+                except ValueError:  # there is no such product, or it has another size
                     continue
                 self.tried.update((costs[:count] + recipe.deviations).tolist())
-                given = self._few(pairs, sizes)
-                if given is None:
-                    continue
                 values = values.reshape(-1, given.size)
                 for k in near_multiples(given, values, self.near):
                     yield from self._with_factors(recipe._replace(ways=found[k][0]), given, values[k])
                 if not deviations:
                     yield from (recipe._replace(precision=precision) for precision in self.precisions)
                     one_wrong = found[: int(np.sum(wrong <= 1))]
-                    yield from self._with_additions(recipe, one_wrong, few, given, values)
+                    yield from self._with_additions(recipe, one_wrong, few, given, places, values)
             yield from self._differences(own_sum, pairs)
 
-    def _few(self, pairs: Inputs, sizes: Sequence[int]) -> Array | None:
-        """The given values at the few places that are compared first; None where there is another number of values."""
+    def _few(self, pairs: Inputs, sizes: Sequence[int], count: int) -> tuple[Array, Places]:
+        """The given values that are compared first, flat, and their places; ValueError where their number is another."""
         if self.given.size != pairs.cells * math.prod(sizes):
-            return None
+            raise ValueError("another number of values")
         given = self.given.reshape(pairs.cells, *sizes)[:_FEW_CELLS]
-        for axis in range(1, given.ndim):
-            given = few_places(given, axis)
-        return given.ravel()
+        places = places_of(given, count)
+        return at_places(given, places).ravel(), places
 
     def _with_factors(self, recipe: Recipe, given: Array, values: Array, free: bool = True) -> Iterator[Recipe]:
         """The recipe with each known factor near the one that fits best and, if it is ``free``, with that one."""
         best = multiple(given, values)
-        for precision in self.precisions:
+        for precision in self.with_others:
             for factor, constant in [(1.0, None), *constants(self.inputs)]:
                 if abs(abs(best) - factor) <= 0.1 * factor:
                     yield recipe._replace(precision=precision, factor=math.copysign(factor, best), constant=constant)
@@ -190,7 +202,7 @@ class Search:
                 yield recipe._replace(precision=precision, factor=best)
 
     def _with_additions(
-        self, recipe: Recipe, found: Sequence[Program], few: Inputs, given: Array, values: Array
+        self, recipe: Recipe, found: Sequence[Program], few: Inputs, given: Array, places: Places, values: Array
     ) -> Iterator[Recipe]:
         """The programs ``found``, with their few ``values``, and something added to them."""
         if given.size < 3 or not np.isfinite(given).all():
@@ -201,7 +213,7 @@ class Search:
             for (ways, own), value in zip(found, values, strict=False):
                 self.tried[FREE + sum(way.cost for way in ways.values())] += 1
                 if is_computed or more is None:
-                    more = evaluate(added.formula, own, few, few=True)[0].ravel()
+                    more = evaluate(added.formula, own, few, places).ravel()
                 both = np.stack([value, more], axis=1)
                 if not np.isfinite(both).all():
                     continue
@@ -210,9 +222,9 @@ class Search:
                     continue
                 fit = recipe._replace(ways=ways, added=added, factor=factor, by=by)
                 if added.whole and abs(by * few.terms - 1) < 0.1:
-                    yield from (fit._replace(by=1 / few.terms, precision=p) for p in self.precisions)
+                    yield from (fit._replace(by=1 / few.terms, precision=p) for p in self.with_others)
                 elif not added.whole:
-                    for p in self.precisions:
+                    for p in self.with_others:
                         for known, constant in [(1.0, None), *constants(self.inputs)]:
                             if abs(abs(factor) - known) <= 0.1 * known:
                                 signed = math.copysign(known, factor)
@@ -221,13 +233,13 @@ class Search:
     def _differences(self, own_sum: Sum, pairs: Inputs) -> Iterator[Recipe]:
         few = pairs.first(_FEW_CELLS)
         sizes = {"dW": pairs.W.shape[1:], "dx": pairs.W.shape[2:]}.get(self.name)
-        if sizes is None or self.given.size != pairs.cells * math.prod(sizes) or few.W.size > _MOST_DIFFERENCES:
+        if sizes is None or few.W.size > _MOST_DIFFERENCES or self.given.size != pairs.cells * math.prod(sizes):
             return
+        given, places = self._few(pairs, sizes, _FEW)
         right = run(self.steps, {}, few)
-        given = self.given[: few.cells * math.prod(sizes)]
         for difference in DIFFERENCES:
             self.tried[ONE] += 1
-            values = by_differences(self.name, difference, few, right).ravel()
+            values = by_differences(self.name, difference, few, right, places).ravel()
             if list(near_multiples(given, values[None], self.near)):
                 recipe = Recipe(self.name, PRODUCTS[self.name][0], own_sum, difference=difference)
                 yield from self._with_factors(recipe, given, values, free=False)
@@ -236,10 +248,10 @@ class Search:
         """Compare all given values with a recipe; None where it does not fit, or would fit too much else."""
         pairs = recipe.sum.of(self.inputs)
         few = pairs.first(_FEW_CELLS)
-        if few.cells < pairs.cells:
-            given = self.given.reshape(pairs.cells, -1)[: few.cells].ravel()
-            if self._compare(recipe, few, given, math.inf) is None:
-                return None
+        sizes = axis_sizes(recipe.product.formula, run(self.steps, recipe.ways, few))
+        given, places = self._few(pairs, sizes, _MORE)
+        if given.size < self.given.size and self._compare(recipe, few, given, math.inf, places) is None:
+            return None
         return self._compare(recipe, pairs, self.given, _CHANCE / self._tried(recipe))
 
     def _tried(self, recipe: Recipe) -> int:
@@ -251,14 +263,11 @@ class Search:
         place = known.index(recipe.constant) + 1 if recipe.constant else len(known)
         return recipes * 2 * place  # with either sign, and after the factors before it in the table
 
-    def _compare(self, recipe: Recipe, pairs: Inputs, given: Array, chance: float) -> Fit | None:
-        try:
-            steps = run(self.steps, recipe.ways, pairs)
-            values, added = recipe.values(steps, pairs)
-        except ValueError:
-            return None
-        if values.size != given.size:
-            return None
+    def _compare(
+        self, recipe: Recipe, pairs: Inputs, given: Array, chance: float, places: Places | None = None
+    ) -> Fit | None:
+        steps = run(self.steps, recipe.ways, pairs)
+        values, added = recipe.values(steps, pairs, places)
         factor, by = recipe.factor, recipe.by
         if recipe.added and not recipe.added.whole:
             by = multiple(given - factor * values, added)
@@ -268,11 +277,11 @@ class Search:
         result = factor * values + by * added
         size = np.abs(factor * values) + np.abs(by * added)
         smallest = float(np.finfo(self.dtype).smallest_normal)
-        near = self.rtol * size + abs(factor) * recipe.error(steps, pairs, exact, self.eps) + smallest
+        near = self.rtol * size + abs(factor) * recipe.error(steps, pairs, exact, self.eps, places) + smallest
         tolerance = near
         if recipe.precision is not exact:
             rounded = recipe.precision.last(result)
-            tolerance = near + abs(factor) * recipe.error(steps, pairs, recipe.precision, self.eps) + rounded
+            tolerance = near + abs(factor) * recipe.error(steps, pairs, recipe.precision, self.eps, places) + rounded
             near = near + rounded
         deviation = np.abs(given - result)
         off = ~(deviation <= tolerance)
@@ -298,9 +307,11 @@ class Search:
         """
         every = max(1, given.size // _MOST_ODDS)
         size, limit = np.maximum(np.abs(given), np.abs(result))[::every], tolerance[::every]
-        odds = np.sort(np.log(np.minimum(limit[size > 0] / size[size > 0], 1)))
-        numbers = pairs.cells * min(pairs.W.shape[1], given.size // pairs.cells) - recipe.free
-        return float(odds[: (odds.size + 1) // 2].mean() * numbers) if odds.size and numbers > 0 else 0.0
+        zero = _ODDS_OF_ZERO if recipe.free == 0 else 1.0
+        odds = np.log(np.minimum(np.divide(limit, size, out=np.full_like(size, zero), where=size > 0), 1))
+        numbers = pairs.cells * min(pairs.W.shape[1], given.size // pairs.cells)
+        numbers = numbers * (1.0 if recipe.free == 0 else float(np.mean(size > 0))) - recipe.free
+        return float(np.sort(odds)[: (odds.size + 1) // 2].mean() * numbers) if odds.size and numbers > 0 else 0.0
 
 
 def programs(steps: Sequence[Step], inputs: Inputs) -> list[Program]:

@@ -88,7 +88,7 @@ _S = Step(
             lambda v: np.tanh(v.q),
             "the sigmoid goes from 0 to 1, tanh from -1 to 1",
         ),
-        Way("s is max(q, 0), the ReLU, instead of the sigmoid", lambda v: np.maximum(v.q, 0), cost=RARE),
+        Way("s is max(q, 0), the ReLU, instead of the sigmoid", lambda v: np.maximum(v.q, 0)),
         Way(
             "s is q: the sigmoid is left out",
             lambda v: v.q,
@@ -213,7 +213,7 @@ _DS = Step(
 _TANH = "1 - s² is the derivative of tanh; that of the sigmoid is ds/dq = s(1 - s)"
 _DQ = Step(
     "ds_dq",
-    ("q", "s"),
+    ("s", "e"),  # e in a wrong way alone
     "the derivative of the sigmoid is ds/dq = s(1 - s)",
     "ds_dq = s * (1 - s)",
     (
