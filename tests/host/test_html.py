@@ -68,6 +68,11 @@ def columns(batch, m, n):
     return W, x[..., None]
 
 
+def right(W, x, target):
+    trace = sl2.trace(W, x, target)
+    return {name: getattr(trace, name) for name, formula in FORMULAS.items() if formula}
+
+
 def without_numbers():
     W, x = pairs((), 8, 9)
     W[0, 0], W[1, 1], W[2, 2] = np.nan, np.inf, -np.inf
@@ -83,7 +88,7 @@ MADE = {
     "5x2": lambda: traced(*pairs((), 5, 2), 0.5),
     "hand-written": lambda: traced(example.W, example.x, dW=example.dW, dx=example.dx),
     "everything wrong": lambda: traced(W, x, 0.25, [name for name, formula in FORMULAS.items() if formula]),
-    "everything right": lambda: traced(W, x, q=W @ x, s=1 / (1 + np.exp(-W @ x))),
+    "everything right": lambda: traced(*columns((), 3, 4), 0.25, **right(*columns((), 3, 4), 0.25)),
     "10x784": lambda: traced(*pairs((), 10, 784), 1, ["q", "dW"]),
     "2000x2000": lambda: traced(*pairs((), 2000, 2000, np.float32), None, ["dW", "dx"]),
     "300x1": lambda: traced(*pairs((), 300, 1), 0, ["dW"]),
@@ -161,9 +166,16 @@ def test_forward_and_backward_differ_without_colour():
     text = fragment("3x3")
     assert "solid" in text
     assert "dashed" in text
-    dashed = re.findall(r"^(.*?)\{.*stroke-dasharray", html._STYLE, re.MULTILINE)
-    assert dashed
-    assert all(".sl2-backward" in part for line in dashed for part in line.split(","))
+    rules = re.findall(r"([^{}]+)\{([^{}]*)\}", html._STYLE)
+    dashed = [selector for selectors, rule in rules if "stroke-dasharray" in rule for selector in selectors.split(",")]
+    assert {".sl2 .sl2-backward .sl2-edge", ".sl2 .sl2-backward .sl2-box"} <= {selector.strip() for selector in dashed}
+    assert all(".sl2-backward" in selector for selector in dashed)
+
+
+def test_the_graph_is_told_to_a_screen_reader():
+    label = next(tree(fragment("hand-written")).iter("svg")).get("aria-label")
+    assert "q from W and x; s from q; loss from s;" in label
+    assert label.endswith("dx from W and dloss_dq. Wrong: dW, dx.")
 
 
 @pytest.mark.parametrize("target", [None, 1])
@@ -262,6 +274,16 @@ def test_the_pair_of_the_worst_value_is_drawn():
     assert "pair 0 of 1000" in drawn(tree(html.fragment(trace)))["q"][0]
 
 
+def test_the_pair_of_the_worst_value_is_drawn_of_arrays_that_pairs_share():
+    (W, _), (_, x) = pairs((2, 1), 3, 4), pairs((3,), 3, 4)
+    q = sl2.trace(W, x).q
+    q[1, 2, 0] += 1
+    found = drawn(tree(html.fragment(*traced(W, x, q=q))))
+    for step, caption in {"W": "item (1, 0) of (2, 1)", "x": "item 2 of 3", "q": "pair (1, 2) of (2, 3)"}.items():
+        assert caption in found[step][0]
+    assert f"{W[1, 0, 0, 0]:.4g}" in found["W"][0]
+
+
 CAPTIONS = {
     "10x784": {"x": ["first 8 of 784 rows"], "W": ["first 16 of 784 columns"], "s": ["first 8 of 10 rows"]},
     "2000x2000": {"W": ["first 16 of 2000 rows", "first 16 of 2000 columns"]},
@@ -295,6 +317,7 @@ def test_a_cell_is_tinted_by_its_sign_and_its_size():
     (picture,) = cells.pictures("W", [cells.part(np.array([[8.0, -4.0, 0.0, 1e-9]]), 2, ())])
     tints = re.findall(r'class="sl2-([pn])" fill-opacity="([\d.]+)" d="M(\d*)', picture.svg)
     width = picture.width / 4
+    assert f'd="M0 0h{width:g}v19h-{width:g}z"' in picture.svg
     assert [(sign, float(opacity), float(x) // width) for sign, opacity, x in tints] == [
         ("n", 0.24, 1),
         ("p", 0.06, 3),
@@ -431,6 +454,11 @@ for (const box of document.querySelectorAll(".sl2-box")) {
     const inside = t.left >= b.left && t.right <= b.right && t.top >= b.top && t.bottom <= b.bottom;
     if (!inside) out.outside.push(text.textContent);
   }
+}
+for (const badge of document.querySelectorAll(".sl2-badge")) {
+  const name = badge.parentNode.querySelector(".sl2-name");
+  const inside = name.getBoundingClientRect().right <= badge.getBoundingClientRect().left;
+  if (!inside) out.outside.push(name.textContent);
 }
 for (const svg of document.querySelectorAll("svg")) {
   const b = svg.getBoundingClientRect();

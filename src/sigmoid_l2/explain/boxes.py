@@ -179,4 +179,4 @@ def _place(made: list[Box]) -> dict[str, Box]:
             for box in there:
                 placed[box.name] = box._replace(x=left + (width - box.width) / 2, y=tops[box.name])
             left += width + BETWEEN
-    return placed
+    return {box.name: placed[box.name] for box in made}

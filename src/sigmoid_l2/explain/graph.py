@@ -82,7 +82,10 @@ def svg(trace: Trace, check: GradCheck | None = None) -> str:
             f'transform="translate({box.x:g} {box.y:g})"><rect class="sl2-box" width="{box.width:g}" '
             f'height="{box.height:g}" rx="6"/>{box.svg}</g>'
         )
-    label = "The computation as a graph: " + "; ".join(f"{end} from {start}" for start, end in ways)
+    used = {end: [start for start, other in ways if other == end] for end in placed}
+    label = "The computation as a graph: " + "; ".join(
+        f"{end} from {' and '.join(used[end])}" for end in used if used[end]
+    )
     wrong = ", ".join(box.name for box in placed.values() if box.state == "wrong")
     label += f". Wrong: {wrong}." if wrong else "."
     return (
