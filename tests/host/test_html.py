@@ -293,6 +293,21 @@ def test_a_cell_is_tinted_by_its_sign_and_its_size():
     ]
 
 
+def test_numbers_get_as_many_digits_as_fit():
+    def made(given, true=None):
+        parts = [cells.part(np.array([row]), 2, ()) for row in (given, true) if row]
+        return cells.pictures("W", parts, (given[0], true and true[0]))
+
+    def texts(*values):
+        return [re.findall(r">([^<]+)<title", picture.svg) for picture in made(*values)]
+
+    assert texts([0.123456] * 4) == [["0.1235"] * 4]
+    assert texts([-0.000123456] * 4) == [["-0.000123"] * 4]
+    assert texts([0.123456, 1], [0.123457, 1]) == [["0.123456", "1"], ["0.123457", "1"]]
+    assert texts([-0.000123456] * 6) == [[]]
+    assert made([-0.000123456] * 6)[0].width == 6 * 20
+
+
 def test_a_cell_without_a_number_shows_its_sign_without_colour():
     (picture,) = cells.pictures("W", [cells.part(np.where(np.arange(40) % 2, -1.0, 1.0)[None], 2, ())])
     assert picture.svg.count("h4") == 8  # every other of 16
