@@ -132,7 +132,7 @@ def _picture(
         elif math.isinf(value):
             numbers.append(f'<text class="sl2-i" x="{x + w / 2:g}" y="{y + h / 2 + 3:g}">∞</text>')
         if texts is None and value < 0:
-            minus += f"M{x + w / 2 - 2:g} {y + h / 2 + (3.5 if math.isinf(value) else 0):g}h4"
+            minus += f"M{x + w / 2 - 2:g} {(y + h - 1.5 if math.isinf(value) else y + h / 2):g}h4"
     svg = [
         f'<path class="sl2-{sign}" fill-opacity="{level * _OPACITY:.2f}" d="{d}"/>'
         for (sign, level), d in sorted(tints.items())
