@@ -86,7 +86,7 @@ def _noise(step: float, ulp: float) -> Precision:
         f"differences of the loss with a step of about {step:.0e}, which is too small: the loss has {-math.log10(2 * ulp):.0f} digits after the "
         "point, and only rounding is left of the difference; use a step of about 1e-5, and compare with atol=1e-9"
     )
-    return Precision((text,), own_error, lambda a: np.full_like(a, 8 * ulp / step), complement=True, cost=_COST)
+    return Precision((text,), own_error, lambda a: np.full_like(a, 8 * ulp / step), complement=True, cost=_COST + 1)
 
 
 def wrong_precisions(

@@ -113,7 +113,7 @@ _DS = Step(
         Way("", lambda v: 2 * v.e),
         Way("df/ds = 2{e} is applied twice", lambda v: (2 * v.e) ** 2, "the chain has each factor once, g = df/ds · ds/dq = 2{e} · s(1 - s)"),
         Way("df/ds = 2{e} is left out", lambda v: np.ones_like(v.e), "the chain has each factor once, g = df/ds · ds/dq = 2{e} · s(1 - s)"),
-        Way("the error e is left out, the derivative is taken of s only", lambda v: np.full_like(_only(v.target, v.e), 2), "df/ds = 2e with e = s - y"),
+        Way("the error e is left out, the derivative is taken of s only", lambda v: np.full_like(_only(v.target, v.e), 2), "df/ds = 2e with e = s - y", cost=_RARE),
         Way("3{e}² stands in the place of 2{e}, the derivative of a cube", lambda v: 3 * v.e**2, cost=_RARE),
         Way("the mean of the {e}_i stands in the place of {e}_i", lambda v: np.broadcast_to(2 * v.e.mean(axis=1, keepdims=True), v.e.shape), "f has one term for each i, and s_i is in one of them"),
         Way("the loss stands in the place of df/ds", lambda v: np.broadcast_to((v.e**2).sum(axis=1, keepdims=True), v.e.shape)),
@@ -121,7 +121,7 @@ _DS = Step(
         Way("the derivative is that of the root ||{e}||, not of its square", lambda v: v.e / np.sqrt((v.e**2).sum(axis=1, keepdims=True))),
         Way("the loss itself is a factor", lambda v: 2 * v.e * (v.e**2).sum(axis=1, keepdims=True), "the derivative of a square has its root once: f does not appear in df/ds = 2{e}", cost=_RARE),
         Way("2{e} is summed over i", lambda v: np.broadcast_to(2 * v.e.sum(axis=1, keepdims=True), v.e.shape), "f has one term for each i, and s_i is in one of them"),
-        Way("the derivative is that of sum |{e}|, the sign of {e}", lambda v: np.sign(_only(v.target, v.e)), cost=_RARE),
+        Way("the derivative is that of sum |{e}|, the sign of {e}", lambda v: np.sign(_only(v.target, v.e)), cost=4),
     ),
 )
 

@@ -40,6 +40,7 @@ DType = np.dtype[Any]
 _CHANCE = 1e-2
 # The most deviations of the program, the product and the sum together; a factor and a precision can come on top.
 _MOST_WRONG = 2
+_MOST_COST = 5  # of two ways: two that few people take are not tried together
 _ONE = 2  # the cost of one usual mistake
 _FREE = 5  # the cost of a factor that no table has
 # What is compared first: so many sums, and so many places along each axis of their values.
@@ -119,7 +120,10 @@ def programs(steps: Sequence[Step], inputs: Inputs) -> list[tuple[dict[str, Way]
     for step in steps:
         after = []
         for ways, values in found:
+            cost = sum(way.cost for way in ways.values())
             for way in step.ways[: 1 if step.name in done or len(ways) == _MOST_WRONG else None]:
+                if ways and way.done and cost + way.cost > _MOST_COST:
+                    continue
                 try:
                     taken = {**ways, step.name: way} if way.done else ways
                     after.append((taken, take(step, way, values, inputs)))
