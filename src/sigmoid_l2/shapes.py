@@ -32,12 +32,12 @@ def fit(given: Mapping[str, Shape], *, vectors: bool = False) -> Shapes:
     W, x, target = given["W"], given["x"], given.get("target", ())
     if len(W) < 2 or 0 in W[-2:]:
         what = "W must have at least 2 dimensions" if len(W) < 2 else "m and n must be at least 1 in W"
-        raise _error(f"{what}, (..., m, n)", given)
+        raise _error(f"{what}, (..., m, n)", given, _hint(W, x))
     *W_batch, m, n = W
     x_batch, x_is_column = (x[:-1], False) if vectors and x[-1:] == (n,) else _read("x", x, n, n > 1, W_batch, given)
     if x_batch is None:
         columns = f" or, as columns, (..., {n}, 1)" if n > 1 else ""
-        raise _error(f"for this W, x must have shape (..., {n}){columns}", given)
+        raise _error(f"for this W, x must have shape (..., {n}){columns}", given, _hint(W, x))
     try:
         batch = broadcast(tuple(W_batch), x_batch)
     except ValueError:
@@ -116,6 +116,19 @@ def _refuse_if_ambiguous(name: str, shape: Shape, batch: Shape, given: Mapping[s
         )
 
 
-def _error(message: str, given: Mapping[str, Shape]) -> ValueError:
+def _hint(W: Shape, x: Shape) -> str:
+    """What was probably done, where W and x do not fit as they are."""
+
+    def fits(W: Shape, x: Shape) -> bool:
+        return len(W) >= 2 and 0 not in W and (x[-1:] == W[-1:] or (x[-2:] == (W[-1], 1) and W[-1] > 1))
+
+    if fits(x, W):
+        return "W and x are exchanged: W comes first"
+    if len(W) >= 2 and fits((*W[:-2], W[-1], W[-2]), x):
+        return "this x fits Wᵀ: q = W x needs a value of x for each column of W"
+    return ""
+
+
+def _error(message: str, given: Mapping[str, Shape], hint: str = "") -> ValueError:
     *others, last = (f"{name} {shape}" for name, shape in given.items())
-    return ValueError(f"{message}; got {', '.join(others)} and {last}")
+    return ValueError(f"{message}; got {', '.join(others)} and {last}{f'; {hint}' if hint else ''}")

@@ -212,17 +212,30 @@ def _diagnose(
     name: str, given: Array, problem: Problem, truth: _Truth, first: str | None, rtol: float, dtype: np.dtype[Any]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The mistakes in a wrong array and, where none is known, what is known of it."""
-    wrong = None
-    if given.shape == truth.values.shape:
+    wrong, shape = None, truth.values.shape
+    if given.shape == shape:
         wrong = truth.beyond(given)[0] > 1
         if first is not None and not wrong.any():
             return (), (f"it follows from your {first}: nothing else is wrong here",)
+    elif _is_the_other(name, given, problem, rtol, dtype):
+        other = _OTHER[name]
+        return (f"wrong shape {given.shape} instead of {shape}: this is {other}; dW and dx are swapped",), ()
     ordered = _in_order(given, problem, truth.order)
     kept = truth.kept
     mistakes = name_mistakes(
         name, ordered, truth.values, wrong, truth.inputs, rtol, dtype, lambda cell: _place(cell, kept)
     )
     return mistakes, () if mistakes else facts(name, given, truth.values, truth.allowed, truth.inputs)
+
+
+_OTHER = {"dW": "dx", "dx": "dW"}
+
+
+def _is_the_other(name: str, given: Array, problem: Problem, rtol: float, dtype: np.dtype[Any]) -> bool:
+    """Whether what was given as dW is dx, or as dx is dW."""
+    if name not in _OTHER or given.shape != _shape(_OTHER[name], problem):
+        return False
+    return bool(np.all(_truth(_OTHER[name], problem, {}, rtol, 0, dtype).beyond(given)[0] <= 1))
 
 
 def _in_order(given: Array, problem: Problem, order: list[int]) -> Array:

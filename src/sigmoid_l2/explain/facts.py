@@ -22,10 +22,10 @@ def facts(name: str, given: Array, true: Array, allowed: Array, inputs: Inputs) 
     error, right = np.abs(given - true), np.abs(given - true) <= allowed
     if found := _order(name, given, true, allowed, inputs):
         return (found,)
-    if right.any() and (found := _some_right(name, right, given, true, inputs)):
-        return (found,)
     if np.all(np.abs(np.abs(given) - np.abs(true)) <= allowed):
         return ("the values are right but for their signs",)
+    if right.any() and (found := _some_right(name, right, given, true, inputs)):
+        return (found,)
     if np.all(error <= _CLOSE * np.abs(true)):
         most = float(np.max(error / np.abs(true)))
         return (

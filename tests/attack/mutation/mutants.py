@@ -29,6 +29,9 @@ TRACE = ("tests/host/test_trace.py",)
 CHECK = ("tests/host/test_check_grad.py",)
 TARGET = ("tests/host/test_mistakes_target.py",)
 CLI = ("tests/host/test_cli_target.py",)
+MISTAKES = ("tests/host/test_mistakes.py",)
+STEPS = ("tests/host/test_check_steps.py",)
+NAMES = ("tests/host/test_no_false_names.py",)
 MEMORY = ("tests/host/test_memory.py",)
 WHOLE = ("tests/host/test_whole_function.py",)
 ORDER = ("tests/host/test_order.py",)
@@ -526,16 +529,16 @@ MUTANTS = (
     Mutant("trace: a sum over one axis less", "sigmoid_l2/explain/trace.py", "if k < missing or", "if", TRACE),
     Mutant(
         "check_grad: e may not cancel",
-        "sigmoid_l2/explain/recipes.py",
-        "np.where((y == 0) | (y == 1), np.abs(e), s + np.abs(y))",
-        "np.abs(e)",
+        "sigmoid_l2/explain/precisions.py",
+        "np.where(ends, here, np.abs(values.s) + np.abs(values.y))",
+        "here",
         TARGET,
     ),
     Mutant(
         "check_grad: a residual without y is right",
-        "sigmoid_l2/explain/recipes.py",
-        "e = residual(s, c, y)",
-        "e = s",
+        "sigmoid_l2/explain/steps.py",
+        'Way("", lambda v: residual(v.s, v.c, v.y))',
+        'Way("", lambda v: v.s)',
         TARGET,
     ),
     Mutant("grad: columns are not flattened", "sigmoid_l2/cli/commands.py", "if problem.column:", "if False:", CLI),
@@ -549,9 +552,51 @@ MUTANTS = (
     Mutant(
         "check_grad: everything is right",
         "sigmoid_l2/explain/check_grad.py",
-        "ok = wrong == 0",
-        "ok = wrong >= 0",
+        'ok = found["wrong"] == 0',
+        'ok = found["wrong"] is not None',
         CHECK,
+    ),
+    Mutant(
+        "check_grad: chance explains everything",
+        "sigmoid_l2/explain/search.py",
+        "_CHANCE / self._tried(recipe)",
+        "1.0",
+        NAMES,
+    ),
+    Mutant(
+        "check_grad: one explanation of several",
+        "sigmoid_l2/explain/search.py",
+        "is_own = fit.recipe.cost == cost or",
+        "is_own = False and",
+        MISTAKES,
+    ),
+    Mutant(
+        "check_grad: no pair is looked at by itself",
+        "sigmoid_l2/explain/mistakes.py",
+        "if inputs.cells < 2:",
+        "if True:",
+        STEPS,
+    ),
+    Mutant(
+        "check_grad: a step does not follow from one's own",
+        "sigmoid_l2/explain/check_grad.py",
+        "before[name] = check.given.reshape(*problem.batch, problem.m)",
+        "pass",
+        STEPS,
+    ),
+    Mutant(
+        "check_grad: rounding in one step alone",
+        "sigmoid_l2/explain/program.py",
+        "for step in steps[place + 1 :]:",
+        "for step in ():",
+        MISTAKES,
+    ),
+    Mutant(
+        "check_grad: the order of the batch's axes is forgotten",
+        "sigmoid_l2/explain/check_grad.py",
+        "return given.transpose(*order, *range(len(batch), given.ndim))",
+        "return given",
+        STEPS,
     ),
     # The GPU kernels
     Mutant(
