@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import sigmoid_l2 as sl2
-from host.kinds import KINDS, SHAPES, run
+from host.kinds import KINDS, SHAPES, STEPS, run
 
 
 def cases(kind):
@@ -60,6 +60,22 @@ def test_the_kind_runs_and_the_program_is_right_without_it(kind):
     assert shapes
     right = run(kind, shapes[0], right=True)
     assert sl2.check_grad(*right.arguments, **{name: right.steps[name] for name in ("dW", "dx")})
+
+
+PAIRS = [kind for kind in KINDS if kind.program == "pair" and kind.data == "normal"]
+# One kind for each step that it takes in a wrong way.
+FIRST_WRONG = {step: next(kind for kind in PAIRS if kind.lines[0].split()[0] == step) for step in STEPS}
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_of_the_steps_the_wrong_one_is_named_first(step):
+    kind = FIRST_WRONG[step]
+    for *_, result in cases(kind):
+        report = sl2.check_grad(*result.arguments, **result.steps)
+        assert report.first_wrong == step
+        assert [check.name for check in report.steps] == [*result.steps]
+        before = [check.ok for check in report.steps if STEPS.index(check.name) < STEPS.index(step)]
+        assert all(before)
 
 
 def test_every_name_is_there_once():
