@@ -27,8 +27,15 @@ def says(kind: Kind) -> list[str]:
     with np.errstate(all="ignore"):
         result = run(kind, target=kind.target is not False)
     report = sl2.check_grad(*result.arguments, **{name: result.steps[name] for name in kind.check})
-    checks = [getattr(report, name) for name in kind.check]
-    return list(dict.fromkeys(sentence for check in checks for sentence in (*check.mistakes, *check.known)))
+    sentences = {
+        name: [*getattr(report, name).mistakes, *getattr(report, name).known]
+        for name in ("dW", "dx")
+        if name in kind.check
+    }
+    first, *others = sentences.values()
+    if all(other == first for other in others):
+        return first
+    return [f"{name}: {sentence}" for name, each in sentences.items() for sentence in each]
 
 
 # What a row says of W, x and y, where they are not those of one pair with a target.
