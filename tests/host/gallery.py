@@ -61,7 +61,8 @@ def code(lines: tuple[str, ...]) -> str:
 
 
 def tables() -> str:
-    parts = []
+    anchors = {group: re.sub(r"[^\w -]", "", group).lower().replace(" ", "-") for group in GROUPS}
+    parts = [*(f"- [{group}](#{anchor})\n" for group, anchor in anchors.items()), "\n"]
     for group, kinds in GROUPS.items():
         parts.append(f"### {group}\n\n| wrong | what `check_grad` says | right |\n|---|---|---|\n")
         for kind in kinds:
