@@ -161,13 +161,29 @@ class _Truth(NamedTuple):
         return np.where(same, 0, np.nan_to_num(error / self.allowed, nan=np.inf, posinf=np.inf)), error
 
 
-def _truth(
-    name: str, problem: Problem, own: dict[str, Array], rtol: float, atol: float, dtype: np.dtype[Any]
-) -> _Truth:
+class _Tolerance(NamedTuple):
+    """Which errors of an array are right."""
+
+    rtol: float
+    atol: float
+    dtype: np.dtype[Any]  # that it was computed in
+    eps: float  # of the dtype that it has
+
+
+def _tolerance(a: Array, problem: Problem, rtol: float | None, atol: float) -> _Tolerance:
+    # Numbers computed in float32 may be given as float64, as those of a list are.
+    dtype = a.dtype if a.dtype.kind == "f" and a.dtype != np.float64 else problem.computed
+    is_bfloat16 = a.dtype.name == "bfloat16"  # for which np.finfo has no numbers
+    eps = 2.0**-7 if is_bfloat16 else float(np.finfo(dtype).eps)
+    return _Tolerance(max(1e-5, eps**0.5) if rtol is None else rtol, atol, dtype, eps)
+
+
+def _truth(name: str, problem: Problem, own: dict[str, Array], tolerance: _Tolerance) -> _Truth:
     inputs, order, kept = _inputs(name, problem, own)
+    rtol, atol, dtype, eps = tolerance
     values, allowed = (a.reshape(_shape(name, problem)) for a in true_values(name, inputs, rtol, dtype))
     largest = float(np.max(np.abs(values), initial=0, where=np.isfinite(values)))
-    return _Truth(inputs, order, kept, values, allowed + atol + 4 * float(np.finfo(dtype).eps) * largest)
+    return _Truth(inputs, order, kept, values, allowed + atol + 4 * eps * largest)
 
 
 def _check(
@@ -175,13 +191,8 @@ def _check(
 ) -> ArrayCheck:
     """Check one array: ``own`` are the steps before it that were given, ``first`` the first of them that is wrong."""
     given = a.astype(np.float64)
-    dtype = a.dtype if a.dtype.kind == "f" else np.dtype(np.float64)
-    # Numbers computed in float32 may be given as float64, as those of a list are.
-    dtype = problem.computed if dtype == np.float64 else dtype
-    is_bfloat16 = a.dtype.name == "bfloat16"  # for which np.finfo has no numbers
-    eps = 2.0**-7 if is_bfloat16 else float(np.finfo(dtype).eps)
-    rtol = max(1e-5, eps**0.5) if rtol is None else rtol
-    truth = _truth(name, problem, {}, rtol, atol, dtype)
+    tolerance = _tolerance(a, problem, rtol, atol)
+    truth = _truth(name, problem, {}, tolerance)
     found: dict[str, Any] = dict(wrong=None, index=None, max_relative_error=None, given_value=None, true_value=None)
     if given.shape == truth.values.shape:
         beyond, error = truth.beyond(given)
@@ -192,8 +203,8 @@ def _check(
             found |= dict(index=index, max_relative_error=relative if beyond[index] else 0.0)
             found |= dict(given_value=float(given[index]), true_value=float(truth.values[index]))
     ok = found["wrong"] == 0
-    mine = truth if first is None else _truth(name, problem, own, rtol, atol, dtype)
-    mistakes, known = ((), ()) if ok else _diagnose(name, given, problem, mine, first, rtol, dtype)
+    mine = truth if first is None else _truth(name, problem, own, tolerance)
+    mistakes, known = ((), ()) if ok else _diagnose(name, given, problem, mine, first, tolerance)
     return ArrayCheck(
         name=name,
         ok=ok,
@@ -209,7 +220,7 @@ def _check(
 
 
 def _diagnose(
-    name: str, given: Array, problem: Problem, truth: _Truth, first: str | None, rtol: float, dtype: np.dtype[Any]
+    name: str, given: Array, problem: Problem, truth: _Truth, first: str | None, tolerance: _Tolerance
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The mistakes in a wrong array and, where none is known, what is known of it."""
     wrong, shape = None, truth.values.shape
@@ -217,13 +228,20 @@ def _diagnose(
         wrong = truth.beyond(given)[0] > 1
         if first is not None and not wrong.any():
             return (), (f"it follows from your {first}: nothing else is wrong here",)
-    elif _is_the_other(name, given, problem, rtol, dtype):
+    elif _is_the_other(name, given, problem, tolerance):
         other = _OTHER[name]
         return (f"wrong shape {given.shape} instead of {shape}: this is {other}; dW and dx are swapped",), ()
     ordered = _in_order(given, problem, truth.order)
     kept = truth.kept
     mistakes = name_mistakes(
-        name, ordered, truth.values, wrong, truth.inputs, rtol, dtype, lambda cell: _place(cell, kept)
+        name,
+        ordered,
+        truth.values,
+        wrong,
+        truth.inputs,
+        tolerance.rtol,
+        tolerance.dtype,
+        lambda cell: _place(cell, kept),
     )
     return mistakes, () if mistakes else facts(name, given, truth.values, truth.allowed, truth.inputs)
 
@@ -231,11 +249,11 @@ def _diagnose(
 _OTHER = {"dW": "dx", "dx": "dW"}
 
 
-def _is_the_other(name: str, given: Array, problem: Problem, rtol: float, dtype: np.dtype[Any]) -> bool:
+def _is_the_other(name: str, given: Array, problem: Problem, tolerance: _Tolerance) -> bool:
     """Whether what was given as dW is dx, or as dx is dW."""
     if name not in _OTHER or given.shape != _shape(_OTHER[name], problem):
         return False
-    return bool(np.all(_truth(_OTHER[name], problem, {}, rtol, 0, dtype).beyond(given)[0] <= 1))
+    return bool(np.all(_truth(_OTHER[name], problem, {}, tolerance).beyond(given)[0] <= 1))
 
 
 def _in_order(given: Array, problem: Problem, order: list[int]) -> Array:

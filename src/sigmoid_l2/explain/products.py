@@ -15,6 +15,7 @@ from sigmoid_l2.explain.steps import RARE, STEPS
 
 Array = npt.NDArray[Any]
 
+_LARGE = 10_000  # values of a product's factors from which it pays to look for the best order
 _MOST_INVERTED = 10_000  # values of a W that is inverted
 
 
@@ -290,7 +291,8 @@ def evaluate(
             if letter in label and arrays[k].shape[label.index(letter)] == size > len(own):
                 arrays[k] = np.take(arrays[k], own, axis=label.index(letter))
     programs = "P" * any("P" in label for label in labels)
-    result = np.einsum(f"{','.join(labels)}->{programs}b{out}", *arrays, optimize=len(arrays) > 1)
+    is_large = sum(a.size for a in arrays) > _LARGE
+    result = np.einsum(f"{','.join(labels)}->{programs}b{out}", *arrays, optimize=is_large and len(arrays) > 1)
     if inputs.terms != 1:
         at = len(programs)
         pairs = inputs.cells, inputs.terms

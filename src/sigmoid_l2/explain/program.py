@@ -84,13 +84,17 @@ def start(inputs: Inputs) -> Values:
 
 
 def take(step: Step, way: Way, values: Values, inputs: Inputs) -> Values:
-    """The values after one more step; ValueError where its shapes do not broadcast, as in the user's program."""
+    """The values after one more step; ValueError where its shapes do not broadcast, as in the user's program.
+
+    The values may be those of several programs, with an axis of programs in front of the others: (programs, B, m).
+    """
     values = Values(**values.__dict__)
     result = inputs.given[step.name] if step.name in inputs.given else way.of(values)
     if step.name == "s":  # 1 - s comes with it, where it can be had without a subtraction
         values.s, values.c = result if isinstance(result, tuple) else (result, 1 - result)
         return values
-    values.__dict__[step.name] = result if result.shape == inputs.y.shape else np.broadcast_to(result, inputs.y.shape)
+    shape = (*result.shape[:-2], *inputs.y.shape)
+    values.__dict__[step.name] = result if result.shape == shape else np.broadcast_to(result, shape)
     return values
 
 

@@ -7,7 +7,7 @@ least cost is the explanation.
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,13 +18,11 @@ from sigmoid_l2.explain.factors import SUMS, Sum, constants
 from sigmoid_l2.explain.precisions import exact, wrong_precisions
 from sigmoid_l2.explain.products import (
     ADDED,
-    COMPUTED,
     PRODUCTS,
     Places,
     at_places,
     axis_sizes,
     evaluate,
-    operands,
     places_of,
 )
 from sigmoid_l2.explain.program import Inputs, Step, Values, Way, run, start, take
@@ -32,7 +30,7 @@ from sigmoid_l2.explain.recipe import FREE, ONE, DType, Recipe, eps_of, steps_of
 from sigmoid_l2.explain.steps import STEPS
 
 Array = npt.NDArray[Any]
-Program = tuple[dict[str, Way], Values]  # the wrong ways of a program, and its values
+Ways = Mapping[str, Way]  # the wrong ways of a program
 
 # The largest accepted probability that a random wrong gradient fits the explanation, or one tried before it.
 _CHANCE = 1e-2
@@ -159,15 +157,14 @@ class Search:
             except ValueError:  # there are no such pairs
                 continue
             few = pairs.first(_FEW_CELLS)
-            found = programs(self.steps, few)
-            wrong = np.array([len(ways) for ways, _ in found])
-            costs = np.array([sum(way.cost for way in ways.values()) for ways, _ in found])
-            stack = _stack(found)
+            found, values_of_all = programs(self.steps, few)
+            wrong = np.array([len(ways) for ways in found])
+            costs = np.array([sum(way.cost for way in ways.values()) for ways in found])
             for product in PRODUCTS[self.name]:
                 recipe = Recipe(self.name, product, own_sum)
                 deviations = bool(product.done) + bool(own_sum.done)
                 count = int(np.sum(wrong <= _MOST_WRONG - deviations))
-                part = Values(**{k: a[:count] if k in _STACKED else a for k, a in stack.__dict__.items()})
+                part = _part(values_of_all, slice(count))
                 try:
                     given, places = self._few(pairs, axis_sizes(product.formula, part), _FEW)
                     values = evaluate(product.formula, part, few, places)
@@ -176,11 +173,12 @@ class Search:
                 self.tried.update((costs[:count] + recipe.deviations).tolist())
                 values = values.reshape(-1, given.size)
                 for k in near_multiples(given, values, self.near):
-                    yield from self._with_factors(recipe._replace(ways=found[k][0]), given, values[k])
+                    yield from self._with_factors(recipe._replace(ways=found[k]), given, values[k])
                 if not deviations:
                     yield from (recipe._replace(precision=precision) for precision in self.precisions)
-                    one_wrong = found[: int(np.sum(wrong <= 1))]
-                    yield from self._with_additions(recipe, one_wrong, few, given, places, values)
+                    count = int(np.sum(wrong <= 1))
+                    part = _part(values_of_all, slice(count))
+                    yield from self._with_additions(recipe, found[:count], part, few, given, places)
             yield from self._differences(own_sum, pairs)
 
     def _few(self, pairs: Inputs, sizes: Sequence[int], count: int) -> tuple[Array, Places]:
@@ -202,33 +200,27 @@ class Search:
                 yield recipe._replace(precision=precision, factor=best)
 
     def _with_additions(
-        self, recipe: Recipe, found: Sequence[Program], few: Inputs, given: Array, places: Places, values: Array
+        self, recipe: Recipe, found: Sequence[Ways], part: Values, few: Inputs, given: Array, places: Places
     ) -> Iterator[Recipe]:
-        """The programs ``found``, with their few ``values``, and something added to them."""
+        """The programs ``found``, whose values are ``part``, and something added to them."""
         if given.size < 3 or not np.isfinite(given).all():
             return
+        values = evaluate(recipe.product.formula, part, few, places).reshape(-1, given.size)
         for added in ADDED.get(self.name, ()):
-            is_computed = bool(COMPUTED & operands(added.formula))
-            more = None
-            for (ways, own), value in zip(found, values, strict=False):
-                self.tried[FREE + sum(way.cost for way in ways.values())] += 1
-                if is_computed or more is None:
-                    more = evaluate(added.formula, own, few, places).ravel()
-                both = np.stack([value, more], axis=1)
-                if not np.isfinite(both).all():
-                    continue
-                (factor, by), *_ = np.linalg.lstsq(both, given, rcond=None)
-                if np.abs(both @ (factor, by) - given).max() > self.near:
-                    continue
-                fit = recipe._replace(ways=ways, added=added, factor=factor, by=by)
-                if added.whole and abs(by * few.terms - 1) < 0.1:
-                    yield from (fit._replace(by=1 / few.terms, precision=p) for p in self.with_others)
-                elif not added.whole:
-                    for p in self.with_others:
-                        for known, constant in [(1.0, None), *constants(self.inputs)]:
-                            if abs(abs(factor) - known) <= 0.1 * known:
-                                signed = math.copysign(known, factor)
-                                yield fit._replace(factor=signed, constant=constant, precision=p)
+            self.tried.update(FREE + sum(way.cost for way in ways.values()) for ways in found)
+            more = np.broadcast_to(evaluate(added.formula, part, few, places).reshape(-1, given.size), values.shape)
+            factors, bys = _two_multiples(given, values, more)
+            off = np.abs(factors[:, None] * values + bys[:, None] * more - given).max(axis=1)
+            for k in np.flatnonzero(off <= self.near).tolist():
+                factor, by = float(factors[k]), float(bys[k])
+                near = recipe._replace(ways=found[k], added=added, factor=factor, by=by)
+                for precision in self.with_others:
+                    if added.whole and abs(by * few.terms - 1) < 0.1:
+                        yield near._replace(by=1 / few.terms, precision=precision)
+                    for known, constant in [(1.0, None), *constants(self.inputs)] if not added.whole else ():
+                        if abs(abs(factor) - known) <= 0.1 * known:
+                            signed = math.copysign(known, factor)
+                            yield near._replace(factor=signed, constant=constant, precision=precision)
 
     def _differences(self, own_sum: Sum, pairs: Inputs) -> Iterator[Recipe]:
         few = pairs.first(_FEW_CELLS)
@@ -314,37 +306,41 @@ class Search:
         return float(np.sort(odds)[: (odds.size + 1) // 2].mean() * numbers) if odds.size and numbers > 0 else 0.0
 
 
-def programs(steps: Sequence[Step], inputs: Inputs) -> list[Program]:
-    """All programs with up to two wrong ways, and their values; the right one first, then by their number.
+def programs(steps: Sequence[Step], inputs: Inputs) -> tuple[list[Ways], Values]:
+    """All programs with up to two wrong ways, the right one first, then by their number; and the values of all of them.
 
-    A step that the user gave, and the steps before it, have no wrong ways: what they did is in what was given.
+    The values have an axis of programs in front of the others. A step that the user gave, and the steps before it, have
+    no wrong ways: what they did is in what was given.
     """
     done = {step.name for step in steps if step.name in inputs.given}
     for step in reversed(steps):
         done.update(step.inputs if step.name in done else ())
     most = _MOST_WRONG if inputs.y.size <= _MOST_TOGETHER else 1
-    found: list[Program] = [({}, start(inputs))]
+    found: list[Ways] = [{}]
+    values = start(inputs)
     for step in steps:
-        after = []
-        for ways, values in found:
-            cost = sum(way.cost for way in ways.values())
-            for way in step.ways[: 1 if step.name in done or len(ways) == most else None]:
-                if ways and way.done and cost + way.cost > _MOST_COST:
-                    continue
-                try:
-                    taken = {**ways, step.name: way} if way.done else ways
-                    after.append((taken, take(step, way, values, inputs)))
-                except ValueError:  # this way does not exist here
-                    continue
-        found = after
-    return sorted(found, key=lambda program: len(program[0]))
+        costs = np.array([sum(way.cost for way in ways.values()) for ways in found])
+        count = np.array([len(ways) for ways in found])
+        taken, parts = [], []
+        for way in step.ways[: 1 if step.name in done else None]:
+            is_open = (count == 0) | ((count < most) & (costs + way.cost <= _MOST_COST))
+            own = np.flatnonzero(is_open) if way.done else np.arange(len(found))
+            try:
+                after = take(step, way, _part(values, own), inputs)
+            except ValueError:  # this way does not exist here
+                continue
+            taken += [{**found[k], step.name: way} if way.done else found[k] for k in own]
+            shape = (len(own), *inputs.y.shape)
+            parts.append({k: np.broadcast_to(a, shape) for k, a in after.__dict__.items() if k in _STACKED})
+        found = taken
+        values = Values(**{**values.__dict__, **{k: np.concatenate([part[k] for part in parts]) for k in parts[0]}})
+    order = sorted(range(len(found)), key=lambda k: len(found[k]))
+    return [found[k] for k in order], _part(values, order)
 
 
-def _stack(found: Sequence[Program]) -> Values:
-    """The values of several programs as one, with an axis of programs in front of the steps'."""
-    first = found[0][1]
-    stacked = {k: np.stack([getattr(values, k) for _, values in found]) for k in _STACKED if hasattr(first, k)}
-    return Values(**{**first.__dict__, **stacked})
+def _part(values: Values, programs: Any) -> Values:
+    """The values of some of the programs."""
+    return Values(**{k: a[programs] if k in _STACKED else a for k, a in values.__dict__.items()})
 
 
 def multiple(given: Array, values: Array) -> float:
@@ -352,6 +348,15 @@ def multiple(given: Array, values: Array) -> float:
     scale = float(np.abs(values).max(initial=0)) or 1.0
     values = values / scale
     return float(given @ values / (values @ values or 1.0)) / scale
+
+
+def _two_multiples(given: Array, values: Array, more: Array) -> tuple[Array, Array]:
+    """For each row k the two factors with which values[k] and more[k] come nearest to ``given`` together."""
+    with np.errstate(all="ignore"):
+        vv, mm, vm = (np.einsum("kn,kn->k", a, b) for a, b in ((values, values), (more, more), (values, more)))
+        vg, mg = values @ given, more @ given
+        det = vv * mm - vm * vm
+        return (vg * mm - mg * vm) / det, (mg * vv - vg * vm) / det
 
 
 def near_multiples(given: Array, values: Array, near: float) -> Iterator[int]:

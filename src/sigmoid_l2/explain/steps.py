@@ -22,20 +22,22 @@ def _sigmoid(a: Array) -> Any:
     return sigmoid_and_complement(a)[0]
 
 
-def _softmax(v: Values) -> Array:
-    powers = np.exp(v.q - v.q.max(axis=1, keepdims=True))
-    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+def _softmax(v: Values) -> Any:
+    powers = np.exp(v.q - v.q.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
 
 
-def _grown_error(v: Values) -> Array:
+def _grown_error(v: Values) -> Any:
     """The sum over k of s_b - y_k, which (B, 1) - (B,) leads to, for the pairs b and k of one cell."""
-    s, y = (a.reshape(v.cells, v.terms) for a in (only(v.m == 1 and v.terms > 1 and v.target, v.s), v.y))
-    return np.asarray((v.terms * s - y.sum(axis=1, keepdims=True)).reshape(-1, 1))
+    s = only(v.m == 1 and v.terms > 1 and v.target, v.s)
+    y = v.y.reshape(v.cells, v.terms, 1).sum(axis=1, keepdims=True)
+    cells = v.terms * s.reshape(*s.shape[:-2], v.cells, v.terms, 1) - y
+    return cells.reshape(s.shape)
 
 
-def _class_number(v: Values) -> Array:
-    one_hot = bool(v.target and v.m > 1 and np.all((v.y == 0) | (v.y == 1)) and np.all(v.y.sum(axis=1) == 1))
-    return np.asarray(v.s - only(one_hot, v.y).argmax(axis=1)[:, None])
+def _class_number(v: Values) -> Any:
+    one_hot = bool(v.target and v.m > 1 and np.all((v.y == 0) | (v.y == 1)) and np.all(v.y.sum(axis=-1) == 1))
+    return v.s - only(one_hot, v.y).argmax(axis=-1)[:, None]
 
 
 _Q = Step(
@@ -136,12 +138,12 @@ _E = Step(
         Way("s is rounded to 0 or 1 in the error", lambda v: only(v.target, np.round(v.s) - v.y), cost=RARE),
         Way(
             "y is one place too far down",
-            lambda v: only(v.target and v.m > 1, v.s - np.roll(v.y, 1, axis=1)),
+            lambda v: only(v.target and v.m > 1, v.s - np.roll(v.y, 1, axis=-1)),
             "y_i belongs to s_i: is the one-hot vector counted from 0?",
         ),
         Way(
             "y is one place too far up",
-            lambda v: only(v.target and v.m > 1, v.s - np.roll(v.y, -1, axis=1)),
+            lambda v: only(v.target and v.m > 1, v.s - np.roll(v.y, -1, axis=-1)),
             "y_i belongs to s_i: is the one-hot vector counted from 0?",
         ),
         Way(
@@ -183,27 +185,27 @@ _DS = Step(
         Way("3{e}² stands in the place of 2{e}, the derivative of a cube", lambda v: 3 * v.e**2, cost=RARE),
         Way(
             "the mean of the {e}_i stands in the place of {e}_i",
-            lambda v: np.broadcast_to(2 * v.e.mean(axis=1, keepdims=True), v.e.shape),
+            lambda v: np.broadcast_to(2 * v.e.mean(axis=-1, keepdims=True), v.e.shape),
             "f has one term for each i, and s_i is in one of them",
         ),
         Way(
             "the loss stands in the place of df/ds",
-            lambda v: np.broadcast_to((v.e**2).sum(axis=1, keepdims=True), v.e.shape),
+            lambda v: np.broadcast_to((v.e**2).sum(axis=-1, keepdims=True), v.e.shape),
         ),
         Way("{e}² stands in the place of its derivative 2{e}", lambda v: v.e**2, cost=RARE),
         Way(
             "the derivative is that of the root ||{e}||, not of its square",
-            lambda v: v.e / np.sqrt((v.e**2).sum(axis=1, keepdims=True)),
+            lambda v: v.e / np.sqrt((v.e**2).sum(axis=-1, keepdims=True)),
         ),
         Way(
             "the loss itself is a factor",
-            lambda v: 2 * v.e * (v.e**2).sum(axis=1, keepdims=True),
+            lambda v: 2 * v.e * (v.e**2).sum(axis=-1, keepdims=True),
             "the derivative of a square has its root once: f does not appear in df/ds = 2{e}",
             cost=RARE,
         ),
         Way(
             "2{e} is summed over i",
-            lambda v: np.broadcast_to(2 * v.e.sum(axis=1, keepdims=True), v.e.shape),
+            lambda v: np.broadcast_to(2 * v.e.sum(axis=-1, keepdims=True), v.e.shape),
             "f has one term for each i, and s_i is in one of them",
         ),
         Way("the derivative is that of sum |{e}|, the sign of {e}", lambda v: np.sign(only(v.target, v.e)), cost=4),
@@ -320,19 +322,19 @@ _G = Step(
         ),
         Way(
             "df/ds is multiplied by the sum of ds/dq over i, as where shapes (m, 1) and (m,) grow to (m, m)",
-            lambda v: v.dloss_ds * v.ds_dq.sum(axis=1, keepdims=True),
+            lambda v: v.dloss_ds * v.ds_dq.sum(axis=-1, keepdims=True),
             "both have one value for each i, and the same shape",
             cost=RARE,
         ),
         Way(
             "the Jacobian of the softmax stands in the place of ds/dq",
-            lambda v: v.s * (v.dloss_ds - (v.s * v.dloss_ds).sum(axis=1, keepdims=True)),
+            lambda v: v.s * (v.dloss_ds - (v.s * v.dloss_ds).sum(axis=-1, keepdims=True)),
             "s_i depends on q_i alone, so ds/dq = s(1 - s), element by element",
         ),
         Way("df/ds and ds/dq are added", lambda v: v.dloss_ds + v.ds_dq),
         Way(
             "df/ds and ds/dq are multiplied as a dot product, which sums over i",
-            lambda v: np.broadcast_to((v.dloss_ds * v.ds_dq).sum(axis=1, keepdims=True), v.s.shape),
+            lambda v: np.broadcast_to((v.dloss_ds * v.ds_dq).sum(axis=-1, keepdims=True), v.s.shape),
             "g has one value for each i; np.dot and @ sum, * does not",
         ),
     ),
