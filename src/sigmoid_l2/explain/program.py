@@ -121,25 +121,26 @@ class Precision(NamedTuple):
 def errors(steps: Sequence[Step], ways: Ways, inputs: Inputs, precision: Precision, eps: float) -> Values:
     """The largest error of each step: its own, and what the errors of the steps before it cause, to first order."""
     values = run(steps, ways, inputs)
-    names = ["q", "s", *["c"] * precision.complement, *(step.name for step in steps if step.name not in ("q", "s"))]
-    names = [name for name in names if hasattr(values, name)]
-    total = {name: np.zeros_like(inputs.y) for name in [*names, "c"]}
-    for name in names:
-        error = precision.error(name, values, eps)
-        total[name] = total[name] + error
-        here = getattr(values, name)
-        # Large enough a step that the difference is not rounding of our own, small enough to be first order.
-        difference = np.maximum(error, 1e-6 * np.abs(here) + 1e-300)
-        moved = Values(**values.__dict__)
-        moved.__dict__[name] = here + difference
-        if name == "s" and not precision.complement:
-            moved.c = values.c - difference
-        place = max(k for k, step in enumerate(steps) if step.name == ("s" if name == "c" else name))
-        for step in steps[place + 1 :]:
-            if step.name in inputs.given:
-                continue
-            moved = take(step, ways.get(step.name, step.ways[0]), moved, inputs)
-            for changed in (step.name, *["c"] * (step.name == "s")):
-                change = np.abs(getattr(moved, changed) - getattr(values, changed))
-                total[changed] = total[changed] + np.nan_to_num(change * (error / difference))
+    names = [step.name for step in steps] + ["c"] * (precision.complement and hasattr(values, "c"))
+    own = {name: precision.error(name, values, eps) for name in names}
+    # Large enough a step that the difference is not rounding of our own, small enough to be first order.
+    step_of = {name: np.maximum(own[name], 1e-6 * np.abs(getattr(values, name)) + 1e-300) for name in names}
+    # Of as many programs as there are names each moves one of them, and computes what comes after it.
+    moved = start(inputs)
+    shape = (len(names), *inputs.y.shape)
+    for step in steps:
+        moved = take(step, ways.get(step.name, step.ways[0]), moved, inputs)
+        for name in (step.name, "c") if step.name == "s" else (step.name,):
+            here = np.array(np.broadcast_to(getattr(moved, name), shape))
+            if name in names:
+                here[names.index(name)] += step_of[name]
+            elif name == "c":
+                here[names.index("s")] -= step_of["s"]
+            moved.__dict__[name] = here
+    slopes = np.stack([own[name] / step_of[name] for name in names])
+    total = {
+        name: np.einsum("kbm,kbm->bm", np.abs(getattr(moved, name) - getattr(values, name)), slopes)
+        for name in (*names, "c")
+        if hasattr(values, name)
+    }
     return Values(**total)

@@ -26,7 +26,7 @@ from sigmoid_l2.explain.products import (
     places_of,
 )
 from sigmoid_l2.explain.program import Inputs, Step, Values, Way, run, start, take
-from sigmoid_l2.explain.recipe import FREE, ONE, DType, Recipe, eps_of, steps_of
+from sigmoid_l2.explain.recipe import FREE, ONE, DType, Recipe, eps_of, steps_of, true_values
 from sigmoid_l2.explain.steps import STEPS
 
 Array = npt.NDArray[Any]
@@ -48,8 +48,9 @@ _MOST_SHOWN = 4
 _FEW_CELLS = 8
 # The most places along an axis that are compared first, and then, of a recipe that comes near.
 _FEW, _MORE = 8, 40
-# The largest deviation of a recipe that is looked at more closely, relative to the largest given value.
-_NEAR = 0.03
+# The largest deviation of a recipe that is looked at more closely, relative to the largest given value: at least, and
+# where rounding makes it larger, at most.
+_NEAR, _MOST_NEAR = 1e-3, 0.03
 # The probability of a 0 that is where a recipe has one; where a factor is fitted, a 0 says nothing.
 _ODDS_OF_ZERO = 0.1
 # The most values whose odds are looked at.
@@ -88,8 +89,13 @@ class Search:
         wrong = wrong_precisions(self.given, true.ravel(), loss, inputs, c, self.eps, self.rtol, dtype)
         self.precisions = [exact, *wrong]
         self.with_others = [precision for precision in self.precisions if not precision.alone]
+        # Right values have errors of this size, relative to the largest; wrong ones may have some more.
+        few = inputs.first(_FEW_CELLS)
+        right_values, allowed = true_values(name, few, self.rtol, dtype)
+        with_error = float(np.max(allowed, initial=0)) / (float(np.max(np.abs(right_values), initial=0)) or 1.0)
         largest = float(np.max(np.abs(self.given), initial=0))
-        self.near = max(_NEAR * largest, *(3 * precision.coarse for precision in self.precisions))
+        near = largest * min(max(_NEAR, 10 * with_error), _MOST_NEAR)
+        self.near = max(near, *(3 * precision.coarse for precision in self.precisions))
         self.tried: Counter[int] = Counter()  # recipes by the cost of their deviations
 
     def explanation(self) -> tuple[str, ...] | None:
@@ -239,6 +245,8 @@ class Search:
     def _fit(self, recipe: Recipe) -> Fit | None:
         """Compare all given values with a recipe; None where it does not fit, or would fit too much else."""
         pairs = recipe.sum.of(self.inputs)
+        if self._numbers(recipe, pairs) <= 0 and not recipe.only_rounds:
+            return None
         few = pairs.first(_FEW_CELLS)
         sizes = axis_sizes(recipe.product.formula, run(self.steps, recipe.ways, few))
         given, places = self._few(pairs, sizes, _MORE)
@@ -293,17 +301,24 @@ class Search:
     def _odds(self, recipe: Recipe, pairs: Inputs, given: Array, result: Array, tolerance: Array) -> float:
         """The logarithm of the probability that random values would fit as well; 0 where nothing can be said.
 
-        A random value of a size fits with the probability tolerance / size. Only a few numbers are independent: the g_i
-        of a pair or, where a pair's gradient has fewer values, those values; a sum over pairs has no more. Each is held
-        to the tightest of the values that it makes, so the tighter half counts.
+        A random value of a size fits with the probability tolerance / size. Each independent number is held to the
+        tightest of the values that it makes, so the tighter half counts.
         """
         every = max(1, given.size // _MOST_ODDS)
         size, limit = np.maximum(np.abs(given), np.abs(result))[::every], tolerance[::every]
         zero = _ODDS_OF_ZERO if recipe.free == 0 else 1.0
         odds = np.log(np.minimum(np.divide(limit, size, out=np.full_like(size, zero), where=size > 0), 1))
-        numbers = pairs.cells * min(pairs.W.shape[1], given.size // pairs.cells)
-        numbers = numbers * (1.0 if recipe.free == 0 else float(np.mean(size > 0))) - recipe.free
+        numbers = self._numbers(recipe, pairs)
+        if recipe.free:
+            numbers = int((numbers + recipe.free) * np.mean(size > 0)) - recipe.free
         return float(np.sort(odds)[: (odds.size + 1) // 2].mean() * numbers) if odds.size and numbers > 0 else 0.0
+
+    def _numbers(self, recipe: Recipe, pairs: Inputs) -> int:
+        """How many of the given numbers are independent, and not used up by what is fitted.
+
+        These are the g_i of a pair or, where a pair's gradient has fewer values, those; a sum over pairs has no more.
+        """
+        return int(pairs.cells * min(pairs.W.shape[1], self.given.size // pairs.cells)) - recipe.free
 
 
 def programs(steps: Sequence[Step], inputs: Inputs) -> tuple[list[Ways], Values]:
