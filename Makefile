@@ -27,7 +27,7 @@ PIP = .venv/bin/python -m pip --disable-pip-version-check --quiet
 .PHONY: run quick test lint package bench gpu accuracy fuzz faults proof large mutation oldest advisories reproducible clean
 
 run: .venv/.run
-	.venv/bin/sigmoid-l2 trace
+	.venv/bin/sigmoid-l2 trace </dev/null
 	@echo
 	.venv/bin/python bench/throughput.py
 

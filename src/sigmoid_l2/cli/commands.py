@@ -1,12 +1,14 @@
-"""The commands ``info``, ``trace``, ``grad`` and ``sample``: each takes its parsed arguments and returns what to print.
+"""The commands ``info``, ``trace``, ``grad`` and ``sample``.
 
-Inputs are the arrays of the files that are named, and those of the options --target and --cotangent.
+Each takes its parsed arguments and returns what to print, and the exit status. Inputs are the arrays of the files that
+are named, or of standard input, and those of the options --target and --cotangent.
 """
 
 import argparse
 import contextlib
 import io
 import math
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,7 +17,9 @@ from typing import Any
 import numpy as np
 
 from sigmoid_l2.api import value_and_grad
-from sigmoid_l2.cli.files import InputError, check_output, read_array, read_arrays, write_npz
+from sigmoid_l2.cli.files import read_array, read_arrays
+from sigmoid_l2.cli.source import InputError, has_input, is_same_file, name_of
+from sigmoid_l2.cli.writing import check_output, write_npz, write_text
 from sigmoid_l2.dispatch import show_config
 from sigmoid_l2.explain import example
 from sigmoid_l2.explain.check_grad import check_grad
@@ -27,10 +31,20 @@ from sigmoid_l2.results import WRT
 PIECE_BYTES = 32 << 20
 
 
-def info(_: argparse.Namespace) -> str:
+# What a file may hold beside W, x and target: the user's own values of these, which ``trace`` checks.
+STEPS = ("q", "s", "e", "loss", "dloss_ds", "ds_dq", "dloss_dq", "dW", "dx")
+
+MAKE_A_FILE = """echo '{"W": [[0.1, 0.5], [-0.3, 0.8]], "x": [0.2, 0.4]}' > mine.json"""
+
+_WIDTH = 80  # columns of what ``trace`` prints
+
+Printed = tuple[str, int]  # the text, and the exit status
+
+
+def info(_: argparse.Namespace) -> Printed:
     with contextlib.redirect_stdout(io.StringIO()) as text:
         show_config()
-    return text.getvalue()
+    return text.getvalue(), 0
 
 
 @contextlib.contextmanager
@@ -42,20 +56,59 @@ def _errors_name(sources: Sequence[str]) -> Iterator[None]:
         raise InputError(f"{', '.join(sources)}: {error}") from error
 
 
-def trace(args: argparse.Namespace) -> str:
+def trace(args: argparse.Namespace) -> Printed:
+    files = args.files or ["-"] * has_input()
+    if args.html is not None:
+        _check_output(args.html, "--html", [*files, args.target])
     arrays: dict[str, Any]
-    if args.files:
-        arrays = read_arrays(args.files, optional=("target", "dW", "dx"))
+    if files:
+        arrays = _read_for_trace(files, "" if args.files else "; for the example: sigmoid-l2 trace </dev/null")
     else:  # the example's gradients were written for no target
         names = ("W", "x", "dW", "dx") if args.target is None else ("W", "x")
         arrays = {name: getattr(example, name) for name in names}
-    sources = [*args.files, *_read_options(args, arrays, "target")]
-    gradients: dict[str, Any] = {name: arrays.pop(name) for name in ("dW", "dx") if name in arrays}
+    sources = [*map(name_of, files), *_read_options(args, arrays, "target")]
+    own = {name: arrays.pop(name) for name in STEPS if name in arrays}
     with _errors_name(sources):
-        text = f"{trace_of(**arrays)}\n"
-        if gradients:
-            text += f"\nthe hand-written gradient, checked:\n{check_grad(**arrays, **gradients)}\n"
-    return text
+        steps = trace_of(**arrays)
+        check = check_grad(**arrays, **own) if own else None
+    text = f"{steps}\n" if files else f"{_THE_EXAMPLE}\n\n{steps}\n"
+    if check is not None:
+        text += f"\n{_heading(sources[0] if files else None, list(own))}\n\n{check}\n"
+    if args.html is not None:
+        from sigmoid_l2.explain.html import page
+
+        write_text(args.html, page(steps, check))
+        text += f"\nA page with the same as a picture is in {args.html}\n"
+    return text, int(bool(files) and check is not None and not check)
+
+
+_THE_EXAMPLE = "The built-in example. For your own numbers see sigmoid-l2 trace --help"
+
+
+def _read_for_trace(files: Sequence[str], advice: str) -> dict[str, Any]:
+    try:
+        return read_arrays(files, optional=("target", *STEPS))
+    except InputError as error:
+        raise InputError(f"{error}{advice}; to make a file: {MAKE_A_FILE}") from error
+
+
+def _heading(file: str | None, names: list[str]) -> str:
+    """Whose values are checked, and what is done with them; ``file`` is None for the example."""
+    whose = "The example's" if file is None else "Your"
+    *others, last = names
+    title = f"{whose} {', '.join(others)}{' and ' * bool(others)}{last}, checked"
+    text = f"{file} has {'it' if len(names) == 1 else 'them'} beside W and x."
+    if file is None:
+        text = "Somebody wrote a program for the W and x above, and these are what it printed: both are wrong."
+    text += f" {'It' if len(names) == 1 else 'Each'} is compared with the right value, which is shown above."
+    return f"{title}\n{'-' * len(title)}\n{textwrap.fill(text, _WIDTH)}"
+
+
+def _check_output(out: Path, option: str, sources: Sequence[Any]) -> None:
+    """Raise what keeps ``out`` from being written; and InputError where it is one of the ``sources``."""
+    check_output(out)
+    if any(isinstance(source, str) and is_same_file(out, source) for source in sources):
+        raise InputError(f"{out}: is an input too and would be lost; give another name after {option}")
 
 
 def _read_options(args: argparse.Namespace, arrays: dict[str, Any], *names: str) -> list[str]:
@@ -67,7 +120,7 @@ def _read_options(args: argparse.Namespace, arrays: dict[str, Any], *names: str)
         if isinstance(given, str):
             if not Path(given).exists():
                 raise InputError(f"--{name}: {given} is neither numbers with commas between them nor a file")
-            sources.append(given)
+            sources.append(name_of(given))
             given = read_array(given)
         else:
             sources.append(f"--{name}")
@@ -75,12 +128,10 @@ def _read_options(args: argparse.Namespace, arrays: dict[str, Any], *names: str)
     return sources
 
 
-def grad(args: argparse.Namespace) -> str:
-    check_output(args.out)
+def grad(args: argparse.Namespace) -> Printed:
+    _check_output(args.out, "-o", [*args.files, args.target, args.cotangent])
     arrays: dict[str, Any] = read_arrays(args.files, optional=("target", "cotangent"))
-    sources = [*args.files, *_read_options(args, arrays, "target", "cotangent")]
-    if any(Path(file).exists() and args.out.exists() and args.out.samefile(file) for file in sources):
-        raise InputError(f"{args.out}: is an input too and would be lost; give another name after -o")
+    sources = [*map(name_of, args.files), *_read_options(args, arrays, "target", "cotangent")]
     with _errors_name(sources):
         problem = validate(**arrays)
     names = ["loss", *(WRT[name] for name in args.wrt)]
@@ -100,7 +151,7 @@ def grad(args: argparse.Namespace) -> str:
     return (
         f"{_count(math.prod(problem.batch))}: {shapes}, {problem.dtype}, backend {args.backend}, {seconds:.3g} s; "
         f"{', '.join(names[:-1])} and {names[-1]} are in {args.out}\n"
-    )
+    ), 0
 
 
 @contextlib.contextmanager
@@ -138,14 +189,14 @@ def _has_first_axis(problem: Problem) -> list[bool]:
     ]
 
 
-def sample(args: argparse.Namespace) -> str:
+def sample(args: argparse.Namespace) -> Printed:
     check_output(args.out)
     m, n = args.shape
     rng = np.random.default_rng(args.seed)
     W = rng.standard_normal((args.batch, m, n), np.dtype(args.dtype))
     x = rng.standard_normal((args.batch, n), np.dtype(args.dtype))
     write_npz(args.out, {"W": W, "x": x})
-    return f"{_count(args.batch)}: W {W.shape}, x {x.shape}, {args.dtype}, seed {args.seed}, are in {args.out}\n"
+    return f"{_count(args.batch)}: W {W.shape}, x {x.shape}, {args.dtype}, seed {args.seed}, are in {args.out}\n", 0
 
 
 def _count(pairs: int) -> str:

@@ -1,6 +1,6 @@
 """The command line: ``sigmoid-l2 info | trace | grad | sample``.
 
-Every command returns the text to print, so that there is one place where standard output can fail.
+Every command returns the text to print and the exit status, so that there is one place where standard output can fail.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from sigmoid_l2.cli import commands
-from sigmoid_l2.cli.files import InputError
+from sigmoid_l2.cli.source import InputError
 from sigmoid_l2.dispatch import NAMES, PREFERENCES, BackendUnavailableError
 from sigmoid_l2.results import WRT
 from sigmoid_l2.version import __version__
@@ -23,11 +23,25 @@ from sigmoid_l2.version import __version__
 _FAILURES = (InputError, BackendUnavailableError, ValueError, TypeError, OSError, MemoryError)
 
 
+_MORE_OF_TRACE = rf"""
+
+A file to begin with, to which you add dW, dx and steps of your own:
+  {commands.MAKE_A_FILE}
+The same as text, without anything of your own:
+  printf '0.1 0.5\n-0.3 0.8\n0.2 0.4\n' > mine.txt
+What a program prints:
+  python mine.py | sigmoid-l2 trace
+
+The exit status is 1 where something of your own is wrong, 2 after an error,
+and else 0."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (default: the process's) and return the exit status; raises nothing.
 
-    0: done. 2: wrong usage, bad input, an unavailable backend, a full disk or no memory; one line on standard error
-    says which. 130: interrupted by Ctrl-C. 141: standard output was closed by its reader.
+    0: done. 1: ``trace`` found something wrong in the gradients or steps of the user's own that the input holds; those
+    of the built-in example do not count. 2: wrong usage, bad input, an unavailable backend, a full disk or no memory;
+    one line on standard error says which. 130: interrupted by Ctrl-C. 141: standard output was closed by its reader.
     """
     try:
         return _main(argv)
@@ -40,7 +54,7 @@ def _main(argv: Sequence[str] | None) -> int:
     text, status = "", 0
     try:
         args = _parser().parse_args(argv)
-        text = args.run(args)
+        text, status = args.run(args)
     except SystemExit as stop:  # from argparse, after --help, --version or a usage error that it has explained
         status = int(stop.code or 0)
     except _FAILURES as error:
@@ -95,6 +109,13 @@ def _wrt(text: str) -> tuple[str, ...]:
     return names
 
 
+def _html_file(text: str) -> Path:
+    """The name of an HTML file; not that of a user's input, which would be lost."""
+    if Path(text).suffix.lower() not in (".html", ".htm"):
+        raise argparse.ArgumentTypeError(f"the name of a file that ends in .html is needed, not {text!r}")
+    return Path(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="sigmoid-l2",
@@ -105,12 +126,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"sigmoid-l2 {__version__}")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(name: str, run: Callable[[argparse.Namespace], str], help: str, example: str) -> argparse.ArgumentParser:
+    def add(
+        name: str, run: Callable[[argparse.Namespace], commands.Printed], help: str, example: str, more: str = ""
+    ) -> argparse.ArgumentParser:
         command = subparsers.add_parser(
             name,
             help=help,
             description=help[0].upper() + help[1:] + ".",
-            epilog=f"example:\n  sigmoid-l2 {name} {example}".rstrip(),
+            epilog=f"example:\n  sigmoid-l2 {name} {example}".rstrip() + more,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         command.set_defaults(run=run)
@@ -137,24 +160,34 @@ def _parser() -> argparse.ArgumentParser:
     )
     cotangent = "cotangent", "c, by default 1: the gradients are those of the sum of c times loss", "(...)"
 
-    inputs = "one .npz or .json file with W and x, or two .npy files, W first: W (..., m, n), x (..., n)"
-    more = "an .npz or .json file may also hold"
+    inputs = (
+        "one .npz or .json file with W (..., m, n) and x (..., n); or two .npy files, W first; or one text of lines of "
+        "numbers: each line is a row of W, and the last line is x. For standard input write -. An .npz or .json "
+        "file may also hold"
+    )
 
     add("info", commands.info, "show the versions in use and which backends can run here", "")
 
-    command = add("trace", commands.trace, "show every intermediate of the computation, with its shape", "mine.json")
+    purpose = "show every intermediate of the computation, with its shape"
+    command = add("trace", commands.trace, purpose, "mine.json --html mine.html", _MORE_OF_TRACE)
     command.add_argument(
         "files",
         metavar="FILE",
         nargs="*",
-        help=f"{inputs}; {more} target, and dW or dx, a gradient of your own, which is checked. "
-        "Without a file: a 3x3 example, with a gradient that was written by hand",
+        help=f"{inputs} target (or y), and dW, dx or any step of your own (q, s, e, loss, dloss_ds, ds_dq, dloss_dq): "
+        "these are checked. Without FILE: standard input where it is a pipe or a file, else a built-in example",
     )
     add_option(command, *target)
+    command.add_argument(
+        "--html",
+        metavar="HTML",
+        type=_html_file,
+        help="a page to write, with the same as a picture; its name is *.html",
+    )
 
     purpose = "compute loss, dW and dx of every pair in a file"
     command = add("grad", commands.grad, purpose, "batch.npz -o gradients.npz")
-    command.add_argument("files", metavar="IN", nargs="+", help=f"{inputs}; {more} target and cotangent")
+    command.add_argument("files", metavar="IN", nargs="+", help=f"{inputs} target (or y) and cotangent")
     add_out(command, "loss (...), and dW and dx of the shapes of W and x, or those of --wrt; dq is (..., m)")
     add_option(command, *target)
     add_option(command, *cotangent)
