@@ -35,7 +35,8 @@ from typing import Any
 
 from sigmoid_l2.api import grad, value, value_and_grad, warmup
 from sigmoid_l2.dispatch import BackendInfo, BackendUnavailableError, backends, show_config
-from sigmoid_l2.explain.check_grad import ArrayCheck, GradCheck, check_grad
+from sigmoid_l2.explain.check_grad import check_grad
+from sigmoid_l2.explain.report import ArrayCheck, GradCheck
 from sigmoid_l2.explain.trace import Trace, trace
 from sigmoid_l2.results import Grad, ValueAndGrad
 from sigmoid_l2.settings import (

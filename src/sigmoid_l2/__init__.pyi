@@ -14,8 +14,8 @@ from sigmoid_l2.dispatch import BackendInfo as BackendInfo
 from sigmoid_l2.dispatch import BackendUnavailableError as BackendUnavailableError
 from sigmoid_l2.dispatch import backends as backends
 from sigmoid_l2.dispatch import show_config as show_config
-from sigmoid_l2.explain.check_grad import ArrayCheck as ArrayCheck
-from sigmoid_l2.explain.check_grad import GradCheck as GradCheck
+from sigmoid_l2.explain.report import ArrayCheck as ArrayCheck
+from sigmoid_l2.explain.report import GradCheck as GradCheck
 from sigmoid_l2.explain.trace import Trace as Trace
 from sigmoid_l2.results import Grad as Grad
 from sigmoid_l2.results import ValueAndGrad as ValueAndGrad

@@ -3,138 +3,25 @@
 from __future__ import annotations  # help() then shows the name of a type
 
 import math
-import textwrap
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from sigmoid_l2.arguments import broadcast_axes
+from sigmoid_l2.explain.facts import facts
 from sigmoid_l2.explain.mistakes import name_mistakes
-from sigmoid_l2.explain.recipes import Pairs, true_gradient
+from sigmoid_l2.explain.program import Inputs
+from sigmoid_l2.explain.recipes import STEPS
+from sigmoid_l2.explain.report import ArrayCheck, GradCheck
+from sigmoid_l2.explain.search import true_values
+from sigmoid_l2.explain.trace import trace
 from sigmoid_l2.problem import Problem, on_host, validate
 
 Array = npt.NDArray[Any]
 
-_WIDTH = 100  # columns of the printed report
-_SMALL = 36  # true gradients of up to this many values are printed
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class ArrayCheck:
-    """What ``check_grad`` found out about one gradient; ``print`` it for the report.
-
-    Attributes
-    ----------
-    name : str
-        "dW" or "dx".
-    ok : bool
-        Whether the shape and all values are right.
-    shape, expected_shape : tuple of int
-        The shape of the given gradient, and that of its input.
-    wrong : int, or None
-        The number of wrong values. None where the shapes differ, as the next four.
-    index : tuple of int, or None
-        The place of the worst value: the one whose error is the largest multiple of its tolerance.
-    max_relative_error : float, or None
-        That of the worst value; inf where the true one is 0 or the given one is not finite.
-    given_value, true_value : float, or None
-        The worst value, and what it should be.
-    mistakes : tuple of str
-        What is wrong and how to correct it; empty where no known mistake explains it.
-    true : array, of the expected shape
-        The true gradient, in float64.
-
-    Examples
-    --------
-    >>> import numpy as np, sigmoid_l2 as sl2
-    >>> W, x = np.zeros((2, 2)), np.ones(2)
-    >>> check = sl2.check_grad(W, x, dW=np.full((2, 2), 0.5)).dW
-    >>> check.ok, check.wrong, check.given_value, check.true_value
-    (False, 4, 0.5, 0.25)
-    """
-
-    name: str
-    ok: bool
-    shape: tuple[int, ...]
-    expected_shape: tuple[int, ...]
-    wrong: int | None
-    max_relative_error: float | None
-    index: tuple[int, ...] | None
-    given_value: float | None
-    true_value: float | None
-    mistakes: tuple[str, ...]
-    true: Array
-
-    def __str__(self) -> str:
-        return "\n".join(self._lines())
-
-    __repr__ = __str__  # what the REPL shows
-
-    def _lines(self) -> Iterator[str]:
-        if self.ok:
-            yield f"{self.name}: right"
-            return
-        yield f"{self.name}: WRONG"
-        if self.wrong:
-            values = f"given {self.given_value:.6g}, true {self.true_value:.6g}"
-            worst = f"the worst at {self.index}: {values}, relative error {self.max_relative_error:.2g}"
-            yield _wrap("  ", f"{self.wrong} of {self.true.size} values; {worst}")
-        for mistake in self.mistakes:
-            yield _wrap("  - ", mistake)
-        if not self.mistakes:
-            yield _wrap(
-                "  ",
-                "No known mistake explains it. Check values that are not rounded, and compare each of your steps with "
-                "those that trace prints for the same arguments.",
-            )
-        if self.true.size <= _SMALL:
-            yield f"  the true {self.name}:"
-            yield textwrap.indent(np.array2string(self.true, precision=6, max_line_width=_WIDTH - 6), "      ")
-
-
-def _wrap(indent: str, text: str) -> str:
-    return textwrap.fill(text, _WIDTH, initial_indent=indent, subsequent_indent=" " * len(indent))
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class GradCheck:
-    """What ``check_grad`` returns: true where every given gradient is right; ``print`` it for the report.
-
-    Attributes
-    ----------
-    dW, dx : ArrayCheck, or None
-        What was found out about each gradient; None for one that was not given.
-    ok : bool
-        Whether every gradient that was given is right; ``bool(check)`` is the same.
-
-    Examples
-    --------
-    >>> import numpy as np, sigmoid_l2 as sl2
-    >>> check = sl2.check_grad(np.zeros((2, 2)), np.ones(2), dW=np.full((2, 2), 0.25))
-    >>> check.ok, check.dx
-    (True, None)
-    >>> print(check)
-    dW: right
-    """
-
-    dW: ArrayCheck | None
-    dx: ArrayCheck | None
-
-    @property
-    def ok(self) -> bool:
-        """Whether every gradient that was given is right."""
-        return all(check.ok for check in (self.dW, self.dx) if check is not None)
-
-    def __bool__(self) -> bool:
-        return self.ok
-
-    def __str__(self) -> str:
-        return "\n".join(str(check) for check in (self.dW, self.dx) if check is not None)
-
-    __repr__ = __str__
+# What can be checked, in the order of the computation.
+_NAMES = ("q", "s", "e", "loss", "dloss_ds", "ds_dq", "dloss_dq", "dW", "dx")
 
 
 def check_grad(
@@ -142,6 +29,13 @@ def check_grad(
     x: Any,
     target: Any = None,
     *,
+    q: Any = None,
+    s: Any = None,
+    e: Any = None,
+    loss: Any = None,
+    dloss_ds: Any = None,
+    ds_dq: Any = None,
+    dloss_dq: Any = None,
     dW: Any = None,
     dx: Any = None,
     rtol: float | None = None,
@@ -160,10 +54,15 @@ def check_grad(
     target : array (..., m), or what broadcasts to it, such as a number; optional
         y, which is 0 by default. Where x is given as columns, also (..., m, 1). The leading shapes of W, x and target
         are the same, or broadcast; the gradient of what several pairs share is the sum over these pairs.
+    q, s, e, dloss_ds, ds_dq, dloss_dq : array (..., m), optional
+        Steps of your own, by the names that ``trace`` prints: q = W x, s = sigmoid(q), e = s - y (only with a target),
+        dloss_ds = 2e, or 2s without a target, ds_dq = s (1 - s), dloss_dq = dloss_ds * ds_dq. As columns (..., m, 1)
+        where x is. The report names the first wrong one; later ones are held to what follows from yours, too.
+    loss : array (...), optional
     dW : array of W's shape, optional
     dx : array of x's shape, optional
-        The gradients to check, at least one of them. A wrong shape is reported and raises nothing.
-        All five are NumPy or CuPy arrays, or array-likes, of floats, integers or bool.
+        What to check, at least one of them all. A wrong shape is reported and raises nothing.
+        All arrays are NumPy or CuPy arrays, or array-likes, of floats, integers or bool.
     rtol : float, optional
         The relative error that still counts as right; by default 1e-5, for float32 3.5e-4, for float16 0.03.
     atol : float
@@ -172,14 +71,15 @@ def check_grad(
     Returns
     -------
     GradCheck
-        True where every given gradient is right. ``print`` it to read what is wrong, and how to correct it.
+        True where all that was given is right. ``print`` it to read what is wrong, and how to correct it.
 
     Raises
     ------
     TypeError
         W, x and target in different places; a dtype that is complex or not numeric.
     ValueError
-        Shapes of W, x and target that do not fit; neither dW nor dx given; rtol or atol negative or not finite.
+        Shapes of W, x and target that do not fit; nothing given to check; e without a target; rtol or atol negative or
+        not finite.
 
     Examples
     --------
@@ -192,57 +92,105 @@ def check_grad(
       - wrong shape (3, 2) instead of (2, 3)...
     """
     problem = validate(W, x, target)
-    if dW is None and dx is None:
-        raise ValueError("nothing to check: give dW=..., dx=... or both")
+    given = dict(q=q, s=s, e=e, loss=loss, dloss_ds=dloss_ds, ds_dq=ds_dq, dloss_dq=dloss_dq, dW=dW, dx=dx)
+    given = {name: a for name, a in given.items() if a is not None}
+    if not given:
+        raise ValueError("nothing to check: give dW=..., dx=..., or steps before them such as s=...")
+    if e is not None and target is None:
+        raise ValueError("e = s - y is a step only where there is a target; without one s stands in its place")
     for name, tolerance in (("rtol", rtol), ("atol", atol)):
         if tolerance is not None and not 0 <= tolerance < math.inf:
             raise ValueError(f"{name} must be at least 0 and finite, not {tolerance}")
     with np.errstate(all="ignore"):
-        return GradCheck(
-            None if dW is None else _check("dW", dW, problem, rtol, atol),
-            None if dx is None else _check("dx", dx, problem, rtol, atol),
-        )
+        checks: list[ArrayCheck] = []
+        before: dict[str, Array] = {}  # steps of the user's own, (*batch, m)
+        for name, a in given.items():
+            array: Array = np.asarray(on_host(name, a))
+            first = next((check.name for check in checks if not check.ok), None)
+            check = _check(name, array, problem, before, first, rtol, atol)
+            checks.append(check)
+            if name in _STEP_NAMES and check.shape == check.expected_shape:
+                before[name] = check.given.reshape(*problem.batch, problem.m)
+        return GradCheck(tuple(checks), trace(W, x, target))
 
 
-def _pairs(name: str, problem: Problem) -> Pairs:
-    """The pairs of the problem, in such an order that those whose terms of the gradient are added are neighbours."""
+_STEP_NAMES = {step.name for step in STEPS}
+
+
+def _inputs(name: str, problem: Problem, before: dict[str, Array]) -> tuple[Inputs, list[int], tuple[int, ...]]:
+    """The pairs of the problem, in such an order that those whose terms of ``name`` are added are neighbours.
+
+    Also the order of the batch's axes, and the sizes of those that are not summed.
+    """
     batch, m, n = problem.batch, problem.m, problem.n
-    summed = broadcast_axes(problem.W, (m, n), batch) if name == "dW" else broadcast_axes(problem.x, (n,), batch)
+    summed: tuple[int, ...] = ()
+    if name in ("dW", "dx"):
+        summed = broadcast_axes(problem.W, (m, n), batch) if name == "dW" else broadcast_axes(problem.x, (n,), batch)
     order = [*(k for k in range(len(batch)) if k not in summed), *summed]
     terms = math.prod(batch[k] for k in summed)
-    cells = math.prod(batch[k] for k in order[: len(batch) - len(summed)])
+    kept = tuple(batch[k] for k in order[: len(batch) - len(summed)])
+    cells = math.prod(kept)
 
     def flat(a: Any, *pair: int) -> Array:
         full = np.broadcast_to(problem.on_host(a), (*batch, *pair)).astype(np.float64)
         return full.transpose(*order, *range(len(batch), full.ndim)).reshape(cells * terms, *pair)
 
-    y = None if problem.target is None else flat(problem.target, m)
-    return Pairs.of(flat(problem.W, m, n), flat(problem.x, n), y, cells, terms)
+    has_target = problem.target is not None
+    y = flat(problem.target, m) if has_target else np.zeros((cells * terms, m))
+    steps = {step: flat(a, m) for step, a in before.items()}
+    return Inputs(flat(problem.W, m, n), flat(problem.x, n), y, has_target, cells, terms, steps), order, kept
 
 
-def _check(name: str, a: Any, problem: Problem, rtol: float | None, atol: float) -> ArrayCheck:
-    pairs, shape = _pairs(name, problem), problem.shapes[name]
-    given: Array = np.asarray(on_host(name, a))
-    dtype = given.dtype if given.dtype.kind == "f" else np.dtype(np.float64)
-    is_bfloat16 = given.dtype.name == "bfloat16"  # for which np.finfo has no numbers
-    given = given.astype(np.float64)
+def _shape(name: str, problem: Problem) -> tuple[int, ...]:
+    return problem.shapes["dq" if name in _STEP_NAMES else name]
+
+
+def _check(
+    name: str, a: Array, problem: Problem, before: dict[str, Array], first: str | None, rtol: float | None, atol: float
+) -> ArrayCheck:
+    shape = _shape(name, problem)
+    dtype = a.dtype if a.dtype.kind == "f" else np.dtype(np.float64)
+    is_bfloat16 = a.dtype.name == "bfloat16"  # for which np.finfo has no numbers
+    given = a.astype(np.float64)
     eps = 2.0**-7 if is_bfloat16 else float(np.finfo(dtype).eps)
     if rtol is None:
         rtol = max(1e-5, eps**0.5)
-    values, allowed = (v.reshape(shape) for v in true_gradient(name, pairs, rtol, dtype))
-    largest = float(np.max(np.abs(values), initial=0, where=np.isfinite(values)))
-    allowed = allowed + atol + 4 * eps * largest
-    ok, wrong, error, index = False, None, None, None
+
+    def truth(steps: dict[str, Array]) -> tuple[Inputs, list[int], tuple[int, ...], Array, Array]:
+        inputs, order, kept = _inputs(name, problem, steps)
+        values, allowed = true_values(name, inputs, rtol, dtype)
+        values, allowed = values.reshape(shape), allowed.reshape(shape)
+        largest = float(np.max(np.abs(values), initial=0, where=np.isfinite(values)))
+        return inputs, order, kept, values, allowed + atol + 4 * eps * largest
+
+    inputs, order, kept, values, allowed = truth({})
+    wrong, index, error, is_wrong = None, None, None, None
     if given.shape == shape:
-        same = np.isclose(given, values, rtol=0, atol=0, equal_nan=True)
-        difference = np.where(same, 0, np.abs(given - values))
-        beyond = np.where(same, 0, np.nan_to_num(difference / allowed, nan=np.inf, posinf=np.inf))
-        wrong = int((beyond > 1).sum())
-        ok = wrong == 0
+        beyond, difference = _beyond(given, values, allowed)
+        is_wrong = beyond > 1
+        wrong = int(is_wrong.sum())
         if given.size:
             index = tuple(int(i) for i in np.unravel_index(np.argmax(beyond), shape))
             relative = difference[index] / np.abs(values[index])
-            error = 0.0 if same[index] else float(np.nan_to_num(relative, nan=np.inf, posinf=np.inf))
+            error = 0.0 if not beyond[index] else float(np.nan_to_num(relative, nan=np.inf, posinf=np.inf))
+    ok = wrong == 0
+    mistakes: tuple[str, ...] = ()
+    known: tuple[str, ...] = ()
+    if not ok:
+        follows = False
+        mine = values
+        if before and first is not None:
+            inputs, order, kept, mine, allowed = truth(before)
+            follows = given.shape == shape and bool(np.all(_beyond(given, mine, allowed)[0] <= 1))
+            is_wrong = None if is_wrong is None else _beyond(given, mine, allowed)[0] > 1
+        if follows:
+            known = (f"it follows from your {first}: nothing else is wrong here",)
+        else:
+            mistakes = name_mistakes(
+                name, _in_order(given, problem, order), mine, is_wrong, inputs, rtol, dtype, lambda cell: _place(cell, kept)
+            )
+        if not follows and not mistakes:
+            known = facts(name, given, mine, allowed, inputs)
     return ArrayCheck(
         name=name,
         ok=ok,
@@ -253,6 +201,30 @@ def _check(name: str, a: Any, problem: Problem, rtol: float | None, atol: float)
         index=index,
         given_value=None if index is None else float(given[index]),
         true_value=None if index is None else float(values[index]),
-        mistakes=() if ok else name_mistakes(name, given, values, pairs, rtol, dtype),
+        mistakes=mistakes,
+        known=known,
+        given=given,
         true=values,
+        column=problem.column and name not in ("loss", "dW"),
     )
+
+
+def _beyond(given: Array, true: Array, allowed: Array) -> tuple[Array, Array]:
+    """The errors as multiples of what is allowed, and the errors."""
+    same = (given == true) | (np.isnan(given) & np.isnan(true))
+    difference = np.where(same, 0, np.abs(given - true))
+    return np.where(same, 0, np.nan_to_num(difference / allowed, nan=np.inf, posinf=np.inf)), difference
+
+
+def _in_order(given: Array, problem: Problem, order: list[int]) -> Array:
+    """``given``, with the axes of its batch in the order of the pairs, where it has all of them."""
+    batch = problem.batch
+    if given.ndim < len(batch) or given.shape[: len(batch)] != batch or order == sorted(order):
+        return given
+    return given.transpose(*order, *range(len(batch), given.ndim))
+
+
+def _place(cell: int, sizes: tuple[int, ...]) -> str:
+    """The index of a sum among those of its batch."""
+    index = tuple(int(k) for k in np.unravel_index(cell, sizes))
+    return str(index[0] if len(index) == 1 else index)

@@ -1,0 +1,101 @@
+"""What is known of a wrong array that no known mistake explains."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sigmoid_l2.explain.program import Inputs, run
+from sigmoid_l2.explain.recipes import STEPS
+
+Array = npt.NDArray[Any]
+
+_MOST_NAMED = 5  # rows that a sentence names
+
+
+def facts(name: str, given: Array, true: Array, allowed: Array, inputs: Inputs) -> tuple[str, ...]:
+    """Sentences about ``given``, each sure to be true; arrays of the same shape, ``allowed`` the largest right error."""
+    if given.shape != true.shape or true.size < 2 or not np.isfinite(given).all():
+        return ()
+    right = np.abs(given - true) <= allowed
+    if right.any():
+        return _some_right(name, right, given, true, allowed, inputs)
+    if np.all(np.abs(np.abs(given) - np.abs(true)) <= allowed):
+        return ("the values are right but for their signs",)
+    return _order(name, given, true, allowed, inputs)
+
+
+def _some_right(name: str, right: Array, given: Array, true: Array, allowed: Array, inputs: Inputs) -> tuple[str, ...]:
+    """Which rows, columns or elements are wrong, where others are right."""
+    if inputs.cells > 1:
+        pairs = ~right.reshape(inputs.cells, -1).all(axis=1)
+        return (f"{int(pairs.sum())} of {inputs.cells} pairs are wrong, the others right",) if not pairs.all() else ()
+    if name != "dW":
+        letter = {"dx": "j"}.get(name, "i")
+        return (f"only the values {_list(letter, ~right.ravel())} are wrong, the others right",)
+    matrix = right.reshape(right.shape[-2:])
+    rows, columns = ~matrix.all(axis=1), ~matrix.all(axis=0)
+    if rows.sum() < len(rows) and rows.sum() <= columns.sum():
+        return (f"only the rows {_list('i', rows)} are wrong, the others right: look at how {'these' if rows.sum() > 1 else 'this'} g_i is made",)
+    if columns.sum() < len(columns):
+        return (f"only the columns {_list('j', columns)} are wrong, the others right: look at the x_j that {'are' if columns.sum() > 1 else 'is'} used there",)
+    return (f"{int((~right).sum())} of {right.size} values are wrong, in all rows and columns",)
+
+
+def _list(letter: str, which: Array) -> str:
+    places = np.flatnonzero(which)
+    more = f" and {len(places) - _MOST_NAMED} more" if len(places) > _MOST_NAMED else ""
+    return f"{letter} = {', '.join(map(str, places[:_MOST_NAMED].tolist()))}{more}"
+
+
+def _order(name: str, given: Array, true: Array, allowed: Array, inputs: Inputs) -> tuple[str, ...]:
+    """Whether the right values stand in another order, or dW is an outer product of one right vector."""
+    if inputs.cells > 1:
+        return ()
+    limit = float(allowed.max())
+    flat = np.argsort(given, axis=None), np.argsort(true, axis=None)
+    if np.all(np.abs(given.ravel()[flat[0]] - true.ravel()[flat[1]]) <= limit) and limit < float(np.ptp(true)):
+        if name == "dW":
+            a, b = given.reshape(given.shape[-2:]), true.reshape(true.shape[-2:])
+            for axis, letter, word in ((0, "i", "row"), (1, "j", "column")):
+                order = _permutation(a, b, limit, axis)
+                if order is not None:
+                    return (f"the {word}s are right, in another order: {word} {letter} = 0, 1, ... of yours is the true {word} {_short(order)}",)
+        return ("the values are right, in another order: a reshape or an index is mixed up",)
+    if name == "dW" and min(given.shape[-2:]) > 1 and given.ndim == 2 and inputs.terms == 1:
+        return _outer(given, inputs)
+    return ()
+
+
+def _short(order: Array) -> str:
+    return ", ".join(map(str, order[:_MOST_NAMED].tolist())) + (", ..." if len(order) > _MOST_NAMED else "")
+
+
+def _permutation(given: Array, true: Array, limit: float, axis: int) -> Array | None:
+    """The row (or column) of ``true`` that each one of ``given`` is; None where they are no others' order."""
+    a, b = (given, true) if axis == 0 else (given.T, true.T)
+    if len(a) > 1000:
+        return None
+    order = np.array([int(np.argmin(np.abs(b - row).max(axis=1))) for row in a])
+    return order if len(set(order.tolist())) == len(order) and np.all(np.abs(b[order] - a) <= limit) else None
+
+
+def _outer(given: Array, inputs: Inputs) -> tuple[str, ...]:
+    """Whether dW is an outer product with x, or with g."""
+    values = run(STEPS, {}, inputs)
+    g, x = values.dloss_dq[0], inputs.x[0]
+    for word, other, vector, a in (("x", "g", x, given), ("g", "x", g, given.T)):
+        own = a @ vector / float(vector @ vector or 1.0)
+        if np.all(np.abs(np.outer(own, vector) - a) <= 1e-6 * np.abs(a).max()):
+            where = "before the product, in g" if word == "x" else "in what stands in the place of x"
+            outer = "u xᵀ" if word == "x" else "g uᵀ"
+            right = g if word == "x" else x
+            shown = ""
+            if len(own) <= 8:
+                shown = f"; u = {_vector(own)}, where {other} = {_vector(right)}"
+            return (f"dW is an outer product {outer} with the right {word}, so the mistake is {where}{shown}",)
+    return ()
+
+
+def _vector(a: Array) -> str:
+    return f"[{', '.join(f'{v:.4g}' for v in a)}]"

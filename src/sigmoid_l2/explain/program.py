@@ -1,0 +1,133 @@
+"""A program for the gradients as people write it, step by step: each step taken in a right way or in a wrong one.
+
+``run`` computes what such a program computes, in float64, and ``errors`` bounds what rounding does to it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Values = SimpleNamespace  # the inputs and all steps that are computed so far, each (B, m) but W (B, m, n), x (B, n)
+
+
+class Way(NamedTuple):
+    """One way to take a step: what was done, in the words of the formula, and the step's value.
+
+    {e} in a text is the error: e where there is a target, else s.
+    """
+
+    done: str  # empty for the right way
+    of: Callable[[Values], Any]
+    why: str = ""  # why it is wrong, where that is not what the step says
+    cost: int = 2  # what the search counts for it: 2 for what people do often, 3 for the rest
+    plain: str = ""  # what was done, where there is no target, if that is better said in another way
+
+
+class Step(NamedTuple):
+    """A step of the computation, and the ways in which people take it; the first is right."""
+
+    name: str
+    inputs: tuple[str, ...]  # the steps that it is computed from
+    why: str  # the rule that a wrong way breaks
+    line: str  # the right line of NumPy
+    ways: tuple[Way, ...]
+
+
+class Inputs(NamedTuple):
+    """Pairs in float64: ``cells`` sums, each of ``terms`` neighbouring pairs that share an input.
+
+    ``given`` has the steps that the user's own program computed, which stand in the place of the computed ones.
+    """
+
+    W: Array  # (B, m, n)
+    x: Array  # (B, n)
+    y: Array  # (B, m)     0 without a target
+    target: bool
+    cells: int
+    terms: int
+    given: Mapping[str, Array] = {}  # each (B, m)
+
+    def take(self, pairs: Any, cells: int, terms: int) -> "Inputs":
+        """The pairs of an index, as so many cells and terms."""
+        given = {name: a[pairs] for name, a in self.given.items()}
+        return Inputs(self.W[pairs], self.x[pairs], self.y[pairs], self.target, cells, terms, given)
+
+    def first(self, cells: int) -> "Inputs":
+        cells = min(cells, self.cells)
+        return self.take(slice(0, cells * self.terms), cells, self.terms)
+
+    def summed(self, a: Array) -> Array:
+        """The sum of ``a`` (B, ...) over the pairs of each cell: (cells, ...)."""
+        return a if self.terms == 1 else a.reshape(self.cells, self.terms, *a.shape[1:]).sum(axis=1)
+
+
+Ways = Mapping[str, Way]
+
+
+def start(inputs: Inputs) -> Values:
+    """The values before the first step."""
+    # What the error of q, a sum of n terms, is relative to.
+    q_size = np.einsum("bij,bj->bi", np.abs(inputs.W), np.abs(inputs.x))
+    size = dict(m=inputs.W.shape[1], n=inputs.W.shape[2], cells=inputs.cells, terms=inputs.terms)
+    return Values(W=inputs.W, x=inputs.x, y=inputs.y, target=inputs.target, q_size=q_size, **size)
+
+
+def take(step: Step, way: Way, values: Values, inputs: Inputs) -> Values:
+    """The values after one more step; ValueError where its shapes do not broadcast, as in the user's program."""
+    values = Values(**values.__dict__)
+    result = inputs.given[step.name] if step.name in inputs.given else way.of(values)
+    if step.name == "s":  # 1 - s comes with it, where it can be had without a subtraction
+        values.s, values.c = result if isinstance(result, tuple) else (result, 1 - result)
+        return values
+    values.__dict__[step.name] = result if result.shape == inputs.y.shape else np.broadcast_to(result, inputs.y.shape)
+    return values
+
+
+def run(steps: Sequence[Step], ways: Ways, inputs: Inputs) -> Values:
+    """The values of all ``steps``, each taken in its way of ``ways``, or in the right one."""
+    values = start(inputs)
+    for step in steps:
+        values = take(step, ways.get(step.name, step.ways[0]), values, inputs)
+    return values
+
+
+class Precision(NamedTuple):
+    """How a program rounds: its mistakes, if that is one, and the error of a step's value."""
+
+    mistakes: tuple[str, ...]
+    error: Callable[[str, Values, float], Array]  # of the step by that name; the float is eps of the dtype
+    last: Callable[[Array], Array]  # the error of the result, from its values
+    complement: bool  # whether 1 - s has an error of its own; else it moves with s
+    cost: int = 0
+    coarse: float = 0.0  # the error of values of the size 1, about
+
+
+def errors(steps: Sequence[Step], ways: Ways, inputs: Inputs, precision: Precision, eps: float) -> Values:
+    """The largest error of each step: its own, and what the errors of the steps before it cause, to first order."""
+    values = run(steps, ways, inputs)
+    names = ["q", "s", *["c"] * precision.complement, *(step.name for step in steps if step.name not in ("q", "s"))]
+    names = [name for name in names if hasattr(values, name)]
+    total = {name: np.zeros_like(inputs.y) for name in [*names, "c"]}
+    for name in names:
+        error = precision.error(name, values, eps)
+        total[name] = total[name] + error
+        here = getattr(values, name)
+        # Large enough a step that the difference is not rounding of our own, small enough to be first order.
+        difference = np.maximum(error, 1e-6 * np.abs(here) + 1e-300)
+        moved = Values(**values.__dict__)
+        moved.__dict__[name] = here + difference
+        if name == "s" and not precision.complement:
+            moved.c = values.c - difference
+        place = max(k for k, step in enumerate(steps) if step.name == ("s" if name == "c" else name))
+        for step in steps[place + 1 :]:
+            if step.name in inputs.given:
+                continue
+            moved = take(step, ways.get(step.name, step.ways[0]), moved, inputs)
+            for changed in (step.name, *["c"] * (step.name == "s")):
+                change = np.abs(getattr(moved, changed) - getattr(values, changed))
+                total[changed] = total[changed] + np.nan_to_num(change * (error / difference))
+    return Values(**total)
