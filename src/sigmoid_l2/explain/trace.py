@@ -19,7 +19,7 @@ _WIDTH = 80  # columns of the printed trace
 
 # Each step: name, axes, formula, and what the formula means for one element. A string alone is a heading. {e} is the
 # error: e where there is a target, else s. Steps whose array a trace does not have are left out.
-_STEPS: tuple[str | tuple[str, str, str, str], ...] = (
+STEPS: tuple[str | tuple[str, str, str, str], ...] = (
     "Given",
     ("W", "mn", "", ""),
     ("x", "n", "", ""),
@@ -99,10 +99,15 @@ class Trace:
 
     __repr__ = __str__  # what the REPL shows
 
+    def _repr_html_(self) -> str:
+        from sigmoid_l2.explain import html  # which needs this module
+
+        return html.fragment(self)
+
     def _lines(self) -> Iterator[str]:
         e, minus_y = ("s", "") if self.e is None else ("e", " - y")
         yield from _titled(f"f(W, x) = ||sigmoid(W x){minus_y}||²", str(self.loss.dtype))
-        for step in _STEPS:
+        for step in STEPS:
             if isinstance(step, str):
                 yield from ("", step, "-" * len(step))
                 continue
