@@ -88,7 +88,7 @@ SEEDS = {  # of the fuzzer: what is said of each
     "objects-hidden.npy": NPY + "it holds Python objects, which are never loaded",
     "objects.npy": NPY + "it holds Python objects, which are never loaded",
     "objects.npz": MEMBER + "it holds Python objects, which are never loaded",
-    "pickle": r"not an .npz, .npy or .json file, but a file without a suffix that begins with b'\x80",
+    "pickle": r"not an .npz, .npy or .json file nor lines of numbers; it begins with b'\x80",
     "ragged.json": "W is not a rectangular array: ",
     "shape-negative.npy": NPY + "its shape (-1, 2, 3) has a negative length",
     "shape-of-10-12.npy": NPY + "with shape (1000000000000, 2, 3) and dtype float64 it needs 48000000000082 bytes",

@@ -18,7 +18,7 @@ import numpy as np
 
 from sigmoid_l2.api import value_and_grad
 from sigmoid_l2.cli.files import read_array, read_arrays
-from sigmoid_l2.cli.source import InputError, has_input, is_same_file, name_of
+from sigmoid_l2.cli.source import EmptyInputError, InputError, has_input, is_same_file, name_of
 from sigmoid_l2.cli.writing import check_output, write_npz, write_text
 from sigmoid_l2.dispatch import show_config
 from sigmoid_l2.explain import example
@@ -62,7 +62,7 @@ def trace(args: argparse.Namespace) -> Printed:
         _check_output(args.html, "--html", [*files, args.target])
     arrays: dict[str, Any]
     if files:
-        arrays = _read_for_trace(files, "" if args.files else "; for the example: sigmoid-l2 trace </dev/null")
+        arrays = _read_for_trace(files)
     else:  # the example's gradients were written for no target
         names = ("W", "x", "dW", "dx") if args.target is None else ("W", "x")
         arrays = {name: getattr(example, name) for name in names}
@@ -85,11 +85,12 @@ def trace(args: argparse.Namespace) -> Printed:
 _THE_EXAMPLE = "The built-in example. For your own numbers see sigmoid-l2 trace --help"
 
 
-def _read_for_trace(files: Sequence[str], advice: str) -> dict[str, Any]:
+def _read_for_trace(files: Sequence[str]) -> dict[str, Any]:
     try:
         return read_arrays(files, optional=("target", *STEPS))
     except InputError as error:
-        raise InputError(f"{error}{advice}; to make a file: {MAKE_A_FILE}") from error
+        example = "; for the example: sigmoid-l2 trace </dev/null" * isinstance(error, EmptyInputError)
+        raise InputError(f"{error}{example}; to make a file: {MAKE_A_FILE}") from error
 
 
 def _heading(file: str | None, names: list[str]) -> str:
@@ -97,10 +98,14 @@ def _heading(file: str | None, names: list[str]) -> str:
     whose = "The example's" if file is None else "Your"
     *others, last = names
     title = f"{whose} {', '.join(others)}{' and ' * bool(others)}{last}, checked"
-    text = f"{file} has {'it' if len(names) == 1 else 'them'} beside W and x."
     if file is None:
-        text = "Somebody wrote a program for the W and x above, and these are what it printed: both are wrong."
-    text += f" {'It' if len(names) == 1 else 'Each'} is compared with the right value, which is shown above."
+        text = (
+            "Somebody wrote a program for the W and x above, and these are the dW and dx that it printed. Below is "
+            "what its author is told."
+        )
+    else:
+        it, each = ("it", "It") if len(names) == 1 else ("them", "Each")
+        text = f"{file} has {it} beside W and x. {each} is compared with the right value, which is shown above."
     return f"{title}\n{'-' * len(title)}\n{textwrap.fill(text, _WIDTH)}"
 
 

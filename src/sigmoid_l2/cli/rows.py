@@ -48,10 +48,10 @@ class _Lines:
     def __iter__(self) -> Iterator[str]:
         for number, line in enumerate(self.text, 1):
             self.number, self.line = number, line.partition("#")[0].strip()
-            if not self.line:
-                continue
-            # A last separator ends a line: programs write one after each number.
+            # Separators may end a line: programs write one after each number, and Excel fills empty lines with them.
             row = self.line.rstrip(",; \t").replace("\N{MINUS SIGN}", "-")
+            if not row:
+                continue
             if ";" not in row:  # where it is, a comma is that of 0,5, which is refused
                 row = row.replace(",", ";") if "," in row else re.sub(r"\s+", ";", row)
             columns = row.count(";") + 1
@@ -68,6 +68,6 @@ class _Lines:
     def not_numbers(self) -> InputError:
         """What to say of the last line."""
         message = f"{self.name}: line {self.number} is not a row of numbers: {short(self.line, 60)!r}"
-        if "," in self.line and not set(self.line) - set("+-0123456789eE,; \t"):
+        if re.search(r"\d,\d", self.line) and not set(self.line) - set("+-0123456789eE,; \t"):
             message += "; write 0.5, not 0,5"
         return InputError(message)

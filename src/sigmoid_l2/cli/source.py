@@ -37,6 +37,10 @@ class InputError(Exception):
     """The input is not what it must be. The message is one line: which file, and what is wrong with it."""
 
 
+class EmptyInputError(InputError):
+    """Standard input ends before its first byte."""
+
+
 @dataclass(frozen=True)
 class Source:
     """A regular file, or what standard input or a pipe has given.
@@ -148,7 +152,9 @@ def encoding_of(start: bytes) -> str:
 def _kind(name: str, start: bytes) -> Kind:
     """The format of what begins with ``start``; InputError for none."""
     if not start:
-        raise InputError(f"{name} is empty" if name == STANDARD_INPUT else f"{name}: the file is empty")
+        raise (
+            EmptyInputError(f"{name} is empty") if name == STANDARD_INPUT else InputError(f"{name}: the file is empty")
+        )
     if start.startswith((b"PK\x03\x04", b"PK\x05\x06")):  # a zip archive; the second has no members
         return "npz"
     if start.startswith(np.lib.format.MAGIC_PREFIX):

@@ -1,7 +1,8 @@
 """A fuzz target: bytes as a file, which must be refused in one line or read as NumPy reads it.
 
-They are read as a whole file (.npy, .npz, .json, text), and as the member W of an archive, because a mutation of an archive
-hardly ever has the right checksum. No pickle is ever loaded. Memory: see ../test_fuzz.py and libFuzzer's -rss_limit_mb.
+They are read as a whole file (.npy, .npz, .json, text), and as the member W of an archive, because a mutation of an
+archive hardly ever has the right checksum. No pickle is ever loaded. Memory: see ../test_fuzz.py and libFuzzer's
+-rss_limit_mb.
 """
 
 import contextlib
