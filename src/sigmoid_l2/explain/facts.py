@@ -11,6 +11,7 @@ from sigmoid_l2.explain.recipes import STEPS
 Array = npt.NDArray[Any]
 
 _MOST_NAMED = 5  # rows that a sentence names
+_CLOSE = 0.01  # the relative error below which digits are lost, and no more
 
 
 def facts(name: str, given: Array, true: Array, allowed: Array, inputs: Inputs) -> tuple[str, ...]:
@@ -18,34 +19,46 @@ def facts(name: str, given: Array, true: Array, allowed: Array, inputs: Inputs) 
     if given.shape != true.shape or true.size < 2 or not np.isfinite(given).all():
         return ()
     right = np.abs(given - true) <= allowed
-    if right.any():
-        return _some_right(name, right, given, true, allowed, inputs)
-    if np.all(np.abs(np.abs(given) - np.abs(true)) <= allowed):
-        return ("the values are right but for their signs",)
-    return _order(name, given, true, allowed, inputs)
+    found = _order(name, given, true, allowed, inputs)
+    if not found and right.any():
+        found = _some_right(name, right, given, true, allowed, inputs)
+    if not found and np.all(np.abs(np.abs(given) - np.abs(true)) <= allowed):
+        found = ("the values are right but for their signs",)
+    if not found and np.all(np.abs(given - true) <= _CLOSE * np.abs(true)):
+        most = float(np.max(np.abs(given - true) / np.abs(true)))
+        found = (f"all values are within {most:.1g} of the right ones: digits are lost; look for float16, numbers that were printed, and differences",)
+    if not found and name == "dW" and min(given.shape[-2:]) > 1 and given.ndim == 2 and inputs.terms == 1:
+        found = _outer(given, inputs)
+    return found
 
 
 def _some_right(name: str, right: Array, given: Array, true: Array, allowed: Array, inputs: Inputs) -> tuple[str, ...]:
-    """Which rows, columns or elements are wrong, where others are right."""
+    """Which pairs, rows, columns or elements are wrong, where others are right."""
+    size = np.abs(given)
+    clipped = ~right & (np.sign(given) == np.sign(true)) & (size == size.max()) & (np.abs(true) > size)
+    if (~right).sum() > 1 and np.all(clipped == ~right):
+        return (f"the values beyond -{size.max():.5g} and {size.max():.5g} are clipped to that, and the others right: give the gradient before it is clipped",)
     if inputs.cells > 1:
         pairs = ~right.reshape(inputs.cells, -1).all(axis=1)
         return (f"{int(pairs.sum())} of {inputs.cells} pairs are wrong, the others right",) if not pairs.all() else ()
     if name != "dW":
-        letter = {"dx": "j"}.get(name, "i")
-        return (f"only the values {_list(letter, ~right.ravel())} are wrong, the others right",)
+        return (f"only {_list('value', {'dx': 'j'}.get(name, 'i'), ~right.ravel())}; the others are right",)
     matrix = right.reshape(right.shape[-2:])
     rows, columns = ~matrix.all(axis=1), ~matrix.all(axis=0)
+    if (~matrix).sum() == 1:
+        return (f"only the value i = {np.flatnonzero(rows)[0]}, j = {np.flatnonzero(columns)[0]} is wrong; the others are right",)
     if rows.sum() < len(rows) and rows.sum() <= columns.sum():
-        return (f"only the rows {_list('i', rows)} are wrong, the others right: look at how {'these' if rows.sum() > 1 else 'this'} g_i is made",)
+        return (f"only {_list('row', 'i', rows)}; the others are right: look at how g_i is made there",)
     if columns.sum() < len(columns):
-        return (f"only the columns {_list('j', columns)} are wrong, the others right: look at the x_j that {'are' if columns.sum() > 1 else 'is'} used there",)
+        return (f"only {_list('column', 'j', columns)}; the others are right: look at the x_j that is used there",)
     return (f"{int((~right).sum())} of {right.size} values are wrong, in all rows and columns",)
 
 
-def _list(letter: str, which: Array) -> str:
+def _list(word: str, letter: str, which: Array) -> str:
     places = np.flatnonzero(which)
     more = f" and {len(places) - _MOST_NAMED} more" if len(places) > _MOST_NAMED else ""
-    return f"{letter} = {', '.join(map(str, places[:_MOST_NAMED].tolist()))}{more}"
+    many = len(places) > 1
+    return f"the {word}{'s' * many} {letter} = {', '.join(map(str, places[:_MOST_NAMED].tolist()))}{more} {'are' if many else 'is'} wrong"
 
 
 def _order(name: str, given: Array, true: Array, allowed: Array, inputs: Inputs) -> tuple[str, ...]:
@@ -62,8 +75,6 @@ def _order(name: str, given: Array, true: Array, allowed: Array, inputs: Inputs)
                 if order is not None:
                     return (f"the {word}s are right, in another order: {word} {letter} = 0, 1, ... of yours is the true {word} {_short(order)}",)
         return ("the values are right, in another order: a reshape or an index is mixed up",)
-    if name == "dW" and min(given.shape[-2:]) > 1 and given.ndim == 2 and inputs.terms == 1:
-        return _outer(given, inputs)
     return ()
 
 

@@ -16,7 +16,10 @@ DType = np.dtype[Any]
 # The most groups of pairs, each with the same mistakes, that are told of a batch.
 _MOST_GROUPS = 3
 
-_ZERO = "every value is 0: not computed, or rounded away"
+_ZERO = (
+    "every value is 0: not computed, rounded away, in an array of integers, or s(1 - s) is 0 because s is rounded to 0 or 1 or "
+    "the brackets are lost; write ds_dq = s * (1 - s)"
+)
 
 
 def name_mistakes(
@@ -47,9 +50,11 @@ def name_mistakes(
             return found or (_ZERO,)
         return _by_pair(name, given, true, wrong, inputs, rtol, dtype, place)
     shape = f"wrong shape {given.shape} instead of {true.shape}: "
+    rule = _of_shape(name, given.shape, true.shape, inputs)
     if found == ():
-        return (f"{shape}the values are right; give them the right shape with .reshape{true.shape}",)
-    return (f"{shape}{_of_shape(name, given.shape, true.shape, inputs)}", *(found or ()))
+        row = "; x was given as a row" * (name == "dx" and true.shape[-2:-1] == (1,) and given.shape[-1:] == (1,))
+        return (f"{shape}the values are right{row}; give them the right shape with .reshape{true.shape}",)
+    return (f"{shape}{rule}", *(found or ()))
 
 
 def _of_shape(name: str, shape: tuple[int, ...], expected: tuple[int, ...], inputs: Inputs) -> str:

@@ -65,7 +65,7 @@ def _significant(digits: int) -> Precision:
         return own_error(name, values, eps) + unit * np.abs(getattr(values, name)) * (not is_exact)
 
     text = f"rounded to {digits} significant digit{'s' * (digits > 1)}, as by %.{digits - 1}e: {_KEEP}"
-    return Precision((text,), error, lambda a: unit * np.abs(a), complement=False, cost=_COST)
+    return Precision((text,), error, lambda a: unit * np.abs(a), complement=False, cost=_COST + 1)
 
 
 def _float16() -> Precision:
@@ -102,7 +102,7 @@ def wrong_precisions(
         return
     if digits := _digits(given, true, 4 * eps, _decimal):
         yield _decimals(digits)
-    elif digits := _digits(given, true, 4 * eps, _leading):
+    if digits := _digits(given, true, 4 * eps, _leading):
         yield _significant(digits)
     if dtype.itemsize > 2 and np.all(given == given.astype(np.float16)) and not np.all(given == np.trunc(given)):
         yield _float16()
@@ -118,9 +118,7 @@ def _decimal(a: Array, digits: int) -> Array:
 
 
 def _leading(a: Array, digits: int) -> Array:
-    power = np.floor(np.log10(np.abs(a), where=a != 0, out=np.zeros_like(a)))
-    unit = 10.0 ** (power - digits + 1)
-    return np.asarray(np.round(a / unit) * unit)
+    return np.array([float(f"{value:.{digits - 1}e}") for value in a.tolist()])
 
 
 def _digits(given: Array, true: Array, tolerance: float, rounded: Any) -> int:
@@ -137,7 +135,7 @@ def _step_of_differences(given: Array, ulp: float) -> float:
     a = given[np.isfinite(given)]
     if a.size < 3:
         return 0.0
-    for k in range(5, 17):
+    for k in range(16, 4, -1):  # multiples of the step fit, too, so the smallest comes first
         for h in (10.0**-k, 2 * 10.0**-k):
             whole = a * h / ulp
             most = np.abs(whole).max()

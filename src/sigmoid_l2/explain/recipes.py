@@ -90,7 +90,7 @@ _E = Step(
     (
         Way("", lambda v: residual(v.s, v.c, v.y)),
         Way("y is left out, as in the gradient of ||s||²", lambda v: _only(v.target, v.s), "df/ds = 2e with the error e = s - y, not 2s"),
-        Way("the error is taken of q, before the sigmoid", lambda v: _only(v.target, v.q - v.y)),
+        Way("the error is taken of q, before the sigmoid", lambda v: _only(v.target, v.q - v.y), cost=_RARE),
         Way("y is added, e = s + y", lambda v: _only(v.target, v.s + v.y), cost=_RARE),
         Way("the error is |s - y|, without its sign", lambda v: _only(v.target, np.abs(v.s - v.y))),
         Way("y is turned round, 1 - y", lambda v: _only(v.target, v.s - (1 - v.y))),
@@ -113,7 +113,7 @@ _DS = Step(
         Way("", lambda v: 2 * v.e),
         Way("df/ds = 2{e} is applied twice", lambda v: (2 * v.e) ** 2, "the chain has each factor once, g = df/ds · ds/dq = 2{e} · s(1 - s)"),
         Way("df/ds = 2{e} is left out", lambda v: np.ones_like(v.e), "the chain has each factor once, g = df/ds · ds/dq = 2{e} · s(1 - s)"),
-        Way("the error e is left out, the derivative is taken of s only", lambda v: np.full_like(v.e, 2), "df/ds = 2e with e = s - y", plain="one s is missing, g is 2s(1 - s)"),
+        Way("the error e is left out, the derivative is taken of s only", lambda v: np.full_like(_only(v.target, v.e), 2), "df/ds = 2e with e = s - y"),
         Way("3{e}² stands in the place of 2{e}, the derivative of a cube", lambda v: 3 * v.e**2, cost=_RARE),
         Way("the mean of the {e}_i stands in the place of {e}_i", lambda v: np.broadcast_to(2 * v.e.mean(axis=1, keepdims=True), v.e.shape), "f has one term for each i, and s_i is in one of them"),
         Way("the loss stands in the place of df/ds", lambda v: np.broadcast_to((v.e**2).sum(axis=1, keepdims=True), v.e.shape)),
@@ -135,7 +135,7 @@ _DQ = Step(
         Way("", lambda v: v.s * v.c),
         Way("ds/dq = s(1 - s) is left out", lambda v: np.ones_like(v.s), "the chain has each factor once, g = df/ds · ds/dq = 2{e} · s(1 - s)", cost=_RARE),
         Way("(1 - s) is missing", lambda v: v.s),
-        Way("s is missing in s(1 - s)", lambda v: v.c, plain="one s is missing, g is 2s(1 - s)"),
+        Way("s is missing in s(1 - s)", lambda v: v.c, plain="one s is missing, g is 2s(1 - s) instead of 2s · s(1 - s)"),
         Way("ds/dq is s², without 1 - s", lambda v: v.s**2, cost=_RARE),
         Way("ds/dq is s(1 + s)", lambda v: v.s * (1 + v.s)),
         Way("ds/dq is 1 + s", lambda v: 1 + v.s, cost=_RARE),
@@ -157,7 +157,8 @@ _DQ = Step(
         Way("ds/dq is applied twice", lambda v: (v.s * v.c) ** 2, "the chain has each factor once, g = df/ds · ds/dq = 2{e} · s(1 - s)"),
         Way("ds/dq is {e}(1 - {e})", lambda v: _only(v.target, v.e * (1 - v.e))),
         Way("ds/dq is y(1 - y)", lambda v: _only(v.target, v.y * (1 - v.y))),
-        Way("ds/dq is 1 where q > 0, and 0 elsewhere, the derivative of the ReLU", lambda v: np.where(v.q > 0, 1.0, 0.0), cost=_RARE),
+        Way("ds/dq is that of sigmoid(q), and s is something else", lambda v: np.multiply(*sigmoid_and_complement(v.q)), cost=_RARE),
+        Way("ds/dq is 1 where q > 0, and 0 elsewhere, the derivative of the ReLU", lambda v: np.where(v.q > 0, 1.0, 0.0), cost=5),
     ),
 )
 
@@ -169,6 +170,9 @@ _G = Step(
     (
         Way("", lambda v: v.dloss_ds * v.ds_dq),
         Way("g is e alone, as for the cross-entropy: the 2 and ds/dq = s(1 - s) are left out", lambda v: v.e, "the chain has each factor once, g = df/ds · ds/dq = 2{e} · s(1 - s)", cost=_RARE, plain="g is s alone: the 2 and ds/dq = s(1 - s) are left out"),
+        Way("s stands in the place of g", lambda v: _only(v.target, v.s), "the chain has each factor once, g = df/ds · ds/dq = 2{e} · s(1 - s)", cost=_RARE),
+        Way("df/ds is multiplied by the sum of ds/dq over i, as where shapes (m, 1) and (m,) grow to (m, m)", lambda v: v.dloss_ds * v.ds_dq.sum(axis=1, keepdims=True), "both have one value for each i, and the same shape", cost=_RARE),
+        Way("the Jacobian of the softmax stands in the place of ds/dq", lambda v: v.s * (v.dloss_ds - (v.s * v.dloss_ds).sum(axis=1, keepdims=True)), "s_i depends on q_i alone, so ds/dq = s(1 - s), element by element"),
         Way("df/ds and ds/dq are added", lambda v: v.dloss_ds + v.ds_dq),
         Way("df/ds and ds/dq are multiplied as a dot product, which sums over i", lambda v: np.broadcast_to((v.dloss_ds * v.ds_dq).sum(axis=1, keepdims=True), v.s.shape), "g has one value for each i; np.dot and @ sum, * does not"),
     ),
@@ -198,6 +202,18 @@ def operand(name: str, v: Values) -> Array:
             return np.concatenate([v.x, np.ones((len(v.x), 1))], axis=1)
         case "1x":
             return np.concatenate([np.ones((len(v.x), 1)), v.x], axis=1)
+        case "W1":  # W with a column of 1 behind it
+            return np.concatenate([v.W, np.ones((*v.W.shape[:2], 1))], axis=2)
+        case "1W":
+            return np.concatenate([np.ones((*v.W.shape[:2], 1)), v.W], axis=2)
+        case "x(1-x)":
+            return v.x * (1 - v.x)
+        case "reshaped_W":
+            return _only(v.m != v.n, v.W).reshape(-1, v.n, v.m)
+        case "sum_g":  # over the pairs of a cell
+            g = v.dloss_dq
+            cells = g.reshape(*g.shape[:-2], v.cells, _only(v.terms > 1, v.terms), v.m)
+            return np.broadcast_to(cells.sum(axis=-2, keepdims=True), cells.shape).reshape(g.shape)
         case "1m":
             return np.ones_like(v.y)
         case "1n":
@@ -212,6 +228,10 @@ def operand(name: str, v: Values) -> Array:
             return np.linalg.pinv(_only(v.m * v.n <= 100 * 100, v.W))
         case "last_W":
             return v.W[:, -1]
+        case "first_W":
+            return v.W[:, 0]
+        case "first_g":
+            return v.dloss_dq[..., :1]
         case "last_g":
             return v.dloss_dq[..., -1:]
         case "all_g":
@@ -251,6 +271,7 @@ PRODUCTS: dict[str, tuple[Product, ...]] = {
         Product("dW_ij = g_i x_i: the elementwise product of g and x in every column", "ij = g_i x_i 1n_j", cost=_RARE),
         Product("g is summed over i, dW_j is the sum of the g_i times x_j", "j = g_i x_j"),
         Product("g is summed over i, dW_ij = (sum of g) x_j", "kj = g_i x_j 1m_k", cost=_RARE),
+        Product("g and x are summed over the pairs before their product", "ij = sum_g_i x_j", "dW is the sum of the products: dloss_dq.T @ x for one W and many x", cost=_RARE),
         Product("dW has a column for a bias, which W has not, behind the others", "ij = g_i x1_j", "a gradient has exactly the shape of its input"),
         Product("dW has a column for a bias, which W has not, before the others", "ij = g_i 1x_j", "a gradient has exactly the shape of its input"),
         Product("dW is the Jacobian of all terms of f, not its sum", "ikj = I_ik g_i x_j"),
@@ -269,6 +290,11 @@ PRODUCTS: dict[str, tuple[Product, ...]] = {
         Product("column sums of W times the sum of g", "j = W_ij all_g_k"),
         Product("g is summed over i first, dx_j = W_jk times the sum of g", "i = W_ij all_g_k", cost=_RARE),
         Product("only the last row of W counts: = stands where += is needed, or the loop ends too early", "j = last_W_j last_g_k"),
+        Product("only the first row of W counts: = stands where += is needed, or the loop ends too early", "j = first_W_j first_g_k"),
+        Product("x(1 - x) is a factor too, as if x came out of a sigmoid", "j = W_ij g_i x(1-x)_j"),
+        Product("dx has a value for a bias, which x has not, behind the others", "j = W1_ij g_i", "a gradient has exactly the shape of its input"),
+        Product("dx has a value for a bias, which x has not, before the others", "j = 1W_ij g_i", "a gradient has exactly the shape of its input"),
+        Product("W is reshaped to (n, m), which does not transpose it", "j = reshaped_W_ji g_i"),
         Product("dx is a dot product, one number", " = W_ij g_i"),
         Product("dW stands in the place of W, dx_j is the sum over i of dW_ij g_i", "j = g_i x_j g_i"),
         Product("dx is the sum over i of dW_ij", "j = g_i x_j"),
@@ -307,6 +333,7 @@ class Constant(NamedTuple):
     why: str
     right: str
     cost: int = 2
+    place: str = ""  # which of the factors it is, whatever its value
 
 
 _BARE = "f is a sum, so its gradient has no such factor"
@@ -316,27 +343,28 @@ def constants(inputs: Inputs) -> list[tuple[float, Constant]]:
     """The known factors, each with what it means for these pairs."""
     m, n = inputs.W.shape[1:]
     half = "the factor 2 is missing"
-    halved = Constant(f"{half}, as in the gradient of ½||s - y||²" if inputs.target else half, "f is the sum of {e}², so df/ds = 2{e}", "dloss_ds = 2 * {e}")
+    halved = Constant(f"{half}, as in the gradient of ½||s - y||²" if inputs.target else half, "f is the sum of {e}², so df/ds = 2{e}", "write dloss_ds = 2 * {e}")
     known = [
-        (2.0, Constant("an extra factor 2", "the only 2 is the one in df/ds = 2{e}; was it there already, or the gradient added up twice?", "dloss_ds = 2 * {e}")),
+        (2.0, Constant("an extra factor 2", "the only 2 is the one in df/ds = 2{e}; was it put in twice, or the gradient added up twice?", "write dloss_ds = 2 * {e}")),
         (0.5, halved),
-        (3.0, Constant("a factor 3: the gradient was added up three times", "each step begins with a gradient of 0", "dW = np.zeros_like(W) before the loop", _RARE)),
+        (3.0, Constant("a factor 3: the gradient was added up three times", "each step begins with a gradient of 0", "write dW = np.zeros_like(W) before the loop", _RARE)),
     ]
-    sizes: dict[str, int] = {f"m = {m}, the values of a pair": m}
+    sizes = [("m", f"m = {m}, the values of a pair", m)]
     if inputs.terms > 1:
-        sizes[f"B = {inputs.terms}, the pairs that are summed"] = inputs.terms
-        sizes[f"m B = {m * inputs.terms}, all values"] = m * inputs.terms
+        sizes.append(("B", f"B = {inputs.terms}, the pairs that are summed", inputs.terms))
+        sizes.append(("m B", f"m B = {m * inputs.terms}, all values", m * inputs.terms))
     elif inputs.cells > 1:
-        sizes[f"B = {inputs.cells}, the number of pairs"] = inputs.cells
-        sizes[f"m B = {m * inputs.cells}, all values"] = m * inputs.cells
-    for words, size in sizes.items():
+        sizes.append(("B", f"B = {inputs.cells}, the number of pairs", inputs.cells))
+        sizes.append(("m B", f"m B = {m * inputs.cells}, all values", m * inputs.cells))
+    mean, line = "a mean instead of the sum: it is divided by", "write loss = ({e} ** 2).sum(), without a mean"
+    for letters, words, size in sizes:
         if size > 1:
-            divided = Constant(f"a mean instead of the sum: it is divided by {words}", _BARE, "loss = ({e} ** 2).sum(), without a mean")
-            known.append((1 / size, divided))
-            both = Constant(f"{half}, and a mean instead of the sum: it is divided by 2{words}", _BARE, "loss = ({e} ** 2).sum(), without a mean or ½", _RARE)
-            known.append((0.5 / size, both))
-            known.append((float(size), Constant(f"it is multiplied by {words}", _BARE, "take the factor out", _RARE)))
-    return known
+            known += [
+                (1 / size, Constant(f"{mean} {words}", _BARE, line, place=f"1/{letters}")),
+                (0.5 / size, Constant(f"{half}, and {mean} 2 {words}", _BARE, f"{line} or ½", _RARE, f"1/2{letters}")),
+                (float(size), Constant(f"it is multiplied by {words}", _BARE, "take the factor out", _RARE, letters)),
+            ]
+    return [(factor, constant if constant.place else constant._replace(place=str(factor))) for factor, constant in known]
 
 
 class Added(NamedTuple):
@@ -357,14 +385,14 @@ ADDED: dict[str, tuple[Added, ...]] = {
     "dW": (
         Added("λW is added, with λ = {k}, as for a weight decay", "ij = W_ij", "f has no term in ||W||²", "take λW out"),
         Added("λ sign(W) is added, with λ = {k}", "ij = sign_W_ij", "f has no term in the sum of the |W_ij|", "take it out"),
-        Added("x was changed before dW was computed, x + {k} dx", "ij = g_i W_kj g_k", *_FIRST),
-        Added("this is the updated W, W + {k} dW, not the gradient", "ij = W_ij", "the gradient is what a step multiplies", "give dW alone", whole=True),
+        Added("x was changed before dW was computed, x {k} dx", "ij = g_i W_kj g_k", *_FIRST),
+        Added("this is the updated W, W {k} dW, not the gradient", "ij = W_ij", "the gradient is what a step multiplies", "give dW alone", whole=True),
     ),
     "dx": (
         Added("λx is added, with λ = {k}, as for a penalty on x", "j = x_j", "f has no term in ||x||²", "take λx out"),
         Added("λ sign(x) is added, with λ = {k}", "j = sign_x_j", "f has no term in the sum of the |x_j|", "take it out"),
-        Added("dx is computed with the new W, W + {k} dW", "j = g_i x_j g_i", *_FIRST),
-        Added("this is the updated x, x + {k} dx, not the gradient", "j = x_j", "the gradient is what a step multiplies", "give dx alone", whole=True),
+        Added("dx is computed with the new W, W {k} dW", "j = g_i x_j g_i", *_FIRST),
+        Added("this is the updated x, x {k} dx, not the gradient", "j = x_j", "the gradient is what a step multiplies", "give dx alone", whole=True),
     ),
 }
 

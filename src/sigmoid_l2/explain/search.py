@@ -47,6 +47,11 @@ _FEW_CELLS = 8
 _FEW_PLACES = 8
 # The largest deviation of a recipe that is looked at more closely, relative to the largest given value.
 _NEAR = 0.03
+# An explanation of this much more cost is told, too, where only this W and x make it give the same numbers.
+_MARGIN = 1
+_MOST_SHOWN = 4  # explanations that give the same numbers and are told
+# The most values of a pair of which others of its kind are computed, to see whether two explanations differ there.
+_MOST_PROBED = 10_000
 # The most values whose odds are looked at.
 _MOST_ODDS = 10_000
 # The most values of a problem whose differences are computed: each takes four exponentials.
@@ -79,6 +84,11 @@ class Fit(NamedTuple):
     deviation: float = 0.0
     values: Array = np.zeros(0)
     near: Array = np.zeros(0)  # values closer than this cannot be told apart
+
+    @property
+    def is_known(self) -> bool:
+        """Whether no number in it is free."""
+        return not self.added and (self.constant is not None or abs(self.factor) == 1)
 
     @property
     def cost(self) -> int:
@@ -186,18 +196,55 @@ class Search:
     def explanation(self) -> tuple[str, ...] | None:
         """The mistakes, a sentence each; () where the values are right, None where nothing known fits."""
         best: list[Fit] = []
-        candidates = sorted(self._candidates(), key=lambda fit: fit.cost)
-        for candidate in candidates:
-            if best and candidate.cost > best[0].cost:
+        for candidate in sorted(self._candidates(), key=lambda fit: fit.cost):
+            if best and candidate.cost > best[0].cost + _MARGIN * bool(best[0].recipe.cost or best[0].constant):
                 break
-            fit = self._fit(candidate)
-            if fit is not None:
+            if (fit := self._fit(candidate)) is not None:
                 best.append(fit)
         if not best:
             return None
-        closest = min(best, key=lambda fit: fit.deviation)
+        closest = min((fit for fit in best if fit.cost == best[0].cost), key=lambda fit: fit.deviation)
         twins = [fit for fit in best if np.all(np.abs(fit.values - closest.values) <= closest.near)]
-        return either([self._words(fit) for fit in (closest, *twins)])
+        # What costs more and gives the same for every W and x says the same in more words.
+        twins = [fit for fit in twins if fit.cost == closest.cost or (fit.is_known and self._differ(closest, fit, more=0))]
+        distinct = {self._words(fit): fit for fit in (closest, *twins)}
+        # One mistake more that changes nothing here is no explanation of its own.
+        distinct = {words: fit for words, fit in distinct.items() if not any(set(words) > set(other) for other in distinct)}
+        return either(list(distinct), self._advice(list(distinct.values())))
+
+    def _advice(self, fits: Sequence[Fit]) -> str:
+        """How to tell several explanations apart that give the same numbers here."""
+        if any(self._differ(fits[0], other, more=0) for other in fits[1:]):
+            return "another W and x can"
+        if any(self._differ(fits[0], other, more=1) for other in fits[1:]):
+            m, n = self.inputs.W.shape[1:]
+            return f"another shape can, such as m = {m + 1} and n = {n + 1}"
+        return "no other W and x can"
+
+    def _differ(self, one: Fit, other: Fit, more: int) -> bool:
+        """Whether two fits give other values for random pairs, with ``more`` rows and columns than the given ones."""
+        rng = np.random.default_rng(0)
+        m, n = (size + more for size in self.inputs.W.shape[1:])
+        if m * n > _MOST_PROBED:
+            return False
+        probe = self.inputs.first(2) if self.inputs.terms < 100 else self.inputs.first(1)
+        B = len(probe.W)
+        y = rng.random((B, m)) if probe.target else np.zeros((B, m))
+        probe = probe._replace(W=rng.standard_normal((B, m, n)), x=rng.standard_normal((B, n)), y=y, given={})
+        values = []
+        for fit in (one, other):
+            try:
+                pairs = fit.recipe.sum.of(probe)
+                steps = run(self.steps, fit.recipe.ways, pairs)
+                result, more_values = self._result(fit, pairs, steps)
+            except ValueError:
+                return True
+            factor = fit.factor
+            if fit.constant and more:  # 1/m is another number where m is
+                known = {constant.place: k for k, constant in constants(probe._replace(cells=self.inputs.cells, terms=self.inputs.terms))}
+                factor = math.copysign(known[fit.constant.place], factor)
+            values.append(factor * result + fit.by * more_values)
+        return values[0].shape != values[1].shape or not np.allclose(*values, rtol=1e-6)
 
     def _candidates(self) -> Iterator[Fit]:
         """Every recipe that comes near a few of the given values, with the factors and precisions that it may have."""
@@ -319,19 +366,12 @@ class Search:
         recipe, precision = candidate.recipe, candidate.precision
         try:
             values = run(self.steps, recipe.ways, inputs)
-            if recipe.difference:
-                exact_values = by_differences(self.name, recipe.difference, inputs, values)
-            else:
-                exact_values = evaluate(recipe.product.formula, values, inputs)
+            exact_values, more = self._result(candidate, inputs, values)
         except ValueError:
             return None
         if exact_values.size != given.size:
             return None
-        exact_values = exact_values.ravel()
-        more = np.zeros(1)
         factor, by = candidate.factor, candidate.by
-        if candidate.added:
-            more = evaluate(candidate.added.formula, values, inputs).ravel()
         if candidate.added and not candidate.added.whole:
             by = multiple(given - factor * exact_values, more)
         elif candidate.added or (candidate.constant is None and abs(factor) != 1):
@@ -364,6 +404,15 @@ class Search:
         numbers = inputs.cells * min(inputs.W.shape[1], given.size // inputs.cells) - free
         return fit if odds.size and odds.mean() * numbers <= math.log(chance) else None
 
+    def _result(self, fit: Fit, inputs: Inputs, values: Values) -> tuple[Array, Array]:
+        """The values of a recipe, without its factor, and those of what is added."""
+        recipe = fit.recipe
+        if recipe.difference:
+            result = by_differences(self.name, recipe.difference, inputs, values)
+        else:
+            result = evaluate(recipe.product.formula, values, inputs)
+        return result.ravel(), evaluate(fit.added.formula, values, inputs).ravel() if fit.added else np.zeros(1)
+
     def _error(self, formula: str, values: Values, inputs: Inputs, ways: dict[str, Way], precision: Precision) -> Array:
         """The largest error of a product, from those of its factors and of its sums."""
         found = errors(self.steps, ways, inputs, precision, self.eps)
@@ -378,51 +427,52 @@ class Search:
                 total = total + part
         return np.asarray(np.nan_to_num(total))
 
+    def _factor_words(self, factor: float) -> str:
+        if abs(float(np.linalg.norm(self.given)) - 1) < 1e-4:
+            return "the gradient is divided by its length, so that its length is 1: f has no such factor; leave it as it is"
+        what = "a step, -rate times the gradient" if factor < 0 else "a learning rate"
+        return f"every value is {factor:.5g} times the right one: {what}, or another constant factor; give the gradient without it"
+
     def _words(self, fit: Fit) -> tuple[str, ...]:
         """What a fit did, a sentence each."""
         recipe, sentences = fit.recipe, []
 
         def say(done: str, why: str, right: str) -> None:
-            sentences.append(f"{done}: {why}; write {right}")
+            sentences.append(f"{done}: {why}; {right}")
 
         why, line = RIGHT[self.name]
         if recipe.product.done:
-            say(recipe.product.done, recipe.product.why or why, line)
+            say(recipe.product.done, recipe.product.why or why, f"write {line}")
         if recipe.sum.done:
-            say(recipe.sum.done, recipe.sum.why, "the sum over the pairs that share it" if self.inputs.terms > 1 else "one gradient for each")
+            say(recipe.sum.done, recipe.sum.why, "add up the gradients of the pairs" if self.inputs.terms > 1 else "give one gradient for each pair")
         if fit.constant:
             say(*fit.constant[:3])
         elif abs(fit.factor) != 1 and not (fit.added and fit.added.whole):
-            sentences.append(factor_words(fit.factor))
+            sentences.append(self._factor_words(fit.factor))
         if fit.factor < 0 and (fit.constant or fit.factor == -1):
             sentences.append(_ERROR_SIGN if self.inputs.target else _SIGN)
         for step in self.steps:
             if way := recipe.ways.get(step.name):
-                say(way.done if self.inputs.target else way.plain or way.done, way.why or step.why, step.line)
+                say(way.done if self.inputs.target else way.plain or way.done, way.why or step.why, f"write {step.line}")
         if fit.added:
             # What is of W or x alone is added once, and the product is summed over the pairs.
             is_shared = not _COMPUTED & operands(fit.added.formula)
             k = fit.factor if fit.added.whole else fit.by * (self.inputs.terms if is_shared else 1)
-            say(fit.added.done.format(k=f"{k:.4g}", e="{e}"), fit.added.why, fit.added.right)
+            say(fit.added.done.format(k=f"{k:.4g}" if is_shared and not fit.added.whole else f"{'-' if k < 0 else '+'} {abs(k):.4g}"), fit.added.why, fit.added.right)
         if recipe.difference:
-            say(recipe.difference.done, "the error grows with the step, or with its square for central differences", "(f(x + h) - f(x - h)) / (2 * h) with h = 1e-5")
+            say(recipe.difference.done, "the error grows with the step, or with its square for central differences", "use (f(x + h) - f(x - h)) / (2 * h) with h = 1e-5")
         sentences += fit.precision.mistakes
         return tuple(text.replace("{e}", "e" if self.inputs.target else "s") for text in sentences)
 
 
-_SIGN = "the opposite sign: the gradient points to where f grows; take the minus out"
-_ERROR_SIGN = "the opposite sign: the error is e = s - y, not y - s, and no minus stands in front; take the minus out"
+_SIGN = "the opposite sign: the gradient points to where f grows; take the minus out, which belongs to the step W - rate * dW"
+_ERROR_SIGN = "the opposite sign: the error is e = s - y, not y - s, and no minus stands in front; take the minus out, which belongs to the step W - rate * dW"
 _STACKED = {*(step.name for step in STEPS), "c"}
 _COMPUTED = {*(step.name for step in STEPS), "g", "E", "last_g", "all_g"}
 
 
 def _size(name: str, values: Values) -> Array:
     return np.abs(operand(name, values))
-
-
-def factor_words(factor: float) -> str:
-    what = "a step, -rate times the gradient" if factor < 0 else "a learning rate"
-    return f"every value is {factor:.5g} times the right one: {what}, or another constant factor; compare the gradient without it"
 
 
 def multiple(given: Array, values: Array) -> float:
@@ -442,15 +492,15 @@ def near_multiples(given: Array, values: Array, near: float) -> Iterator[int]:
     return iter(np.flatnonzero((off <= near) & (factors != 0)).tolist())
 
 
-def either(explanations: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+def either(explanations: Sequence[tuple[str, ...]], advice: str) -> tuple[str, ...]:
     """One explanation; of several equally good ones the mistakes in all of them, and one sentence with the others."""
-    distinct = list(dict.fromkeys(explanations))
-    first = distinct[0]
-    if len(distinct) == 1:
+    first = explanations[0]
+    if len(explanations) == 1:
         return first
-    common = [mistake for mistake in first if all(mistake in other for other in distinct)]
-    rest = ["; and ".join(m for m in explanation if m not in common) for explanation in distinct]
-    return (*common, f"one of these, which this W and x cannot tell apart: {' | '.join(rest)}")
+    common = [mistake for mistake in first if all(mistake in other for other in explanations)]
+    rest = ["; and ".join(m for m in explanation if m not in common) for explanation in explanations]
+    shown = " | ".join(rest[:_MOST_SHOWN]) + (f" | or {len(rest) - _MOST_SHOWN} others" if len(rest) > _MOST_SHOWN else "")
+    return (*common, f"one of these, which this W and x cannot tell apart ({advice}): {shown}")
 
 
 def eps_of(dtype: DType) -> float:
