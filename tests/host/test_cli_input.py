@@ -302,7 +302,7 @@ TEXTS = {
     "Excel's empty lines": ";;;\n0.1;0.5;-3\n;;\n-0.3;8e-5;inf\n0.2;-0.4;1\n;;\n;;\n",
     "Windows": "\ufeff0.1;0.5;-3\r\n-0.3;8e-5;inf\r\n0.2;-0.4;1\r\n",
     "an old Mac": "0.1,0.5,-3\r-0.3,8e-5,inf\r0.2,-0.4,1",
-    "signs of a web page": "+0.1 0.5 −3\n−0.3\N{NO-BREAK SPACE}8e−5 inf\n0.2 -0.4 1",  # noqa: RUF001 - U+2212
+    "signs of a web page": "+0.1 0.5 −3\n−0.3\N{NO-BREAK SPACE}8e−5 inf\n0.2 -0.4 1",
 }
 
 
