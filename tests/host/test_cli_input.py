@@ -7,7 +7,6 @@ import contextlib
 import io
 import json
 import os
-import pty
 import signal
 import subprocess
 import sys
@@ -20,7 +19,7 @@ import pytest
 import sigmoid_l2 as sl2
 from host.test_cli import W, X, error_of, names, run
 from sigmoid_l2.cli import main as cli
-from sigmoid_l2.cli import source
+from sigmoid_l2.cli import rows, source
 from sigmoid_l2.cli.files import read_arrays
 from sigmoid_l2.cli.source import InputError
 
@@ -28,6 +27,7 @@ pytestmark = [
     pytest.mark.usefixtures("directory"),
     pytest.mark.skipif(os.name != "posix", reason="pipes and descriptors of POSIX"),
 ]
+pty = pytest.importorskip("pty", reason="terminals of POSIX", exc_type=ImportError)
 PAIR = {"W": W[0].tolist(), "x": X[0].tolist()}
 
 
@@ -218,7 +218,7 @@ def test_a_pipe_that_is_not_ready_is_an_error_and_not_the_end(capsys, standard_i
 
 
 def test_a_writer_without_end_is_stopped(capsys, monkeypatch, standard_input):
-    monkeypatch.setattr(source, "MOST_BYTES", 1 << 20)
+    monkeypatch.setattr(source, "MOST_PIPED_BYTES", 1 << 20)
     with subprocess.Popen(["yes", "1 2 3"], stdout=subprocess.PIPE) as writer:
         standard_input(writer.stdout)
         writer.stdout.close()
@@ -238,12 +238,11 @@ def test_junk_is_refused_before_it_is_read(capsys, standard_input):
         assert writer.wait(60) == -signal.SIGPIPE
 
 
-@pytest.mark.parametrize("kind", ["json", "text"])
-def test_files_that_are_read_whole_have_a_limit(monkeypatch, kind):
-    Path("file").write_bytes(FORMATS[kind])
-    monkeypatch.setattr(source, "MOST_BYTES", 10)
-    with pytest.raises(InputError, match=r"^file: more than 10 bytes; give an .npz file, or two .npy files$"):
-        read_arrays(["file"])
+def test_a_text_has_a_limit(monkeypatch):
+    Path("mine.txt").write_bytes(FORMATS["text"])
+    monkeypatch.setattr(rows, "MOST_TEXT_BYTES", 10)
+    with pytest.raises(InputError, match=r"^mine.txt: more than 10 bytes of text; give .npz or .npy instead$"):
+        read_arrays(["mine.txt"])
 
 
 # --- waiting ---------------------------------------------------------------------------------------------------------
@@ -312,18 +311,18 @@ def test_the_last_line_is_x(text, name):
     Path(name).write_bytes(text.encode())
     arrays = read_arrays([name])
     assert list(arrays) == ["W", "x"]
-    for given, rows in zip(arrays.values(), (ROWS[:-1], ROWS[-1]), strict=True):
+    for given, expected in zip(arrays.values(), (ROWS[:-1], ROWS[-1]), strict=True):
         assert given.dtype == np.float64
-        np.testing.assert_array_equal(given, rows)
+        np.testing.assert_array_equal(given, expected)
 
 
 @pytest.mark.parametrize(("m", "n"), [(1, 1), (1, 5), (5, 1), (2, 3000), (3000, 2)])
 def test_any_number_of_rows_and_columns(m, n):
-    rows = np.random.default_rng(0).standard_normal((m + 1, n))
-    np.savetxt("mine.txt", rows, fmt="%.17g")
+    numbers = np.random.default_rng(0).standard_normal((m + 1, n))
+    np.savetxt("mine.txt", numbers, fmt="%.17g")
     arrays = read_arrays(["mine.txt"])
-    np.testing.assert_array_equal(arrays["W"], rows[:-1])
-    np.testing.assert_array_equal(arrays["x"], rows[-1])
+    np.testing.assert_array_equal(arrays["W"], numbers[:-1])
+    np.testing.assert_array_equal(arrays["x"], numbers[-1])
 
 
 WRONG = {  # whatever is read before and after it

@@ -9,7 +9,7 @@ from arrays import pairs
 
 import sigmoid_l2 as sl2
 from host.test_cli import W, X, error_of, load, names, run
-from sigmoid_l2.cli import commands
+from sigmoid_l2.cli import commands, trace
 from sigmoid_l2.cli import main as cli
 from sigmoid_l2.explain import example
 
@@ -51,7 +51,7 @@ def test_a_file_holds_a_target_and_gradients_to_check(capsys, suffix):
 
 def test_the_example_with_a_target_has_no_handwritten_gradient(capsys):
     assert cli.main(["trace", "--target", "1,0,1"]) == 0
-    assert capsys.readouterr().out == f"{commands._THE_EXAMPLE}\n\n{sl2.trace(example.W, example.x, [1, 0, 1])}\n"
+    assert capsys.readouterr().out == f"{trace._THE_EXAMPLE}\n\n{sl2.trace(example.W, example.x, [1, 0, 1])}\n"
 
 
 @pytest.mark.parametrize("wrt", ["W,x", "x", "q,x", "q", "x,W,q"])

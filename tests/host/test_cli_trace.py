@@ -1,5 +1,6 @@
 """`sigmoid-l2 trace`: the example, the user's own steps, the exit status, the page, and what it says how to go on."""
 
+import inspect
 import json
 import os
 import re
@@ -12,8 +13,8 @@ import pytest
 
 import sigmoid_l2 as sl2
 from host.test_cli import W, X, error_of, names, run
-from sigmoid_l2.cli import commands
 from sigmoid_l2.cli import main as cli
+from sigmoid_l2.cli import trace
 from sigmoid_l2.explain import example
 
 pytestmark = pytest.mark.usefixtures("directory")
@@ -88,6 +89,11 @@ def test_every_step_is_checked(capsys, wrong, suffix):
     assert [name for name in STEPS if f"\n{name}: WRONG" in out] == [wrong] * (wrong is not None)
 
 
+def test_whatever_check_grad_takes_is_read():
+    keywords = (p.name for p in inspect.signature(sl2.check_grad).parameters.values() if p.kind is p.KEYWORD_ONLY)
+    assert trace.STEPS == STEPS == tuple(name for name in keywords if name not in ("rtol", "atol"))
+
+
 def test_the_target_may_be_called_y(capsys):
     as_y, as_target = save("y.json", W=W[0], x=X[0], y=Y), save("target.json", W=W[0], x=X[0], target=Y)
     assert printed(capsys, as_y) == printed(capsys, as_target) == f"{sl2.trace(W[0], X[0], Y)}\n"
@@ -139,8 +145,8 @@ def test_every_refusal_says_how_to_make_a_file(capsys, file):
     Path("bad.csv").write_text("a,b\n")
     np.save("one.npy", X)
     error = error_of(capsys, "trace", file)
-    assert error.endswith(f"; to make a file: {commands.MAKE_A_FILE}\n")
-    words = shlex.split(commands.MAKE_A_FILE)
+    assert error.endswith(f"; to make a file: {trace.MAKE_A_FILE}\n")
+    words = shlex.split(trace.MAKE_A_FILE)
     assert (words[0], words[2:]) == ("echo", [">", "mine.json"])
     Path("mine.json").write_text(words[1])
     printed(capsys, "mine.json")
@@ -203,7 +209,7 @@ def test_a_page_that_cannot_be_written(capsys, monkeypatch):
     assert "no/page.html: cannot be written: there is no directory no" in (
         error_of(capsys, "trace", file, "--html", "no/page.html")
     )
-    monkeypatch.setattr(commands, "read_arrays", lambda *_, **__: pytest.fail("began to work"))
+    monkeypatch.setattr(trace, "read_arrays", lambda *_, **__: pytest.fail("began to work"))
     error_of(capsys, "trace", file, "--html", "no/page.html")
 
 

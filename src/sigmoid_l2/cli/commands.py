@@ -1,4 +1,4 @@
-"""The commands ``info``, ``trace``, ``grad`` and ``sample``.
+"""The commands ``info``, ``grad`` and ``sample``; ``trace`` is in trace.py.
 
 Each takes its parsed arguments and returns what to print, and the exit status. Inputs are the arrays of the files that
 are named, or of standard input, and those of the options --target and --cotangent.
@@ -8,37 +8,23 @@ import argparse
 import contextlib
 import io
 import math
-import textwrap
 import time
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from sigmoid_l2.api import value_and_grad
-from sigmoid_l2.cli.files import read_array, read_arrays
-from sigmoid_l2.cli.source import EmptyInputError, InputError, has_input, is_same_file, name_of
-from sigmoid_l2.cli.writing import check_output, write_npz, write_text
+from sigmoid_l2.cli.arguments import Printed, check_out, errors_name, read_options
+from sigmoid_l2.cli.files import read_arrays
+from sigmoid_l2.cli.source import name_of
+from sigmoid_l2.cli.writing import check_output, write_npz
 from sigmoid_l2.dispatch import show_config
-from sigmoid_l2.explain import example
-from sigmoid_l2.explain.check_grad import check_grad
-from sigmoid_l2.explain.trace import trace as trace_of
 from sigmoid_l2.problem import Problem, validate
 from sigmoid_l2.results import WRT
 
 # Bytes of W between two steps of the progress bar: about 10 ms of work, next to which a call's fixed cost is nothing.
 PIECE_BYTES = 32 << 20
-
-
-# What a file may hold beside W, x and target: the user's own values of these, which ``trace`` checks.
-STEPS = ("q", "s", "e", "loss", "dloss_ds", "ds_dq", "dloss_dq", "dW", "dx")
-
-MAKE_A_FILE = """echo '{"W": [[0.1, 0.5], [-0.3, 0.8]], "x": [0.2, 0.4]}' > mine.json"""
-
-_WIDTH = 80  # columns of what ``trace`` prints
-
-Printed = tuple[str, int]  # the text, and the exit status
 
 
 def info(_: argparse.Namespace) -> Printed:
@@ -47,97 +33,11 @@ def info(_: argparse.Namespace) -> Printed:
     return text.getvalue(), 0
 
 
-@contextlib.contextmanager
-def _errors_name(sources: Sequence[str]) -> Iterator[None]:
-    """Add the names of the files and options to an error that the library raises about their arrays."""
-    try:
-        yield
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{', '.join(sources)}: {error}") from error
-
-
-def trace(args: argparse.Namespace) -> Printed:
-    files = args.files or ["-"] * has_input()
-    if args.html is not None:
-        _check_output(args.html, "--html", [*files, args.target])
-    arrays: dict[str, Any]
-    if files:
-        arrays = _read_for_trace(files)
-    else:  # the example's gradients were written for no target
-        names = ("W", "x", "dW", "dx") if args.target is None else ("W", "x")
-        arrays = {name: getattr(example, name) for name in names}
-    sources = [*map(name_of, files), *_read_options(args, arrays, "target")]
-    own = {name: arrays.pop(name) for name in STEPS if name in arrays}
-    with _errors_name(sources):
-        steps = trace_of(**arrays)
-        check = check_grad(**arrays, **own) if own else None
-    text = f"{steps}\n" if files else f"{_THE_EXAMPLE}\n\n{steps}\n"
-    if check is not None:
-        text += f"\n{_heading(sources[0] if files else None, list(own))}\n\n{check}\n"
-    if args.html is not None:
-        from sigmoid_l2.explain.html import page
-
-        write_text(args.html, page(steps, check))
-        text += f"\nA page with the same as a picture is in {args.html}\n"
-    return text, int(bool(files) and check is not None and not check)
-
-
-_THE_EXAMPLE = "The built-in example. For your own numbers see sigmoid-l2 trace --help"
-
-
-def _read_for_trace(files: Sequence[str]) -> dict[str, Any]:
-    try:
-        return read_arrays(files, optional=("target", *STEPS))
-    except InputError as error:
-        example = "; for the example: sigmoid-l2 trace </dev/null" * isinstance(error, EmptyInputError)
-        raise InputError(f"{error}{example}; to make a file: {MAKE_A_FILE}") from error
-
-
-def _heading(file: str | None, names: list[str]) -> str:
-    """Whose values are checked, and what is done with them; ``file`` is None for the example."""
-    whose = "The example's" if file is None else "Your"
-    *others, last = names
-    title = f"{whose} {', '.join(others)}{' and ' * bool(others)}{last}, checked"
-    if file is None:
-        text = (
-            "Somebody wrote a program for the W and x above, and these are the dW and dx that it printed. Below is "
-            "what its author is told."
-        )
-    else:
-        it, each = ("it", "It") if len(names) == 1 else ("them", "Each")
-        text = f"{file} has {it} beside W and x. {each} is compared with the right value, which is shown above."
-    return f"{title}\n{'-' * len(title)}\n{textwrap.fill(text, _WIDTH)}"
-
-
-def _check_output(out: Path, option: str, sources: Sequence[Any]) -> None:
-    """Raise what keeps ``out`` from being written; and InputError where it is one of the ``sources``."""
-    check_output(out)
-    if any(isinstance(source, str) and is_same_file(out, source) for source in sources):
-        raise InputError(f"{out}: is an input too and would be lost; give another name after {option}")
-
-
-def _read_options(args: argparse.Namespace, arrays: dict[str, Any], *names: str) -> list[str]:
-    """Put what the options ``names`` give into ``arrays``; return where each comes from: its file, or the option."""
-    sources = []
-    for name in names:
-        if (given := getattr(args, name)) is None:
-            continue
-        if isinstance(given, str):
-            if not Path(given).exists():
-                raise InputError(f"--{name}: {given} is neither numbers with commas between them nor a file")
-            sources.append(name_of(given))
-            given = read_array(given)
-        else:
-            sources.append(f"--{name}")
-        arrays[name] = given
-    return sources
-
-
 def grad(args: argparse.Namespace) -> Printed:
-    _check_output(args.out, "-o", [*args.files, args.target, args.cotangent])
+    check_out(args.out, "-o", [*args.files, args.target, args.cotangent])
     arrays: dict[str, Any] = read_arrays(args.files, optional=("target", "cotangent"))
-    sources = [*map(name_of, args.files), *_read_options(args, arrays, "target", "cotangent")]
-    with _errors_name(sources):
+    sources = [*map(name_of, args.files), *read_options(args, arrays, "target", "cotangent")]
+    with errors_name(sources):
         problem = validate(**arrays)
     names = ["loss", *(WRT[name] for name in args.wrt)]
     results = {name: np.empty(problem.shapes[name], problem.dtype) for name in names}

@@ -124,7 +124,6 @@ def _read_npz(source: Source, optional: Sequence[str]) -> dict[str, Array]:
 
 
 def _read_json(source: Source, optional: Sequence[str]) -> dict[str, Array]:
-    source.check_size()
     with reading(source.name, "invalid JSON"), source.open() as file:
         content = json.loads(file.read())
     if not isinstance(content, dict):

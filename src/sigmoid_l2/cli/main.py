@@ -4,19 +4,16 @@ Every command returns the text to print and the exit status, so that there is on
 """
 
 import argparse
-import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from sigmoid_l2.cli import commands
+from sigmoid_l2.cli.arguments import Printed, at_least, html_file, numbers_or_file, wrt_names
 from sigmoid_l2.cli.source import InputError
+from sigmoid_l2.cli.trace import MAKE_A_FILE, trace
 from sigmoid_l2.dispatch import NAMES, PREFERENCES, BackendUnavailableError
-from sigmoid_l2.results import WRT
 from sigmoid_l2.version import __version__
 
 # Errors that are not a mistake of this program: they are reported in one line, without a traceback.
@@ -26,7 +23,7 @@ _FAILURES = (InputError, BackendUnavailableError, ValueError, TypeError, OSError
 _MORE_OF_TRACE = rf"""
 
 A file to begin with, to which you add dW, dx and steps of your own:
-  {commands.MAKE_A_FILE}
+  {MAKE_A_FILE}
 The same as text, without anything of your own:
   printf '0.1 0.5\n-0.3 0.8\n0.2 0.4\n' > mine.txt
 What a program prints:
@@ -81,41 +78,6 @@ def _fail(error: BaseException) -> int:
     return 2
 
 
-def _at_least(least: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        with contextlib.suppress(ValueError):
-            if (number := int(text)) >= least:
-                return number
-        raise argparse.ArgumentTypeError(f"a whole number of at least {least} is needed, not {text!r}")
-
-    return parse
-
-
-def _numbers_or_file(text: str) -> Any:
-    """Numbers with commas between them as an array; anything else is the name of a file."""
-    try:
-        numbers = [float(number) for number in text.split(",")]
-    except ValueError:
-        return text
-    return np.array(numbers if len(numbers) > 1 else numbers[0])
-
-
-def _wrt(text: str) -> tuple[str, ...]:
-    names = tuple(text.split(","))
-    if not set(names) <= set(WRT) or len(set(names)) < len(names):
-        raise argparse.ArgumentTypeError(
-            f"some of W, x and q are needed, each once, with commas between them, not {text!r}"
-        )
-    return names
-
-
-def _html_file(text: str) -> Path:
-    """The name of an HTML file; not that of a user's input, which would be lost."""
-    if Path(text).suffix.lower() not in (".html", ".htm"):
-        raise argparse.ArgumentTypeError(f"the name of a file that ends in .html is needed, not {text!r}")
-    return Path(text)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="sigmoid-l2",
@@ -127,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(
-        name: str, run: Callable[[argparse.Namespace], commands.Printed], help: str, example: str, more: str = ""
+        name: str, run: Callable[[argparse.Namespace], Printed], help: str, example: str, more: str = ""
     ) -> argparse.ArgumentParser:
         command = subparsers.add_parser(
             name,
@@ -148,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             f"--{name}",
             metavar="VALUES",
-            type=_numbers_or_file,
+            type=numbers_or_file,
             help=f"{purpose}: a number for all, or numbers with commas between them, or an .npy file; of shape {shape} "
             f"or what broadcasts to it. Used instead of {name} in an .npz or .json file",
         )
@@ -169,7 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     add("info", commands.info, "show the versions in use and which backends can run here", "")
 
     purpose = "show every intermediate of the computation, with its shape"
-    command = add("trace", commands.trace, purpose, "mine.json --html mine.html", _MORE_OF_TRACE)
+    command = add("trace", trace, purpose, "mine.json --html mine.html", _MORE_OF_TRACE)
     command.add_argument(
         "files",
         metavar="FILE",
@@ -181,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--html",
         metavar="HTML",
-        type=_html_file,
+        type=html_file,
         help="a page to write, with the same as a picture; its name is *.html",
     )
 
@@ -192,19 +154,19 @@ def _parser() -> argparse.ArgumentParser:
     add_option(command, *target)
     add_option(command, *cotangent)
     wrt = "what the gradients are with respect to: some of W, x and q = W x, with commas between them (default: W,x)"
-    command.add_argument("--wrt", metavar="NAMES", type=_wrt, default=("W", "x"), help=wrt)
+    command.add_argument("--wrt", metavar="NAMES", type=wrt_names, default=("W", "x"), help=wrt)
     backends = f"where to compute: {', '.join((*PREFERENCES, *NAMES))} (default: auto)"
     command.add_argument("--backend", metavar="NAME", default="auto", help=backends)
 
     purpose = "write random pairs, standard normal, to try the other commands on"
     command = add("sample", commands.sample, purpose, "--batch 1000000 --shape 3 3 -o batch.npz")
-    command.add_argument("--batch", metavar="B", type=_at_least(0), required=True, help="the number of pairs")
+    command.add_argument("--batch", metavar="B", type=at_least(0), required=True, help="the number of pairs")
     command.add_argument(
-        "--shape", metavar=("M", "N"), nargs=2, type=_at_least(1), required=True, help="rows and columns of each W"
+        "--shape", metavar=("M", "N"), nargs=2, type=at_least(1), required=True, help="rows and columns of each W"
     )
     add_out(command, "W (B, M, N) and x (B, N)")
     command.add_argument("--dtype", choices=("float32", "float64"), default="float64", help="default: float64")
     command.add_argument(
-        "--seed", metavar="S", type=_at_least(0), default=0, help="the same seed gives the same pairs (default: 0)"
+        "--seed", metavar="S", type=at_least(0), default=0, help="the same seed gives the same pairs (default: 0)"
     )
     return parser

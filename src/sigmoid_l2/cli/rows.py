@@ -12,6 +12,9 @@ from sigmoid_l2.cli.source import InputError, Source, encoding_of, reading, shor
 
 Array = NDArray[Any]
 
+# The most bytes of a text. Where it is one line of short numbers, np.loadtxt takes 20 times as much memory for it.
+MOST_TEXT_BYTES = 64 << 20
+
 _LAYOUT = "each line is a row of W, and the last line is x"
 
 
@@ -21,7 +24,8 @@ def read_rows(source: Source) -> dict[str, Array]:
     Blanks, tabs, commas or semicolons are between the numbers. Empty lines, and what follows a #, are skipped. UTF-8,
     or UTF-16 with its mark. Raises InputError, which names the line.
     """
-    source.check_size()
+    if source.size > MOST_TEXT_BYTES:
+        raise InputError(f"{source.name}: more than {MOST_TEXT_BYTES} bytes of text; give .npz or .npy instead")
     with reading(source.name, "read as text"), source.open() as file:
         encoding = encoding_of(file.read(2))
         file.seek(0)

@@ -22,9 +22,8 @@ KINDS: dict[Kind, str] = {"npz": ".npz", "npy": ".npy", "json": ".json", "text":
 STANDARD_INPUT = "standard input"  # as messages name it
 _AS_ARGUMENT = ("-", "/dev/stdin")
 
-# The most bytes of what is read whole: JSON and text, and all that comes from standard input or a pipe. An .npy or .npz
-# file of any size can be named.
-MOST_BYTES = 1 << 30
+# The most bytes that are read from standard input or a pipe. A file of any size can be named.
+MOST_PIPED_BYTES = 1 << 30
 
 # Seconds after which a command whose input has not ended says that it waits for it.
 WAITING_SECONDS = 2.0
@@ -60,11 +59,6 @@ class Source:
 
     def open(self) -> BinaryIO:
         return io.BytesIO(self.given) if isinstance(self.given, bytes) else self.given.open("rb")
-
-    def check_size(self) -> None:
-        """Raise InputError for more than may be read whole."""
-        if self.size > MOST_BYTES:
-            raise InputError(f"{self.name}: more than {MOST_BYTES} bytes; give an .npz file, or two .npy files")
 
 
 def name_of(path: str | Path) -> str:
@@ -117,8 +111,8 @@ def _read(name: str, where: int | Path) -> Source:
             content.write(chunk)
             if kind is None and content.tell() >= _START:
                 kind = _kind(name, content.getvalue()[:_START])
-            if content.tell() > MOST_BYTES:
-                raise InputError(f"{name}: more than {MOST_BYTES} bytes; give a file instead")
+            if content.tell() > MOST_PIPED_BYTES:
+                raise InputError(f"{name}: more than {MOST_PIPED_BYTES} bytes; give a file instead")
     if chunk is None:  # a pipe that another process has set so; what follows would be lost
         raise OSError(errno.EAGAIN, "it gives nothing, but it has not ended")
     given = content.getvalue()

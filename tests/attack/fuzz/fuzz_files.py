@@ -16,9 +16,9 @@ from unittest import mock
 import numpy as np
 
 from sigmoid_l2.cli import main as cli
-from sigmoid_l2.cli.commands import STEPS
 from sigmoid_l2.cli.files import read_arrays
 from sigmoid_l2.cli.source import InputError
+from sigmoid_l2.cli.trace import STEPS
 
 X = np.array([0.5, -1.0, 2.0])
 SMALL = 1000  # elements: what the commands compute and print for this many takes a millisecond
