@@ -78,6 +78,7 @@ def test_standard_input(capsys, standard_input, content, how, arguments):
     with Path("given").open("rb") as file:
         standard_input(content if how == "pipe" else file)
         assert cli.main(["trace", *arguments]) == 0
+    os.fstat(0)  # it is not closed, because it is not ours
     assert capsys.readouterr() == (f"{sl2.trace(W[0], X[0])}\n", "")
 
 
@@ -155,6 +156,16 @@ def test_a_device_gives_the_example(standard_input, capsys):
     os.close(master)
 
 
+def test_what_another_part_of_the_program_has_opened_is_no_input(standard_input, monkeypatch):
+    """Where standard input was closed, the next file that is opened has its number."""
+    standard_input(FORMATS["json"])
+    assert source.has_input()
+    monkeypatch.setattr("sys.stdin", None)
+    assert not source.has_input()
+    with pytest.raises(InputError, match=r"^standard input is closed$"):
+        source.find("-")
+
+
 def test_closed_standard_input_gives_the_example():
     done = run("trace", preexec_fn=lambda: os.close(0))
     assert (done.returncode, done.stderr) == (0, "")
@@ -217,9 +228,9 @@ def test_a_pipe_that_is_not_ready_is_an_error_and_not_the_end(capsys, standard_i
     os.close(writer)
 
 
-def test_a_writer_without_end_is_stopped(capsys, monkeypatch, standard_input):
+def test_a_writer_of_too_much_is_stopped(capsys, monkeypatch, standard_input):
     monkeypatch.setattr(source, "MOST_PIPED_BYTES", 1 << 20)
-    with subprocess.Popen(["yes", "1 2 3"], stdout=subprocess.PIPE) as writer:
+    with subprocess.Popen(["seq", "9999999"], stdout=subprocess.PIPE) as writer:
         standard_input(writer.stdout)
         writer.stdout.close()
         assert "standard input: more than 1048576 bytes; give a file instead; " in error_of(capsys, "trace")
@@ -229,7 +240,7 @@ def test_a_writer_without_end_is_stopped(capsys, monkeypatch, standard_input):
 
 
 def test_junk_is_refused_before_it_is_read(capsys, standard_input):
-    with subprocess.Popen(["cat", "/dev/zero"], stdout=subprocess.PIPE) as writer:
+    with subprocess.Popen(["head", "-c", "100000000", "/dev/zero"], stdout=subprocess.PIPE) as writer:
         standard_input(writer.stdout)
         writer.stdout.close()
         assert r"it begins with b'\x00" in error_of(capsys, "trace")
@@ -316,6 +327,11 @@ def test_the_last_line_is_x(text, name):
         np.testing.assert_array_equal(given, expected)
 
 
+def test_text_of_windows_powershell():
+    Path("mine.txt").write_bytes("1 2\r\n3 4\r\n".encode("utf-16"))
+    np.testing.assert_array_equal(read_arrays(["mine.txt"])["x"], [3, 4])
+
+
 @pytest.mark.parametrize(("m", "n"), [(1, 1), (1, 5), (5, 1), (2, 3000), (3000, 2)])
 def test_any_number_of_rows_and_columns(m, n):
     numbers = np.random.default_rng(0).standard_normal((m + 1, n))
@@ -357,18 +373,37 @@ def test_text_is_no_file_of_a_pair_with_another(capsys):
     assert names() == ["W.txt"]
 
 
-def test_the_waiting_line_is_for_standard_error_alone(monkeypatch):
+@pytest.fixture
+def timers(monkeypatch):
+    """The timers that were made; each says in ``told`` that it has done its work."""
+    made = []
+
+    class Timer(threading.Timer):
+        def __init__(self, *given):
+            super().__init__(*given)
+            self.told = threading.Event()
+            made.append(self)
+
+        def run(self):
+            super().run()
+            self.told.set()
+
+    monkeypatch.setattr(threading, "Timer", Timer)
+    return made
+
+
+def test_the_waiting_line_is_for_standard_error_alone(monkeypatch, timers):
     """Where a program closed it, nothing is printed, and standard output is not taken instead."""
     monkeypatch.setattr("sys.stderr", None)
     monkeypatch.setattr(source, "WAITING_SECONDS", 0)
-    told = threading.Event()
-
-    class Timer(threading.Timer):
-        def run(self):
-            super().run()
-            told.set()
-
-    monkeypatch.setattr(threading, "Timer", Timer)
     with contextlib.redirect_stdout(io.StringIO()) as out, source._telling_that_it_waits("pipe"):
-        assert told.wait(60)
+        assert timers[0].told.wait(60)
     assert out.getvalue() == ""
+
+
+def test_nobody_is_told_after_the_input_has_come(capsys, monkeypatch, standard_input, timers):
+    monkeypatch.setattr(source, "WAITING_SECONDS", 600)
+    standard_input(FORMATS["text"])
+    assert cli.main(["trace"]) == 0
+    assert timers[0].told.wait(60)  # it was cancelled, so its thread ends at once
+    assert capsys.readouterr().err == ""

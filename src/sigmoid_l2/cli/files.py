@@ -154,7 +154,7 @@ def _wanted(file: str, present: Sequence[str], optional: Sequence[str]) -> dict[
             raise InputError(f"{file}: has both target and y, which are two names of the same; leave one out")
         wanted["target"] = "y"
     for other in present:  # one that is not read would look as if it were right
-        if other not in wanted.values() and (meant := _meant(other, optional)) not in (None, *wanted):
+        if (meant := _meant(other, optional)) not in (None, *wanted):
             raise InputError(f"{file}: has {short(other, 40)}, which is not read; name it {meant}, or leave it out")
     return wanted
 
