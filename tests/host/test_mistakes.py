@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import pytest
 from arrays import pairs
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sigmoid_l2 as sl2
@@ -28,6 +28,9 @@ SAYS = {
     "no y": "y is left out, as in the gradient of ||s||²",
     "W": "W instead of Wᵀ",
     "row": "elementwise product with Wᵀ",
+    "W and row": "elementwise product with W instead",
+    "g is e": "g is {e} alone",
+    "mean": "a mean instead of the sum",
 }
 
 
@@ -53,15 +56,15 @@ def by_hand(name, W, x, wrong=(), digits=None, y=None):
     e = s if y is None or "no y" in wrong else y - s if "y - s" in wrong else r(s - y)
     df_ds = np.full_like(s, 2) if "no e" in wrong else r(2 * e)
     ds_dq = s if "no 1-s" in wrong else r(s * (1 - s))
-    g = df_ds if "no dq" in wrong else ds_dq if "no ds" in wrong else r(ds_dq * df_ds)
+    g = e if "g is e" in wrong else df_ds if "no dq" in wrong else ds_dq if "no ds" in wrong else r(ds_dq * df_ds)
     if "twice" in wrong:
         g = r(g * df_ds)
     factor = (2 if "extra 2" in wrong else 1) * (0.5 if "missing 2" in wrong else 1) * (-1 if "sign" in wrong else 1)
-    WT = W if "W" in wrong else np.swapaxes(W, -1, -2)
+    WT = W if {"W", "W and row"} & set(wrong) else np.swapaxes(W, -1, -2)
     if name == "dW":
         out = g[..., :, None] * x[..., None, :]
         out = np.swapaxes(out, -1, -2) if "transposed" in wrong else g * x if "no outer" in wrong else out
-    elif "row" in wrong:
+    elif {"row", "W and row"} & set(wrong):
         out = WT * g[..., None, :]
     elif "column" in wrong:
         out = WT * g[..., :, None]
@@ -96,9 +99,18 @@ SQUARE = [("dW", "no outer"), ("dx", "W"), ("dx", "column")]  # these broadcast 
 def test_each_mistake(name, wrong, shape):
     W, x = pairs(*shape)
     gradient = by_hand(name, W, x, [wrong])
+    mistakes = check(name, W, x, gradient).mistakes
+    if wrong == "missing 2" and shape[1] == 2:
+        (mistake,) = mistakes
+        assert mistake.startswith(
+            "one of these, which this W and x cannot tell apart (another shape can, such as m = 3 and"
+        )
+        assert SAYS["missing 2"] in mistake
+        assert "divided by m = 2" in mistake
+        return
     expected = ["row" if wrong == "column" else wrong]
     expected += ["shape"] * (gradient.shape != (W if name == "dW" else x).shape)
-    assert says(check(name, W, x, gradient).mistakes) == sorted(expected)
+    assert says(mistakes) == sorted(expected)
 
 
 @pytest.mark.parametrize("m", [2, 3])
@@ -122,7 +134,7 @@ def test_g_as_a_column_broadcasts_where_n_is_1(m):
         ("dx", ["extra 2", "no 1-s"]),
         ("dx", ["extra 2", "row", "twice"]),
         ("dx", ["extra 2", "column", "twice"]),
-        ("dx", ["W", "row", "missing 2"]),
+        ("dx", ["W and row", "missing 2"]),
     ],
 )
 def test_combinations(name, wrong, batch, digits):
@@ -130,7 +142,7 @@ def test_combinations(name, wrong, batch, digits):
     W, x = pairs(batch, 5, 5, seed=1)
     gradient = by_hand(name, W, x, wrong, digits)
     expected = ["row" if w == "column" else w for w in wrong]
-    expected += ["shape"] * bool({"row", "column"} & set(wrong)) + [f"{digits} digits"] * bool(digits)
+    expected += ["shape"] * bool({"row", "column", "W and row"} & set(wrong)) + [f"{digits} digits"] * bool(digits)
     assert says(check(name, W, x, gradient).mistakes) == sorted(expected)
 
 
@@ -163,6 +175,7 @@ def test_terms_that_are_right_but_not_summed():
     assert mistake.startswith("W_ij g_i are the right terms, but their sum over i is missing")
 
 
+@settings(max_examples=20)  # test_no_false_names.py has a thousand
 @given(seed=st.integers(0, 2**32 - 1), shape=st.sampled_from(SHAPES), size=st.sampled_from([1e-3, 0.05, 1]))
 def test_a_disturbed_gradient_is_wrong_and_has_no_name(seed, shape, size):
     W, x = pairs(*shape, seed=seed)
@@ -174,6 +187,7 @@ def test_a_disturbed_gradient_is_wrong_and_has_no_name(seed, shape, size):
         assert report.mistakes == ()
 
 
+@settings(max_examples=20)
 @given(seed=st.integers(0, 2**32 - 1), shape=st.sampled_from(SHAPES), digits=st.sampled_from([None, 4, 3]))
 def test_an_unrelated_gradient_has_no_name(seed, shape, digits):
     W, x = pairs(*shape, seed=seed)
@@ -209,7 +223,8 @@ def test_a_wrong_shape_alone_is_named():
 
 def test_zeros_are_named():
     W, x = pairs((), 3, 3)
-    assert check("dx", W, x, np.zeros(3)).mistakes == ("every value is 0: not computed, or rounded away",)
+    (mistake,) = check("dx", W, x, np.zeros(3)).mistakes
+    assert mistake.startswith("every value is 0: not computed")
 
 
 def test_mistakes_that_cannot_be_told_apart_are_alternatives():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from arrays import pairs
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sigmoid_l2 as sl2
@@ -29,7 +29,11 @@ def test_each_mistake(wrong, kind, dtype, shape):
     for name in ("dW", "dx"):
         gradient = by_hand(name, W, x, [wrong], y=y)
         assert gradient.dtype == dtype
-        assert says(check(name, W, x, gradient, y).mistakes) == ["sign" if wrong == "y - s" else wrong]
+        mistakes = check(name, W, x, gradient, y).mistakes
+        if wrong == "missing 2" and shape[1] == 2:
+            assert mistakes[0].startswith("one of these, which this W and x cannot tell apart (another shape can")
+        else:
+            assert says(mistakes) == ["sign" if wrong == "y - s" else wrong]
 
 
 def test_the_words():
@@ -57,7 +61,7 @@ def test_the_words():
     [
         ("dW", ["no y", "missing 2"]),
         ("dW", ["no e", "transposed"]),
-        ("dW", ["no dq", "missing 2"]),  # the gradient of the cross-entropy
+        ("dW", ["g is e"]),  # the gradient of the cross-entropy
         ("dx", ["y - s", "no 1-s"]),
         ("dx", ["W", "no y"]),
         ("dx", ["extra 2", "row", "twice"]),
@@ -164,6 +168,7 @@ def test_subtracting_y_from_s_hides_no_other_mistake():
         assert says(check(name, W, x, by_hand(name, W, x, ["extra 2"], y=y), y).mistakes)[-1] == "extra 2"
 
 
+@settings(max_examples=20)  # test_no_false_names.py has a thousand
 @given(
     seed=st.integers(0, 2**32 - 1),
     shape=st.sampled_from(SHAPES),

@@ -12,9 +12,9 @@ from sigmoid_l2.arguments import broadcast_axes
 from sigmoid_l2.explain.facts import facts
 from sigmoid_l2.explain.mistakes import name_mistakes
 from sigmoid_l2.explain.program import Inputs
-from sigmoid_l2.explain.recipes import STEPS
+from sigmoid_l2.explain.recipe import true_values
 from sigmoid_l2.explain.report import ArrayCheck, GradCheck
-from sigmoid_l2.explain.search import true_values
+from sigmoid_l2.explain.steps import STEPS
 from sigmoid_l2.explain.trace import trace
 from sigmoid_l2.problem import Problem, on_host, validate
 
@@ -152,6 +152,8 @@ def _check(
     dtype = a.dtype if a.dtype.kind == "f" else np.dtype(np.float64)
     is_bfloat16 = a.dtype.name == "bfloat16"  # for which np.finfo has no numbers
     given = a.astype(np.float64)
+    # Numbers computed in float32 may be given as float64, as those of a list are.
+    dtype = problem.computed if dtype == np.float64 else dtype
     eps = 2.0**-7 if is_bfloat16 else float(np.finfo(dtype).eps)
     if rtol is None:
         rtol = max(1e-5, eps**0.5)
@@ -187,7 +189,14 @@ def _check(
             known = (f"it follows from your {first}: nothing else is wrong here",)
         else:
             mistakes = name_mistakes(
-                name, _in_order(given, problem, order), mine, is_wrong, inputs, rtol, dtype, lambda cell: _place(cell, kept)
+                name,
+                _in_order(given, problem, order),
+                mine,
+                is_wrong,
+                inputs,
+                rtol,
+                dtype,
+                lambda cell: _place(cell, kept),
             )
         if not follows and not mistakes:
             known = facts(name, given, mine, allowed, inputs)

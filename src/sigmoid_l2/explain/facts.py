@@ -6,10 +6,11 @@ import numpy as np
 import numpy.typing as npt
 
 from sigmoid_l2.explain.program import Inputs, run
-from sigmoid_l2.explain.recipes import STEPS
+from sigmoid_l2.explain.steps import STEPS
 
 Array = npt.NDArray[Any]
 
+_MOST_SORTED = 1000  # values of which the order is looked at: of more, other values look like them
 _MOST_NAMED = 5  # rows that a sentence names
 _CLOSE = 0.01  # the relative error below which digits are lost, and no more
 
@@ -26,7 +27,9 @@ def facts(name: str, given: Array, true: Array, allowed: Array, inputs: Inputs) 
         found = ("the values are right but for their signs",)
     if not found and np.all(np.abs(given - true) <= _CLOSE * np.abs(true)):
         most = float(np.max(np.abs(given - true) / np.abs(true)))
-        found = (f"all values are within {most:.1g} of the right ones: digits are lost; look for float16, numbers that were printed, and differences",)
+        found = (
+            f"all values are within {most:.1g} of the right ones: digits are lost; look for float16, numbers that were printed, and differences",
+        )
     if not found and name == "dW" and min(given.shape[-2:]) > 1 and given.ndim == 2 and inputs.terms == 1:
         found = _outer(given, inputs)
     return found
@@ -37,7 +40,9 @@ def _some_right(name: str, right: Array, given: Array, true: Array, allowed: Arr
     size = np.abs(given)
     clipped = ~right & (np.sign(given) == np.sign(true)) & (size == size.max()) & (np.abs(true) > size)
     if (~right).sum() > 1 and np.all(clipped == ~right):
-        return (f"the values beyond -{size.max():.5g} and {size.max():.5g} are clipped to that, and the others right: give the gradient before it is clipped",)
+        return (
+            f"the values beyond -{size.max():.5g} and {size.max():.5g} are clipped to that, and the others right: give the gradient before it is clipped",
+        )
     if inputs.cells > 1:
         pairs = ~right.reshape(inputs.cells, -1).all(axis=1)
         return (f"{int(pairs.sum())} of {inputs.cells} pairs are wrong, the others right",) if not pairs.all() else ()
@@ -46,7 +51,9 @@ def _some_right(name: str, right: Array, given: Array, true: Array, allowed: Arr
     matrix = right.reshape(right.shape[-2:])
     rows, columns = ~matrix.all(axis=1), ~matrix.all(axis=0)
     if (~matrix).sum() == 1:
-        return (f"only the value i = {np.flatnonzero(rows)[0]}, j = {np.flatnonzero(columns)[0]} is wrong; the others are right",)
+        return (
+            f"only the value i = {np.flatnonzero(rows)[0]}, j = {np.flatnonzero(columns)[0]} is wrong; the others are right",
+        )
     if rows.sum() < len(rows) and rows.sum() <= columns.sum():
         return (f"only {_list('row', 'i', rows)}; the others are right: look at how g_i is made there",)
     if columns.sum() < len(columns):
@@ -62,33 +69,28 @@ def _list(word: str, letter: str, which: Array) -> str:
 
 
 def _order(name: str, given: Array, true: Array, allowed: Array, inputs: Inputs) -> tuple[str, ...]:
-    """Whether the right values stand in another order, or dW is an outer product of one right vector."""
-    if inputs.cells > 1:
+    """Whether the right values stand in another order."""
+    if inputs.cells > 1 or true.size > _MOST_SORTED:
         return ()
-    limit = float(allowed.max())
-    flat = np.argsort(given, axis=None), np.argsort(true, axis=None)
-    if np.all(np.abs(given.ravel()[flat[0]] - true.ravel()[flat[1]]) <= limit) and limit < float(np.ptp(true)):
-        if name == "dW":
-            a, b = given.reshape(given.shape[-2:]), true.reshape(true.shape[-2:])
-            for axis, letter, word in ((0, "i", "row"), (1, "j", "column")):
-                order = _permutation(a, b, limit, axis)
-                if order is not None:
-                    return (f"the {word}s are right, in another order: {word} {letter} = 0, 1, ... of yours is the true {word} {_short(order)}",)
-        return ("the values are right, in another order: a reshape or an index is mixed up",)
-    return ()
+    mine, right = np.argsort(given, axis=None), np.argsort(true, axis=None)
+    if np.any(np.abs(given.ravel()[mine] - true.ravel()[right]) > allowed.ravel()[right]):
+        return ()
+    matrix = given.reshape(given.shape[-2:]) if name == "dW" else given.reshape(-1, 1)
+    word, letter = {"dW": ("row", "i"), "dx": ("value", "j")}.get(name, ("value", "i"))
+    for turned, word, letter in ((False, word, letter), (True, "column", "j")):
+        a, b = (v.reshape(matrix.shape) for v in (given, true))
+        order = _permutation(*((a.T, b.T) if turned else (a, b)), float(allowed.max()))
+        if order is not None:
+            yours = ", ".join(map(str, order[:_MOST_NAMED].tolist())) + ", ..." * (len(order) > _MOST_NAMED)
+            return (f"the {word}s are right, in another order: {letter} = 0, 1, ... of yours is the true {letter} = {yours}",)
+    return ("the values are right, in another order: a reshape or an index is mixed up",)
 
 
-def _short(order: Array) -> str:
-    return ", ".join(map(str, order[:_MOST_NAMED].tolist())) + (", ..." if len(order) > _MOST_NAMED else "")
-
-
-def _permutation(given: Array, true: Array, limit: float, axis: int) -> Array | None:
-    """The row (or column) of ``true`` that each one of ``given`` is; None where they are no others' order."""
-    a, b = (given, true) if axis == 0 else (given.T, true.T)
-    if len(a) > 1000:
-        return None
-    order = np.array([int(np.argmin(np.abs(b - row).max(axis=1))) for row in a])
-    return order if len(set(order.tolist())) == len(order) and np.all(np.abs(b[order] - a) <= limit) else None
+def _permutation(given: Array, true: Array, limit: float) -> Array | None:
+    """The row of ``true`` that each row of ``given`` is; None where they are not the same rows."""
+    order = np.array([int(np.argmin(np.abs(true - row).max(axis=1))) for row in given])
+    is_order = len(set(order.tolist())) == len(order) > 1
+    return order if is_order and np.all(np.abs(true[order] - given) <= limit) else None
 
 
 def _outer(given: Array, inputs: Inputs) -> tuple[str, ...]:

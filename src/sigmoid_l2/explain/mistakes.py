@@ -1,7 +1,6 @@
 """What is wrong with a gradient, or with a step before it, in sentences: for all pairs, or pair by pair."""
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -79,7 +78,14 @@ def _explain(name: str, given: Array, true: Array, inputs: Inputs, rtol: float, 
 
 
 def _by_pair(
-    name: str, given: Array, true: Array, wrong: Array, inputs: Inputs, rtol: float, dtype: DType, place: Callable[[int], str]
+    name: str,
+    given: Array,
+    true: Array,
+    wrong: Array,
+    inputs: Inputs,
+    rtol: float,
+    dtype: DType,
+    place: Callable[[int], str],
 ) -> tuple[str, ...]:
     """The mistakes of each group of pairs that have the same, where the pairs of a batch differ."""
     cells = inputs.cells

@@ -86,7 +86,7 @@ def _noise(step: float, ulp: float) -> Precision:
         f"differences of the loss with a step of about {step:.0e}, which is too small: the loss has {-math.log10(2 * ulp):.0f} digits after the "
         "point, and only rounding is left of the difference; use a step of about 1e-5, and compare with atol=1e-9"
     )
-    return Precision((text,), own_error, lambda a: np.full_like(a, 8 * ulp / step), complement=True, cost=_COST)
+    return Precision((text,), own_error, lambda a: np.full_like(a, 8 * ulp / step), complement=True, cost=_COST + 1, alone=True)
 
 
 def wrong_precisions(
@@ -102,11 +102,11 @@ def wrong_precisions(
         return
     if digits := _digits(given, true, 4 * eps, _decimal):
         yield _decimals(digits)
-    if digits := _digits(given, true, 4 * eps, _leading):
-        yield _significant(digits)
+    if leading := _digits(given, true, 4 * eps, _leading):
+        yield _significant(leading)._replace(alone=digits > 0)
     if dtype.itemsize > 2 and np.all(given == given.astype(np.float16)) and not np.all(given == np.trunc(given)):
         yield _float16()
-    if np.all(given == np.trunc(given)):
+    if given.shape == true.shape and np.all(given == np.trunc(true)) and not np.all(given == true):
         yield _whole()
     ulp = float(np.spacing(dtype.type(loss.max()))) / 2 if loss.size and np.isfinite(loss).all() else 0.0
     if ulp and (step := _step_of_differences(given, ulp)):

@@ -68,6 +68,13 @@ class Inputs(NamedTuple):
 Ways = Mapping[str, Way]
 
 
+def only(condition: bool, a: Any) -> Any:
+    """``a``, where a way exists; ValueError elsewhere."""
+    if not condition:
+        raise ValueError("this way does not exist for these shapes or without a target")
+    return a
+
+
 def start(inputs: Inputs) -> Values:
     """The values before the first step."""
     # What the error of q, a sum of n terms, is relative to.
@@ -104,6 +111,7 @@ class Precision(NamedTuple):
     complement: bool  # whether 1 - s has an error of its own; else it moves with s
     cost: int = 0
     coarse: float = 0.0  # the error of values of the size 1, about
+    alone: bool = False  # whether it is looked for only where nothing else is wrong
 
 
 def errors(steps: Sequence[Step], ways: Ways, inputs: Inputs, precision: Precision, eps: float) -> Values:
