@@ -71,7 +71,8 @@ def test_gradients_are_checked(capsys, given, suffix):
     wrong = {name: np.full((3, 2), 0.25) for name in given}  # right shape for dW, the classic wrong one for dx
     out = printed(capsys, save(f"mine.{suffix}", W=W[0], x=X[0], **wrong), status=1)
     title = f"Your {' and '.join(given)}, checked"
-    assert f"\n{title}\n{'-' * len(title)}\nmine.{suffix} has {'them' if len(given) > 1 else 'it'} beside" in out
+    these = "These are" if len(given) > 1 else "This is"
+    assert f"\n{title}\n{'-' * len(title)}\n{these} in mine.{suffix}, beside W" in out
     assert out.endswith(f"\n\n{sl2.check_grad(W[0], X[0], **wrong)}\n")
 
 
@@ -179,7 +180,7 @@ def test_a_page(capsys, file):
     status = int(file == ["wrong.json"])
     text = printed(capsys, *file, status=status)
     assert printed(capsys, *file, "--html", "page.html", status=status) == (
-        f"{text}\nA page with the same as a picture is in page.html\n"
+        f"{text}\nA page that shows the same as a graph is in page.html\n"
     )
     check = None
     if file != ["plain.json"]:

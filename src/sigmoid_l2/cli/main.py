@@ -24,7 +24,7 @@ _MORE_OF_TRACE = rf"""
 
 A file to begin with, to which you add dW, dx and steps of your own:
   {MAKE_A_FILE}
-The same as text, without anything of your own:
+The same W and x as text:
   printf '0.1 0.5\n-0.3 0.8\n0.2 0.4\n' > mine.txt
 What a program prints:
   python mine.py | sigmoid-l2 trace
@@ -130,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add("info", commands.info, "show the versions in use and which backends can run here", "")
 
-    purpose = "show every intermediate of the computation, with its shape"
+    purpose = "show every step with its shape, and check gradients of your own"
     command = add("trace", trace, purpose, "mine.json --html mine.html", _MORE_OF_TRACE)
     command.add_argument(
         "files",
@@ -144,7 +144,7 @@ def _parser() -> argparse.ArgumentParser:
         "--html",
         metavar="HTML",
         type=html_file,
-        help="a page to write, with the same as a picture; its name is *.html",
+        help="also write a page that shows the same as a graph; ends in .html",
     )
 
     purpose = "compute loss, dW and dx of every pair in a file"

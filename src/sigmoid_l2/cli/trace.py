@@ -43,7 +43,7 @@ def trace(args: argparse.Namespace) -> Printed:
         text += f"\n{_heading(sources[0] if files else None, list(own))}\n\n{check}\n"
     if args.html is not None:
         write_text(args.html, html.page(steps, check))
-        text += f"\nA page with the same as a picture is in {args.html}\n"
+        text += f"\nA page that shows the same as a graph is in {args.html}\n"
     return text, int(bool(files) and check is not None and not check)
 
 
@@ -66,6 +66,6 @@ def _heading(file: str | None, names: list[str]) -> str:
             "what its author is told."
         )
     else:
-        it, each = ("it", "It") if len(names) == 1 else ("them", "Each")
-        text = f"{file} has {it} beside W and x. {each} is compared with the right value, which is shown above."
+        these, each = ("This is", "It") if len(names) == 1 else ("These are", "Each")
+        text = f"{these} in {file}, beside W and x. {each} is compared with the right value, which is shown above."
     return f"{title}\n{'-' * len(title)}\n{textwrap.fill(text, _WIDTH)}"
