@@ -28,7 +28,7 @@ def names(directory: str = ".") -> list[str]:
 
 
 def run(*args: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
     return subprocess.run([sys.executable, "-m", "sigmoid_l2", *args], text=True, timeout=60, **options)
 
 
@@ -63,9 +63,12 @@ def test_usage_error_from_a_shell():
 
 
 @pytest.mark.parametrize("command", ["info", "trace", "grad", "sample"])
-def test_help_has_an_example_that_parses(capsys, command):
+def test_help_fits_a_terminal_and_has_an_example_that_parses(capsys, monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "80")
     assert cli.main([command, "--help"]) == 0
-    example = capsys.readouterr().out.split("example:\n")[1].splitlines()[0].split()
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80
+    example = text.split("example:\n")[1].splitlines()[0].split()
     assert example[:2] == ["sigmoid-l2", command]
     assert cli._parser().parse_args(example[1:]).run is not None
 

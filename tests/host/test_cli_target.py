@@ -49,7 +49,8 @@ def test_a_file_holds_a_target_and_gradients_to_check(capsys, suffix):
     assert capsys.readouterr().out.startswith(str(sl2.trace(W[0], X[0], 1)))
 
 
-def test_the_example_with_a_target_has_no_handwritten_gradient(capsys):
+def test_the_example_with_a_target_has_no_handwritten_gradient(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", None)  # closed
     assert cli.main(["trace", "--target", "1,0,1"]) == 0
     assert capsys.readouterr().out == f"{trace._THE_EXAMPLE}\n\n{sl2.trace(example.W, example.x, [1, 0, 1])}\n"
 

