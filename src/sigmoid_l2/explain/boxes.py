@@ -20,7 +20,7 @@ from sigmoid_l2.explain.cells import Picture, part, pictures
 from sigmoid_l2.explain.trace import STEPS, Trace
 
 if TYPE_CHECKING:
-    from sigmoid_l2.explain.check_grad import ArrayCheck, GradCheck
+    from sigmoid_l2.explain.report import ArrayCheck, GradCheck
 
 COLUMNS = (("W", "x", "dW", "dx"), ("q", "dloss_dq"), ("s", "ds_dq", "dloss_ds"), ("y", "e"), ("loss",))
 BACKWARD = frozenset(("dloss_ds", "ds_dq", "dloss_dq", "dW", "dx"))
@@ -68,8 +68,7 @@ class Box(NamedTuple):
 
 def boxes(trace: Trace, check: GradCheck | None = None) -> dict[str, Box]:
     """A box for each array of the trace, in its place."""
-    checked = {step.name: step for step in check.steps} if check else {}
-    first = checked.get(check.first_wrong or "") if check else None
+    first = None if check is None else _checks(check).get(check.first_wrong or "")
     steps = [step for step in STEPS if not isinstance(step, str) and getattr(trace, step[0]) is not None]
     # The pair that is drawn is that of the worst value of the first wrong step, else the first one.
     own: tuple[int, ...] = ()
@@ -77,17 +76,28 @@ def boxes(trace: Trace, check: GradCheck | None = None) -> dict[str, Box]:
         if first is not None and first.index is not None and first.name == name:
             own = first.index[: len(first.index) - len(trace._pair_axes(axes))]
     pair = (0,) * (trace.loss.ndim - len(own)) + own
-    return _place([_box(trace, step, pair, checked.get(step[0]), first) for step in steps])
+    return _place([_box(trace, step, pair, check) for step in steps])
+
+
+def first_wrong_step(check: GradCheck | None) -> str | None:
+    """Its name, where steps before the gradients were checked: without them it is not known where those went wrong."""
+    if check is None or all(step.name in ("dW", "dx") for step in check.steps):
+        return None
+    return check.first_wrong
+
+
+def _checks(check: GradCheck | None) -> dict[str, ArrayCheck]:
+    return {} if check is None else {step.name: step for step in check.steps}
 
 
 def _box(
     trace: Trace,
     step: tuple[str, str, str, str],
     pair: tuple[int, ...],
-    check: ArrayCheck | None,
-    first: ArrayCheck | None,
+    whole: GradCheck | None,
 ) -> Box:
     name, axes, formula, meaning = step
+    check = _checks(whole).get(name)
     e = "s" if trace.e is None else "e"
     array = getattr(trace, name)
     batch, count = trace._batch(axes, array), len(trace._pair_axes(axes))
@@ -95,7 +105,7 @@ def _box(
     lines += [("formula", f"= {formula.format(e=e)}")] if formula else []
     lines += [("small", _ALSO[name])] if name in _ALSO else []
     lines += [("small", trace._shape(axes, array))]
-    lines += [("bold", "first wrong step")] if check and check is first else []
+    lines += [("bold", "first wrong step")] if name == first_wrong_step(whole) else []
     word = "pair" if batch == trace.loss.shape else "item"
     if check is None or check.ok:
         titles, drawn = [""], pictures(name, [part(array, count, pair, word)])

@@ -17,9 +17,10 @@ Array = npt.NDArray[Any]
 
 ROWS = 8  # rows that are drawn where the cells have numbers
 EDGE = 16  # rows and columns that are drawn where they have none
+_DIGITS = (4, 3)  # of a number; 3 where it is too wide with 4
 _WIDTH = 300  # px: the widest picture with numbers
 _ROW = 19  # px: the height of a cell with a number
-_CELL = 10  # px: a cell without; the least in which a minus can be seen
+_CELL = 10  # px: a cell without, at least, so that a minus can be seen; up to twice that where there are few
 _CHARACTER = 6.8  # px: the width of a character at the 11 px of a number; of common monospaced fonts the widest
 _LEVELS = 8  # tints on either side of 0
 _OPACITY = 0.06  # of one level; text on the strongest, 0.48, keeps a contrast of 4.5
@@ -74,23 +75,28 @@ class Picture(NamedTuple):
 def pictures(name: str, parts: list[Part], differ: tuple[float | None, float | None] = (None, None)) -> list[Picture]:
     """Draw ``parts`` with one scale and cells of one size. The numbers get so many digits that ``differ`` do."""
     windows = [np.asarray(p.values[:ROWS, :EDGE], np.float64) for p in parts]
+    needed = _DIGITS[-1]
     given, true = differ
-    digits = 4
     if given is not None and true is not None:
-        digits = next((d for d in (4, 6, 9) if f"{given:.{d}g}" != f"{true:.{d}g}"), 17)
-    texts = [[_texts(row, digits) for row in window] for window in windows]
-    longest = max((len(text) for rows in texts for row in rows for text in row), default=0)
-    width = longest * _CHARACTER + 10
-    numbers = all(p.values.shape[1] <= EDGE and p.values.shape[1] * width <= _WIDTH for p in parts)
-    if not numbers:
-        windows = [np.asarray(p.values[:EDGE, :EDGE], np.float64) for p in parts]
-    finite = np.concatenate([np.abs(w[np.isfinite(w)]) for w in windows] or [np.zeros(0)])
-    largest = float(np.max(finite, initial=0))
-    size = (width, _ROW) if numbers else (_CELL, _CELL)
-    return [
-        _picture(name, p, window, text if numbers else None, digits, size, largest)
-        for p, window, text in zip(parts, windows, texts, strict=True)
-    ]
+        needed = next((d for d in (*reversed(_DIGITS), 6, 9) if f"{given:.{d}g}" != f"{true:.{d}g}"), 17)
+    columns = max(p.values.shape[1] for p in parts)
+    for digits in [d for d in _DIGITS if d >= needed] or [needed]:
+        texts = [[_texts(row, digits) for row in window] for window in windows]
+        longest = max((len(text) for rows in texts for row in rows for text in row), default=0)
+        width = longest * _CHARACTER + 10
+        if columns * width <= _WIDTH:
+            largest = _largest(windows)
+            return [
+                _picture(name, p, window, text, digits, (width, _ROW), largest)
+                for p, window, text in zip(parts, windows, texts, strict=True)
+            ]
+    windows = [np.asarray(p.values[:EDGE, :EDGE], np.float64) for p in parts]
+    largest, size = _largest(windows), max(_CELL, min(2 * _CELL, _CELL * EDGE // columns))
+    return [_picture(name, p, w, None, 0, (size, size), largest) for p, w in zip(parts, windows, strict=True)]
+
+
+def _largest(windows: list[Array]) -> float:
+    return max(float(np.max(np.abs(w), initial=0, where=np.isfinite(w))) for w in windows)
 
 
 def _texts(values: Any, digits: int) -> list[str]:
@@ -122,11 +128,11 @@ def _picture(
                 f"<title>{escape(name)}{p.place(i, j)} = {value:.{max(9, digits)}g}</title></text>"
             )
         elif math.isnan(value):
-            cross += f"M{x + 2:g} {y + 2:g}l6 6m0-6l-6 6"
+            cross += f"M{x + w / 2 - 3:g} {y + h / 2 - 3:g}l6 6m0-6l-6 6"
         elif math.isinf(value):
-            numbers.append(f'<text class="sl2-i" x="{x + 5:g}" y="{y + 8:g}">∞</text>')
+            numbers.append(f'<text class="sl2-i" x="{x + w / 2:g}" y="{y + h / 2 + 3:g}">∞</text>')
         if texts is None and value < 0:
-            minus += f"M{x + 3:g} {y + (8.5 if math.isinf(value) else 5):g}h4"
+            minus += f"M{x + w / 2 - 2:g} {(y + h - 1.5 if math.isinf(value) else y + h / 2):g}h4"
     svg = [
         f'<path class="sl2-{sign}" fill-opacity="{level * _OPACITY:.2f}" d="{d}"/>'
         for (sign, level), d in sorted(tints.items())

@@ -3,7 +3,7 @@
 from __future__ import annotations  # help() then shows the name of a type
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -145,84 +145,84 @@ def _shape(name: str, problem: Problem) -> tuple[int, ...]:
     return problem.shapes["dq" if name in _STEP_NAMES else name]
 
 
+class _Truth(NamedTuple):
+    """What an array should be, computed from W, x and y or from steps of the user's own."""
+
+    inputs: Inputs
+    order: list[int]  # of the batch's axes in ``inputs``
+    kept: tuple[int, ...]  # the sizes of those that are not summed
+    values: Array
+    allowed: Array  # the largest error that is right
+
+    def beyond(self, given: Array) -> tuple[Array, Array]:
+        """The errors of ``given`` as multiples of what is allowed, and the errors."""
+        same = (given == self.values) | (np.isnan(given) & np.isnan(self.values))
+        error = np.where(same, 0, np.abs(given - self.values))
+        return np.where(same, 0, np.nan_to_num(error / self.allowed, nan=np.inf, posinf=np.inf)), error
+
+
+def _truth(
+    name: str, problem: Problem, own: dict[str, Array], rtol: float, atol: float, dtype: np.dtype[Any]
+) -> _Truth:
+    inputs, order, kept = _inputs(name, problem, own)
+    values, allowed = (a.reshape(_shape(name, problem)) for a in true_values(name, inputs, rtol, dtype))
+    largest = float(np.max(np.abs(values), initial=0, where=np.isfinite(values)))
+    return _Truth(inputs, order, kept, values, allowed + atol + 4 * float(np.finfo(dtype).eps) * largest)
+
+
 def _check(
-    name: str, a: Array, problem: Problem, before: dict[str, Array], first: str | None, rtol: float | None, atol: float
+    name: str, a: Array, problem: Problem, own: dict[str, Array], first: str | None, rtol: float | None, atol: float
 ) -> ArrayCheck:
-    shape = _shape(name, problem)
-    dtype = a.dtype if a.dtype.kind == "f" else np.dtype(np.float64)
-    is_bfloat16 = a.dtype.name == "bfloat16"  # for which np.finfo has no numbers
+    """Check one array: ``own`` are the steps before it that were given, ``first`` the first of them that is wrong."""
     given = a.astype(np.float64)
+    dtype = a.dtype if a.dtype.kind == "f" else np.dtype(np.float64)
     # Numbers computed in float32 may be given as float64, as those of a list are.
     dtype = problem.computed if dtype == np.float64 else dtype
+    is_bfloat16 = a.dtype.name == "bfloat16"  # for which np.finfo has no numbers
     eps = 2.0**-7 if is_bfloat16 else float(np.finfo(dtype).eps)
-    if rtol is None:
-        rtol = max(1e-5, eps**0.5)
-
-    def truth(steps: dict[str, Array]) -> tuple[Inputs, list[int], tuple[int, ...], Array, Array]:
-        inputs, order, kept = _inputs(name, problem, steps)
-        values, allowed = true_values(name, inputs, rtol, dtype)
-        values, allowed = values.reshape(shape), allowed.reshape(shape)
-        largest = float(np.max(np.abs(values), initial=0, where=np.isfinite(values)))
-        return inputs, order, kept, values, allowed + atol + 4 * eps * largest
-
-    inputs, order, kept, values, allowed = truth({})
-    wrong, index, error, is_wrong = None, None, None, None
-    if given.shape == shape:
-        beyond, difference = _beyond(given, values, allowed)
-        is_wrong = beyond > 1
-        wrong = int(is_wrong.sum())
+    rtol = max(1e-5, eps**0.5) if rtol is None else rtol
+    truth = _truth(name, problem, {}, rtol, atol, dtype)
+    found: dict[str, Any] = dict(wrong=None, index=None, max_relative_error=None, given_value=None, true_value=None)
+    if given.shape == truth.values.shape:
+        beyond, error = truth.beyond(given)
+        found["wrong"] = int((beyond > 1).sum())
         if given.size:
-            index = tuple(int(i) for i in np.unravel_index(np.argmax(beyond), shape))
-            relative = difference[index] / np.abs(values[index])
-            error = 0.0 if not beyond[index] else float(np.nan_to_num(relative, nan=np.inf, posinf=np.inf))
-    ok = wrong == 0
-    mistakes: tuple[str, ...] = ()
-    known: tuple[str, ...] = ()
-    if not ok:
-        follows = False
-        mine = values
-        if before and first is not None:
-            inputs, order, kept, mine, allowed = truth(before)
-            follows = given.shape == shape and bool(np.all(_beyond(given, mine, allowed)[0] <= 1))
-            is_wrong = None if is_wrong is None else _beyond(given, mine, allowed)[0] > 1
-        if follows:
-            known = (f"it follows from your {first}: nothing else is wrong here",)
-        else:
-            mistakes = name_mistakes(
-                name,
-                _in_order(given, problem, order),
-                mine,
-                is_wrong,
-                inputs,
-                rtol,
-                dtype,
-                lambda cell: _place(cell, kept),
-            )
-        if not follows and not mistakes:
-            known = facts(name, given, mine, allowed, inputs)
+            index = tuple(int(i) for i in np.unravel_index(np.argmax(beyond), given.shape))
+            relative = float(np.nan_to_num(error[index] / np.abs(truth.values[index]), nan=np.inf, posinf=np.inf))
+            found |= dict(index=index, max_relative_error=relative if beyond[index] else 0.0)
+            found |= dict(given_value=float(given[index]), true_value=float(truth.values[index]))
+    ok = found["wrong"] == 0
+    mine = truth if first is None else _truth(name, problem, own, rtol, atol, dtype)
+    mistakes, known = ((), ()) if ok else _diagnose(name, given, problem, mine, first, rtol, dtype)
     return ArrayCheck(
         name=name,
         ok=ok,
         shape=given.shape,
-        expected_shape=shape,
-        wrong=wrong,
-        max_relative_error=error,
-        index=index,
-        given_value=None if index is None else float(given[index]),
-        true_value=None if index is None else float(values[index]),
+        expected_shape=truth.values.shape,
+        **found,
         mistakes=mistakes,
         known=known,
         given=given,
-        true=values,
+        true=truth.values,
         column=problem.column and name not in ("loss", "dW"),
     )
 
 
-def _beyond(given: Array, true: Array, allowed: Array) -> tuple[Array, Array]:
-    """The errors as multiples of what is allowed, and the errors."""
-    same = (given == true) | (np.isnan(given) & np.isnan(true))
-    difference = np.where(same, 0, np.abs(given - true))
-    return np.where(same, 0, np.nan_to_num(difference / allowed, nan=np.inf, posinf=np.inf)), difference
+def _diagnose(
+    name: str, given: Array, problem: Problem, truth: _Truth, first: str | None, rtol: float, dtype: np.dtype[Any]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The mistakes in a wrong array and, where none is known, what is known of it."""
+    wrong = None
+    if given.shape == truth.values.shape:
+        wrong = truth.beyond(given)[0] > 1
+        if first is not None and not wrong.any():
+            return (), (f"it follows from your {first}: nothing else is wrong here",)
+    ordered = _in_order(given, problem, truth.order)
+    kept = truth.kept
+    mistakes = name_mistakes(
+        name, ordered, truth.values, wrong, truth.inputs, rtol, dtype, lambda cell: _place(cell, kept)
+    )
+    return mistakes, () if mistakes else facts(name, given, truth.values, truth.allowed, truth.inputs)
 
 
 def _in_order(given: Array, problem: Problem, order: list[int]) -> Array:

@@ -50,7 +50,7 @@ _BARE = "f is a sum, so its gradient has no such factor"
 
 def constants(inputs: Inputs) -> list[tuple[float, Constant]]:
     """The known factors, each with what it means for these pairs."""
-    m, n = inputs.W.shape[1:]
+    m = inputs.W.shape[1]
     half = "the factor 2 is missing"
     halved = Constant(
         f"{half}, as in the gradient of ½||s - y||²" if inputs.target else half,

@@ -13,7 +13,7 @@ from sigmoid_l2.explain.boxes import BACKWARD, BETWEEN, COLUMNS, LEFT, PAD, TEXT
 from sigmoid_l2.explain.trace import STEPS, Trace
 
 if TYPE_CHECKING:
-    from sigmoid_l2.explain.check_grad import GradCheck
+    from sigmoid_l2.explain.report import GradCheck
 
 Corners = list[tuple[float, float]]
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING
 
+from sigmoid_l2.explain.boxes import first_wrong_step
 from sigmoid_l2.explain.graph import svg
 
 if TYPE_CHECKING:
-    from sigmoid_l2.explain.check_grad import ArrayCheck, GradCheck
+    from sigmoid_l2.explain.report import ArrayCheck, GradCheck
     from sigmoid_l2.explain.trace import Trace
 
 # Each colour by its use, in light and in dark. Text has a contrast of at least 4.5 to what it stands on.
@@ -122,7 +123,7 @@ def _verdict(check: GradCheck) -> str:
     right = ", ".join(step.name for step in check.steps if step.ok)
     html = ""
     if wrong:
-        first = f"; the first wrong step is {check.first_wrong}" if check.first_wrong else ""
+        first = f"; the first wrong step is {name}" if (name := first_wrong_step(check)) else ""
         count = f"{len(wrong)} of {len(check.steps)} checked"
         html += f'<p><b class="sl2-no">WRONG:</b> {escape(count + first)}</p><ul>{"".join(map(_wrong, wrong))}</ul>'
     if right:
@@ -133,8 +134,11 @@ def _verdict(check: GradCheck) -> str:
 def _wrong(step: ArrayCheck) -> str:
     where = ""
     if step.wrong:
-        where = f": {step.wrong} of {step.true.size} values; the worst at {step.index}: given {step.given_value:.6g}, "
-        where += f"true {step.true_value:.6g}"
-    reasons = (*step.mistakes, *step.known) or ("No known mistake explains it.",)
+        place = f" at {place}" if (place := step.place()) else ""
+        where = f"the worst{place}: given {step.given_value:.6g}, true {step.true_value:.6g}"
+        where = f": {step.wrong} of {step.true.size} values; {where}" if step.true.size > 1 else f": {where}"
+    reasons = [*step.mistakes, *step.known]
+    if not step.mistakes and not any("follows from" in fact for fact in step.known):
+        reasons.append("No known mistake explains it.")
     items = "".join(f"<li>{escape(reason)}</li>" for reason in reasons)
     return f'<li><b>{escape(step.name)}</b> <b class="sl2-no">WRONG</b>{escape(where)}<ul>{items}</ul></li>'

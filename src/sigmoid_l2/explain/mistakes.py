@@ -12,12 +12,12 @@ from sigmoid_l2.explain.search import Search
 Array = npt.NDArray[Any]
 DType = np.dtype[Any]
 
-# The most groups of pairs, each with the same mistakes, that are told of a batch.
+# The most groups of pairs, each with mistakes of its own, that are told of a batch.
 _MOST_GROUPS = 3
 
 _ZERO = (
-    "every value is 0: not computed, rounded away, in an array of integers, or s(1 - s) is 0 because s is rounded to 0 or 1 or "
-    "the brackets are lost; write ds_dq = s * (1 - s)"
+    "every value is 0: not computed, rounded away, in an array of integers, or s(1 - s) is 0, because s is rounded to "
+    "0 or 1 or the brackets are lost; write ds_dq = s * (1 - s)"
 )
 
 
@@ -33,46 +33,42 @@ def name_mistakes(
 ) -> tuple[str, ...]:
     """The mistakes that made the wrong ``given`` of ``name``, a sentence each.
 
-    ``given`` and ``true`` are float64; given may have any shape. ``wrong`` says which values are wrong, where the shapes
-    are the same. ``dtype`` is the one that given was computed in, ``place`` names the cell of that index. Empty where no
-    known mistake fits.
+    ``given`` and ``true`` are float64; given may have any shape. ``wrong`` says which values are wrong, where the
+    shapes are the same. ``dtype`` is the one that given was computed in, ``place`` names the sum of that number. Empty
+    where no known mistake fits.
     """
     if wrong is not None and (broken := np.argwhere(~np.isfinite(given) & np.isfinite(true))).size:
         at = tuple(broken[0].tolist())
         return (
-            f"{len(broken)} of {given.size} values are NaN or infinite, the first at {at}: look for a division by zero, an "
-            "overflow of exp, or a value never computed",
+            f"{len(broken)} of {given.size} values are NaN or infinite, the first at {at}: look for a division by "
+            "zero, an overflow of exp, or a value never computed",
         )
     found = _explain(name, given, true, inputs, rtol, dtype)
-    if wrong is not None:
-        if found or not given.any():
-            return found or (_ZERO,)
-        return _by_pair(name, given, true, wrong, inputs, rtol, dtype, place)
-    shape = f"wrong shape {given.shape} instead of {true.shape}: "
-    rule = _of_shape(name, given.shape, true.shape, inputs)
-    if found == ():
-        row = "; x was given as a row" * (name == "dx" and true.shape[-2:-1] == (1,) and given.shape[-1:] == (1,))
-        return (f"{shape}the values are right{row}; give them the right shape with .reshape{true.shape}",)
-    return (f"{shape}{rule}", *(found or ()))
+    if wrong is None:
+        return (_about_shape(name, given.shape, true.shape, inputs, is_right=found == ()), *(found or ()))
+    if not given.any():
+        return found or (_ZERO,)
+    return found or _by_pair(name, given, true, wrong, inputs, rtol, dtype, place)
 
 
-def _of_shape(name: str, shape: tuple[int, ...], expected: tuple[int, ...], inputs: Inputs) -> str:
+def _about_shape(name: str, shape: tuple[int, ...], expected: tuple[int, ...], inputs: Inputs, is_right: bool) -> str:
     m, n = inputs.W.shape[1:]
+    wrong = f"wrong shape {shape} instead of {expected}: "
+    if is_right:
+        row = " (x was given as a row)" * (name == "dx" and expected[-2:] == (1, n) and shape[-2:] == (n, 1) and n > 1)
+        return f"{wrong}the values are right{row}; give them the right shape with .reshape{expected}"
     if name not in ("dW", "dx"):
-        return f"each pair has {'one value of it' if name == 'loss' else 'one value for each row of W'}"
-    rule = f"a gradient has exactly the shape of its input, here of {name[1]}"
-    tail = shape[-2:]
-    if name == "dW" and m != n and tail == (n, m):
+        return f"{wrong}each pair has {'one loss' if name == 'loss' else 'one value for each row of W'}"
+    rule = f"{wrong}a gradient has exactly the shape of its input, here of {name[1]}"
+    if name == "dW" and m != n and shape[-2:] == (n, m):
         return f"{rule}; this is the shape of Wᵀ"
-    if name == "dW" and tail in ((n,), (n, 1)) and m != n:
-        return f"{rule}; this is the shape of x: are dW and dx swapped?"
-    if name == "dx" and tail == (m, n) and (m, n) != expected[-2:]:
-        return f"{rule}; this is the shape of W: is a sum missing, or are dW and dx swapped?"
+    if name == "dx" and shape[-2:] == (m, n) != expected[-2:]:
+        return f"{rule}; this is the shape of W, so a sum is missing"
     return rule
 
 
 def _explain(name: str, given: Array, true: Array, inputs: Inputs, rtol: float, dtype: DType) -> tuple[str, ...] | None:
-    if inputs.cells == 0 or given.size == 0:
+    if inputs.cells * inputs.terms == 0 or given.size == 0:
         return None
     return Search(name, given, true, inputs, rtol, dtype).explanation()
 
@@ -88,27 +84,20 @@ def _by_pair(
     place: Callable[[int], str],
 ) -> tuple[str, ...]:
     """The mistakes of each group of pairs that have the same, where the pairs of a batch differ."""
-    cells = inputs.cells
-    if cells < 2:
+    if inputs.cells < 2:
         return ()
-    given, true, wrong = (a.reshape(cells, -1) for a in (given, true, wrong))
+    given, true, wrong = (a.reshape(inputs.cells, -1) for a in (given, true, wrong))
     left = np.flatnonzero(wrong.any(axis=1))
     sentences: list[str] = []
     for _ in range(_MOST_GROUPS):
-        if not left.size:
-            break
-        # Where all wrong pairs have one mistake, this is one search.
-        found = _explain(name, given[left], true[left], _cells(inputs, left), rtol, dtype)
-        group = left
-        if found is None:
-            group = left[:1]
+        for group in (left, left[:1]):  # all that are left may have one mistake
             found = _explain(name, given[group], true[group], _cells(inputs, group), rtol, dtype)
-            if not found and not given[group].any():
-                found = (_ZERO,)
+            found = found or ((_ZERO,) if group.size and not given[group].any() else None)
+            if found or len(group) < 2:
+                break
         if not found:
             break
-        names = ", ".join(place(int(k)) for k in group[:4]) + (f" and {len(group) - 4} more" if len(group) > 4 else "")
-        sentences += [f"pair{'s' * (len(group) > 1)} {names}: {mistake}" for mistake in found]
+        sentences += [f"{_named(group, place)}: {mistake}" for mistake in found]
         left = np.setdiff1d(left, group)
     return tuple(sentences)
 
@@ -116,3 +105,8 @@ def _by_pair(
 def _cells(inputs: Inputs, cells: Array) -> Inputs:
     pairs = (cells[:, None] * inputs.terms + np.arange(inputs.terms)).ravel()
     return inputs.take(pairs, len(cells), inputs.terms)
+
+
+def _named(group: Array, place: Callable[[int], str]) -> str:
+    more = f" and {len(group) - 4} more" if len(group) > 4 else ""
+    return f"pair{'s' * (len(group) > 1)} {', '.join(place(int(k)) for k in group[:4])}{more}"

@@ -62,7 +62,7 @@ def _significant(digits: int) -> Precision:
 
     def error(name: str, values: Values, eps: float) -> Array:
         is_exact = name == "e" and not values.target
-        return own_error(name, values, eps) + unit * np.abs(getattr(values, name)) * (not is_exact)
+        return np.asarray(own_error(name, values, eps) + unit * np.abs(getattr(values, name)) * (not is_exact))
 
     text = f"rounded to {digits} significant digit{'s' * (digits > 1)}, as by %.{digits - 1}e: {_KEEP}"
     return Precision((text,), error, lambda a: unit * np.abs(a), complement=False, cost=_COST + 1)
@@ -77,16 +77,22 @@ def _float16() -> Precision:
 
 
 def _whole() -> Precision:
-    text = "every value is a whole number, in an array of integers: fractions are cut off; give W, x and the gradient the dtype float"
+    text = (
+        "every value is a whole number, in an array of integers: fractions are cut off; give W, x and the gradient the "
+        "dtype float"
+    )
     return Precision((text,), own_error, lambda a: np.ones_like(a), complement=True, cost=_COST)
 
 
 def _noise(step: float, ulp: float) -> Precision:
     text = (
-        f"differences of the loss with a step of about {step:.0e}, which is too small: the loss has {-math.log10(2 * ulp):.0f} digits after the "
-        "point, and only rounding is left of the difference; use a step of about 1e-5, and compare with atol=1e-9"
+        f"differences of the loss with a step of about {step:.0e}, which is too small: the loss has "
+        f"{-math.log10(2 * ulp):.0f} digits after the point, and rounding eats up the difference; use a step of about "
+        "1e-5, and compare with atol=1e-9"
     )
-    return Precision((text,), own_error, lambda a: np.full_like(a, 8 * ulp / step), complement=True, cost=_COST + 1, alone=True)
+    return Precision(
+        (text,), own_error, lambda a: np.full_like(a, 8 * ulp / step), complement=True, cost=_COST + 1, alone=True
+    )
 
 
 def wrong_precisions(

@@ -1,7 +1,7 @@
 """The products that people make of the steps: the first of each is right.
 
-A product is a formula: "ji = g_i x_j" has the element (j, i) g_i x_j. What is not in front of the = is summed over. i is an
-index of m and j of n; any letter goes over the axis where it stands.
+A product is a formula: "ji = g_i x_j" has the element (j, i) g_i x_j. A letter that is not in front of the = is summed
+over. i is an index of m and j of n; any letter goes over the axis where it stands.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,7 +27,7 @@ class Product(NamedTuple):
     cost: int = 2
 
 
-def operand(name: str, v: Values) -> Array:
+def operand(name: str, v: Values) -> Any:
     """The array that a formula names, (B, ...), or (programs, B, ...) where the values are those of several."""
     match name:
         case "g":
@@ -234,9 +234,14 @@ ADDED: dict[str, tuple[Added, ...]] = {
 }
 
 
+def factors_of(formula: str) -> list[str]:
+    """The names of a product's factors, in order."""
+    return [factor.rpartition("_")[0] for factor in formula.partition(" = ")[2].split()]
+
+
 def operands(formula: str) -> set[str]:
     """The names of a product's factors."""
-    return {factor.rpartition("_")[0] for factor in formula.partition(" = ")[2].split()}
+    return set(factors_of(formula))
 
 
 # The factors that a program computes; all others are of W and x alone.

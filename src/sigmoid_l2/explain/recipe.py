@@ -1,5 +1,6 @@
 """A recipe: one way to compute a gradient, or a step before it, with everything that may be wrong in it."""
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -10,7 +11,18 @@ import numpy.typing as npt
 from sigmoid_l2.explain.differences import Difference, by_differences
 from sigmoid_l2.explain.factors import Constant, Sum
 from sigmoid_l2.explain.precisions import exact
-from sigmoid_l2.explain.products import COMPUTED, PRODUCTS, RIGHT, Added, Places, Product, evaluate, operand, operands
+from sigmoid_l2.explain.products import (
+    COMPUTED,
+    PRODUCTS,
+    RIGHT,
+    Added,
+    Places,
+    Product,
+    evaluate,
+    factors_of,
+    operand,
+    operands,
+)
 from sigmoid_l2.explain.program import Inputs, Precision, Step, Values, Way, errors, run
 from sigmoid_l2.explain.steps import STEPS
 
@@ -100,14 +112,12 @@ class Recipe(NamedTuple):
         off = Values(**{**sizes.__dict__, **off.__dict__, "y": np.zeros_like(steps.y)})
         formula = self.product.formula
 
-        def size(name: str, values: Values) -> Array:
-            return np.abs(operand(name, values))
-
         rest = (inputs.W.shape[1] + 3 + math.sqrt(inputs.terms)) * eps
-        total = rest * evaluate(formula, sizes, inputs, places, size)
-        for name in operands(formula) & COMPUTED:  # the error of one factor, times the sizes of the others
-            total = total + evaluate(formula, sizes, inputs, places, _with_error(name, off, size))
-        return np.nan_to_num(total).ravel()
+        total = rest * evaluate(formula, sizes, inputs, places, _size)
+        for k, name in enumerate(factors_of(formula)):  # the error of one factor, times the sizes of the others
+            if name in COMPUTED:
+                total = total + evaluate(formula, sizes, inputs, places, _with_error(k, off))
+        return np.asarray(np.nan_to_num(total).ravel())
 
     def sentences(self, inputs: Inputs, length: float) -> tuple[str, ...]:
         """What was done, why it is wrong and what is right; ``length`` is that of all given values as one vector."""
@@ -123,11 +133,14 @@ class Recipe(NamedTuple):
         if self.sum.done:
             right = "add up the gradients of the pairs" if inputs.terms > 1 else "give one gradient for each pair"
             say(self.sum.done, self.sum.why, right)
-        if self.constant:
+        is_gradient = self.name in ("dW", "dx", "dloss_dq")
+        if self.factor != 1 and not is_gradient and (self.name != "e" or self.factor != -1):
+            say(f"every value is {self.factor:.5g} times the right one", why, f"write {line}")
+        elif self.constant:
             say(self.constant.done, self.constant.why, self.constant.right)
         elif abs(self.factor) != 1 and not (self.added and self.added.whole):
             said.append(_factor_words(self.factor, length))
-        if self.factor < 0 and (self.constant or self.factor == -1):
+        if self.factor < 0 and (self.constant or self.factor == -1) and (is_gradient or self.name == "e"):
             said.append(_ERROR_SIGN if inputs.target else _SIGN)
         for step in steps_of(self.name):
             if way := self.ways.get(step.name):
@@ -150,8 +163,14 @@ class Recipe(NamedTuple):
         return f"{self.by * inputs.terms:.4g}"  # W or x alone: the product has it once for each pair
 
 
-def _with_error(name: str, off: Values, size: Callable[[str, Values], Array]) -> Callable[[str, Values], Array]:
-    return lambda other, values: np.abs(operand(other, off)) if other == name else size(other, values)
+def _size(name: str, values: Values) -> Array:
+    return np.asarray(np.abs(operand(name, values)))
+
+
+def _with_error(place: int, off: Values) -> Callable[[str, Values], Array]:
+    """The factors of a product, which are asked for in order: that at ``place`` is ``off``."""
+    calls = itertools.count()
+    return lambda name, values: _size(name, off if next(calls) == place else values)
 
 
 def _signed(k: float) -> str:

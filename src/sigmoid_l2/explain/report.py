@@ -1,4 +1,4 @@
-"""What ``check_grad`` returns: what was found out about each array, as a report to print or to look at in a notebook."""
+"""What ``check_grad`` returns: what was found out about each array, to print or to look at in a notebook."""
 
 from __future__ import annotations  # help() then shows the name of a type
 
@@ -50,6 +50,8 @@ class ArrayCheck:
         What was given, in float64.
     true : array, of the expected shape
         What is right, in float64.
+    column : bool
+        Whether it is of columns (..., m, 1) or (..., n, 1).
 
     Examples
     --------
@@ -115,8 +117,8 @@ class ArrayCheck:
 
 
 _ADVICE = {
-    name: " Check values that are not rounded, and check your steps before it too: q, s, dloss_ds, ds_dq, dloss_dq. The first wrong "
-    "one then is named."
+    name: " Check values that are not rounded, and check your steps before it, too: q, s, dloss_ds, ds_dq, dloss_dq. "
+    "The first wrong one then is named."
     for name in ("dW", "dx")
 }
 
@@ -185,3 +187,8 @@ class GradCheck:
         return "\n".join(lines)
 
     __repr__ = __str__
+
+    def _repr_html_(self) -> str:  # what a notebook shows
+        from sigmoid_l2.explain import html  # it needs the names of this module
+
+        return html.fragment(self.trace, self)

@@ -76,7 +76,7 @@ class Fit(NamedTuple):
 class Search:
     """What made the wrong values ``given`` of ``name``, of any size, which are in the order of the pairs of ``inputs``.
 
-    ``true`` are the right ones, ``dtype`` what the given ones were computed in, ``rtol`` the error that counts as right.
+    ``true`` are the right ones, ``dtype`` is what the given ones were computed in, ``rtol`` what counts as right.
     """
 
     def __init__(self, name: str, given: Array, true: Array, inputs: Inputs, rtol: float, dtype: DType) -> None:
@@ -129,7 +129,7 @@ class Search:
         return "no other W and x can"
 
     def _differ(self, one: Recipe, other: Recipe, more: int = 0) -> bool:
-        """Whether two recipes give other values for random pairs, with ``more`` rows and columns than the given ones."""
+        """Whether two recipes give other values for random pairs, of ``more`` rows and columns than the given ones."""
         m, n = (size + more for size in self.inputs.W.shape[1:])
         if m * n > _MOST_PROBED:
             return False
@@ -149,7 +149,7 @@ class Search:
                 return True
             factor = math.copysign(known[recipe.constant.place], recipe.factor) if recipe.constant else recipe.factor
             values.append(factor * result + recipe.by * added)
-        return values[0].shape != values[1].shape or not np.allclose(*values, rtol=1e-6)
+        return values[0].shape != values[1].shape or not np.allclose(values[0], values[1], rtol=1e-6)
 
     def _candidates(self) -> Iterator[Recipe]:
         """The recipes that come near a few of the given values, with the factors and precisions that they may have."""
@@ -184,7 +184,7 @@ class Search:
             yield from self._differences(own_sum, pairs)
 
     def _few(self, pairs: Inputs, sizes: Sequence[int], count: int) -> tuple[Array, Places]:
-        """The given values that are compared first, flat, and their places; ValueError where their number is another."""
+        """The given values that are compared first, flat, and their places; ValueError where there are others."""
         if self.given.size != pairs.cells * math.prod(sizes):
             raise ValueError("another number of values")
         given = self.given.reshape(pairs.cells, *sizes)[:_FEW_CELLS]

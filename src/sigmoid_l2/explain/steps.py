@@ -1,7 +1,7 @@
-"""The steps of the computation, and the ways in which people take them: the first of each is right, the others are wrong.
+"""The steps of the computation, and the ways in which people take them; the first of each is right.
 
-A way is said in the words of the formula. Its function computes the step from the values before it, as the user's program
-did, and raises ValueError where the way does not exist: for these shapes, or without a target.
+A way is said in the words of the formula. Its function computes the step from the values before it, as the user's
+program did, and raises ValueError where the way does not exist: for these shapes, or without a target.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ Array = npt.NDArray[Any]
 RARE = 3  # the cost of what few people do; 2 is the cost of the rest
 
 
-def _sigmoid(a: Array) -> Array:
+def _sigmoid(a: Array) -> Any:
     return sigmoid_and_complement(a)[0]
 
 
@@ -34,7 +34,7 @@ def _grown_error(v: Values) -> Array:
 
 
 def _class_number(v: Values) -> Array:
-    one_hot = v.target and v.m > 1 and np.all((v.y == 0) | (v.y == 1)) and np.all(v.y.sum(axis=1) == 1)
+    one_hot = bool(v.target and v.m > 1 and np.all((v.y == 0) | (v.y == 1)) and np.all(v.y.sum(axis=1) == 1))
     return np.asarray(v.s - only(one_hot, v.y).argmax(axis=1)[:, None])
 
 
