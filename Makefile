@@ -27,7 +27,7 @@ PIP = .venv/bin/python -m pip --disable-pip-version-check --quiet
 .PHONY: run quick test lint package bench gpu accuracy fuzz faults proof large mutation oldest advisories reproducible clean
 
 run: .venv/.run
-	.venv/bin/sigmoid-l2 trace
+	.venv/bin/sigmoid-l2 trace </dev/null
 	@echo
 	.venv/bin/python bench/throughput.py
 
@@ -52,7 +52,7 @@ QUICK_threads = $(call host,threads workers same_bits) tests/attack/test_faults.
 QUICK_frameworks = $(call host,host_arrays meaning torch torch_func torch_compile jax jax_transformations pages)
 QUICK_types = $(call host,typing docstrings)
 QUICK_explain = $(call host,trace check_grad mistakes mistakes_target)
-QUICK_cli = $(call host,cli cli_files cli_target) tests/attack/test_fuzz.py tests/attack/test_faults_files.py
+QUICK_cli = $(call host,cli cli_files cli_input cli_trace cli_target) tests/attack/test_fuzz.py tests/attack/test_faults_files.py
 QUICK_accuracy = $(call host,gradient_truth) tests/accuracy
 QUICK_bench = bench/tests
 QUICK_docs = $(call host,documents examples)

@@ -24,7 +24,8 @@ def test_calls():
 
 
 READ = """
-from sigmoid_l2.cli.files import InputError, read_arrays
+from sigmoid_l2.cli.files import read_arrays
+from sigmoid_l2.cli.source import InputError
 resource.setrlimit(resource.RLIMIT_AS, (in_use() + (200 << 20),) * 2)
 for path in sys.argv[1:]:
     try:

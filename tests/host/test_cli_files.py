@@ -12,9 +12,11 @@ from attack.fuzz import make_seeds
 from attack.fuzz.make_seeds import saved
 
 from host.test_cli import W, X, error_of, names
-from sigmoid_l2.cli import commands, files
+from sigmoid_l2.cli import commands, writing
 from sigmoid_l2.cli import main as cli
-from sigmoid_l2.cli.files import InputError, read_arrays, write_npz
+from sigmoid_l2.cli.files import read_arrays
+from sigmoid_l2.cli.source import InputError
+from sigmoid_l2.cli.writing import write_npz
 
 pytestmark = pytest.mark.usefixtures("directory")
 
@@ -36,13 +38,13 @@ BAD_FILES = {
     "missing": (lambda: ["no.npz"], ["no.npz: cannot be read: No such file"]),
     "below a file": (lambda: [*make("f", "1"), "f/W.npy"][1:], ["f/W.npy: cannot be read: Not a directory"]),
     "directory": (lambda: [Path("d.npz").mkdir() or "d.npz"], ["d.npz: is a directory"]),
-    "pipe": (lambda: [os.mkfifo("p.npz") or "p.npz"], ["p.npz: is not a regular file"]),
+    "device": (lambda: [os.devnull], [f"{os.devnull}: is neither a regular file nor a pipe"]),
     "link to nowhere": (lambda: link("l.npz", "no.npz"), ["l.npz: cannot be read: No such file"]),
     "link to itself": (lambda: link("l.npz", "l.npz"), ["l.npz: cannot be read: "]),
-    "link to a pipe": (lambda: [os.mkfifo("p.npz") or link("l.npz", "p.npz")][0], ["l.npz: is not a regular file"]),
+    "link to a device": (lambda: link("l.npz", os.devnull), ["l.npz: is neither a regular file nor a pipe"]),
     "name too long": (lambda: ["n" * 300], ["File name too long"]),
     "NUL in the name": (lambda: ["a\0b"], ["null"]),
-    "npz in name only": (lambda: make("a.npz", "hello"), ["a.npz: not an .npz", "hello"]),
+    "npz in name only": (lambda: make("a.npz", "hello"), ["a.npz: line 1 is not a row of numbers: 'hello'"]),
     "one npy": (lambda: make("W.npy", saved(W)), ["W.npy", "two of them, W first"]),
     "three files": (lambda: make("W.npy", saved(W)) * 3, ["two .npy files (W first", "W.npy (.npy), W.npy"]),
     "two npz": (lambda: make("a.npz", {"W": W, "x": X}) * 2, ["give one .npz", "a.npz (.npz), a.npz (.npz)"]),
@@ -86,7 +88,7 @@ SEEDS = {  # of the fuzzer: what is said of each
     "objects-hidden.npy": NPY + "it holds Python objects, which are never loaded",
     "objects.npy": NPY + "it holds Python objects, which are never loaded",
     "objects.npz": MEMBER + "it holds Python objects, which are never loaded",
-    "pickle": r"not an .npz, .npy or .json file, but a file without a suffix that begins with b'\x80",
+    "pickle": r"not an .npz, .npy or .json file nor lines of numbers; it begins with b'\x80",
     "ragged.json": "W is not a rectangular array: ",
     "shape-negative.npy": NPY + "its shape (-1, 2, 3) has a negative length",
     "shape-of-10-12.npy": NPY + "with shape (1000000000000, 2, 3) and dtype float64 it needs 48000000000082 bytes",
@@ -96,7 +98,16 @@ SEEDS = {  # of the fuzzer: what is said of each
     "shape-overflows.npy": NPY + "with shape (4294967296, 4294967296, 1)",
     "subarray.npy": NPY,
     "syntax.json": JSON + "Expecting ',' delimiter: line 1 column 19",
-    "text.csv": r"not an .npz, .npy or .json file, but a file named .csv that begins with b'1,2,3\n'",
+    "decimal-commas.csv": "line 1 is not a row of numbers: '0,1;0,5'; write 0.5, not 0,5",
+    "decimal-commas.txt": r"line 1 is not a row of numbers: '0,1\t0,5'; write 0.5, not 0,5",
+    "gzip.txt": r"not an .npz, .npy or .json file nor lines of numbers; it begins with b'\x1f\x8b\x08",
+    "header.csv": "line 1 is not a row of numbers: 'a,b,c'",
+    "missing.csv": "line 2 is not a row of numbers: '1,,2'",
+    "nul-later.txt": "line 2 has 1 number, but line 1 has 80; each line is a row of W, and the last line is x",
+    "only-comments.txt": "has no lines of numbers; each line is a row of W, and the last line is x",
+    "ragged.txt": "line 4 has 2 numbers, but line 2 has 3; each line is a row of W, and the last line is x",
+    "text.csv": "has one line of numbers; each line is a row of W, and the last line is x",
+    "underscores.txt": "line 2 is not a row of numbers: '1_0 2'",
     "version-9.npy": NPY + "version (9, 0) of the format is unknown",
     "warns.npy": NPY,
     "word.json": "W holds something that is not a number, or one that no dtype can hold",
@@ -207,7 +218,7 @@ def test_writing_fails(capsys, monkeypatch, error, status, line, command, exists
         file.write(b"half of it")
         raise error
 
-    monkeypatch.setattr(files.np.lib.format, "write_array", half)
+    monkeypatch.setattr(writing.np.lib.format, "write_array", half)
     assert cli.main([*command.split(), "-o", "out.npz"]) == status
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)

@@ -9,7 +9,7 @@ from arrays import pairs
 
 import sigmoid_l2 as sl2
 from host.test_cli import W, X, error_of, load, names, run
-from sigmoid_l2.cli import commands
+from sigmoid_l2.cli import commands, trace
 from sigmoid_l2.cli import main as cli
 from sigmoid_l2.explain import example
 
@@ -41,18 +41,18 @@ def test_a_file_holds_a_target_and_gradients_to_check(capsys, suffix):
         np.savez("mine.npz", **arrays)
     else:
         Path("mine.json").write_text(json.dumps({name: a.tolist() for name, a in arrays.items()}))
-    assert cli.main(["trace", f"mine.{suffix}"]) == 0
+    assert cli.main(["trace", f"mine.{suffix}"]) == 1
     printed = capsys.readouterr().out
     assert printed.startswith(str(sl2.trace(W[0], X[0], Y)))
     assert str(sl2.check_grad(W[0], X[0], Y, dW=-dW)) in printed
-    assert "the error is e = s - y, not y - s" in printed
-    assert cli.main(["trace", f"mine.{suffix}", "--target", "1"]) == 0  # used instead of the one in the file
+    assert cli.main(["trace", f"mine.{suffix}", "--target", "1"]) == 1  # used instead of the one in the file
     assert capsys.readouterr().out.startswith(str(sl2.trace(W[0], X[0], 1)))
 
 
-def test_the_example_with_a_target_has_no_handwritten_gradient(capsys):
+def test_the_example_with_a_target_has_no_handwritten_gradient(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", None)  # closed
     assert cli.main(["trace", "--target", "1,0,1"]) == 0
-    assert capsys.readouterr().out == f"{sl2.trace(example.W, example.x, [1, 0, 1])}\n"
+    assert capsys.readouterr().out == f"{trace._THE_EXAMPLE}\n\n{sl2.trace(example.W, example.x, [1, 0, 1])}\n"
 
 
 @pytest.mark.parametrize("wrt", ["W,x", "x", "q,x", "q", "x,W,q"])
@@ -138,7 +138,7 @@ BAD = {
     "objects": ("objects.npy", "objects.npy: damaged or unsupported .npy file: it holds Python objects"),
     "npz": ("in.npz", "in.npz: numbers or an .npy file are needed here, not .npz"),
     "json": ("y.json", "y.json: numbers or an .npy file are needed here, not .json"),
-    "text": ("y.csv", "y.csv: not an .npz, .npy or .json file"),
+    "text": ("y.csv", "y.csv: numbers or an .npy file are needed here, not text"),
 }
 
 

@@ -272,10 +272,35 @@ def test_printing_names_the_axes_of_what_is_shared():
         assert shapes[name].endswith(f" {end}")
 
 
+# Batches that are deep, wide, empty, and as deep as NumPy's arrays can be; and values that take the most columns.
+PRINTED = [((), 3, 3), ((1000,), 30, 40), ((), 200, 300), ((2, 3, 4), 5, 6), ((0, 123456789, 1000, 10000), 3, 2)]
+PRINTED += [((1, 2, 1, 2, 1, 2), 3, 4), ((1,) * 20, 2, 2), ((1,) * 30, 1, 7)]
+VALUES = {"ordinary": 1, "smallest": -1.23456e-300, "largest": 1e300, "integers": -123456789}
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("value", VALUES.values(), ids=VALUES)
 @pytest.mark.parametrize("target", [None, 1])
-@pytest.mark.parametrize(("batch", "m", "n"), [((), 3, 3), ((1000,), 30, 40), ((), 200, 300), ((2, 3, 4), 5, 6)])
-def test_printing_fits_a_terminal(batch, m, n, target):
-    lines = str(sl2.trace(*pairs(batch, m, n, np.float32), target)).splitlines()
-    assert max(map(len, lines)) <= 100
+@pytest.mark.parametrize(("batch", "m", "n"), PRINTED)
+def test_printing_fits_a_terminal(batch, m, n, target, value, dtype):
+    W, x = pairs(batch, m, n)
+    with np.errstate(over="ignore"):
+        text = str(sl2.trace((W * value).astype(dtype), x.astype(dtype), target))
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 80
     assert len(lines) < 500
     assert not any(line != line.rstrip() for line in lines)
+
+
+@pytest.mark.parametrize("batch", [(0, 123456789, 1000, 10000), (1,) * 30])
+def test_a_long_shape_is_printed_whole(batch):
+    text = str(sl2.trace(*pairs(batch, 3, 2)))
+    assert f" W (..., m, n) = {(*batch, 3, 2)} " in " ".join(text.split())
+
+
+def test_values_that_do_not_fit_are_wrapped():
+    """An element that a caller prints in many columns, as by np.set_printoptions(formatter=...)."""
+    with np.printoptions(formatter={"float_kind": lambda value: f"{value:.90f}"}):
+        lines = str(sl2.trace([[0.0, 0.0]], [1.0, 2.0])).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "".join(lines).count("0" * 60) > 2

@@ -1,6 +1,7 @@
-"""The commands ``info``, ``trace``, ``grad`` and ``sample``: each takes its parsed arguments and returns what to print.
+"""The commands ``info``, ``grad`` and ``sample``; ``trace`` is in trace.py.
 
-Inputs are the arrays of the files that are named, and those of the options --target and --cotangent.
+Each takes its parsed arguments and returns what to print, and the exit status. Inputs are the arrays of the files that
+are named, or of standard input, and those of the options --target and --cotangent.
 """
 
 import argparse
@@ -8,18 +9,17 @@ import contextlib
 import io
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from sigmoid_l2.api import value_and_grad
-from sigmoid_l2.cli.files import InputError, check_output, read_array, read_arrays, write_npz
+from sigmoid_l2.cli.arguments import Printed, check_out, errors_name, read_options
+from sigmoid_l2.cli.files import read_arrays
+from sigmoid_l2.cli.source import name_of
+from sigmoid_l2.cli.writing import check_output, write_npz
 from sigmoid_l2.dispatch import show_config
-from sigmoid_l2.explain import example
-from sigmoid_l2.explain.check_grad import check_grad
-from sigmoid_l2.explain.trace import trace as trace_of
 from sigmoid_l2.problem import Problem, validate
 from sigmoid_l2.results import WRT
 
@@ -27,61 +27,17 @@ from sigmoid_l2.results import WRT
 PIECE_BYTES = 32 << 20
 
 
-def info(_: argparse.Namespace) -> str:
+def info(_: argparse.Namespace) -> Printed:
     with contextlib.redirect_stdout(io.StringIO()) as text:
         show_config()
-    return text.getvalue()
+    return text.getvalue(), 0
 
 
-@contextlib.contextmanager
-def _errors_name(sources: Sequence[str]) -> Iterator[None]:
-    """Add the names of the files and options to an error that the library raises about their arrays."""
-    try:
-        yield
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{', '.join(sources)}: {error}") from error
-
-
-def trace(args: argparse.Namespace) -> str:
-    arrays: dict[str, Any]
-    if args.files:
-        arrays = read_arrays(args.files, optional=("target", "dW", "dx"))
-    else:  # the example's gradients were written for no target
-        names = ("W", "x", "dW", "dx") if args.target is None else ("W", "x")
-        arrays = {name: getattr(example, name) for name in names}
-    sources = [*args.files, *_read_options(args, arrays, "target")]
-    gradients: dict[str, Any] = {name: arrays.pop(name) for name in ("dW", "dx") if name in arrays}
-    with _errors_name(sources):
-        text = f"{trace_of(**arrays)}\n"
-        if gradients:
-            text += f"\nthe hand-written gradient, checked:\n{check_grad(**arrays, **gradients)}\n"
-    return text
-
-
-def _read_options(args: argparse.Namespace, arrays: dict[str, Any], *names: str) -> list[str]:
-    """Put what the options ``names`` give into ``arrays``; return where each comes from: its file, or the option."""
-    sources = []
-    for name in names:
-        if (given := getattr(args, name)) is None:
-            continue
-        if isinstance(given, str):
-            if not Path(given).exists():
-                raise InputError(f"--{name}: {given} is neither numbers with commas between them nor a file")
-            sources.append(given)
-            given = read_array(given)
-        else:
-            sources.append(f"--{name}")
-        arrays[name] = given
-    return sources
-
-
-def grad(args: argparse.Namespace) -> str:
-    check_output(args.out)
+def grad(args: argparse.Namespace) -> Printed:
+    check_out(args.out, "-o", [*args.files, args.target, args.cotangent])
     arrays: dict[str, Any] = read_arrays(args.files, optional=("target", "cotangent"))
-    sources = [*args.files, *_read_options(args, arrays, "target", "cotangent")]
-    if any(Path(file).exists() and args.out.exists() and args.out.samefile(file) for file in sources):
-        raise InputError(f"{args.out}: is an input too and would be lost; give another name after -o")
-    with _errors_name(sources):
+    sources = [*map(name_of, args.files), *read_options(args, arrays, "target", "cotangent")]
+    with errors_name(sources):
         problem = validate(**arrays)
     names = ["loss", *(WRT[name] for name in args.wrt)]
     results = {name: np.empty(problem.shapes[name], problem.dtype) for name in names}
@@ -100,7 +56,7 @@ def grad(args: argparse.Namespace) -> str:
     return (
         f"{_count(math.prod(problem.batch))}: {shapes}, {problem.dtype}, backend {args.backend}, {seconds:.3g} s; "
         f"{', '.join(names[:-1])} and {names[-1]} are in {args.out}\n"
-    )
+    ), 0
 
 
 @contextlib.contextmanager
@@ -138,14 +94,14 @@ def _has_first_axis(problem: Problem) -> list[bool]:
     ]
 
 
-def sample(args: argparse.Namespace) -> str:
+def sample(args: argparse.Namespace) -> Printed:
     check_output(args.out)
     m, n = args.shape
     rng = np.random.default_rng(args.seed)
     W = rng.standard_normal((args.batch, m, n), np.dtype(args.dtype))
     x = rng.standard_normal((args.batch, n), np.dtype(args.dtype))
     write_npz(args.out, {"W": W, "x": x})
-    return f"{_count(args.batch)}: W {W.shape}, x {x.shape}, {args.dtype}, seed {args.seed}, are in {args.out}\n"
+    return f"{_count(args.batch)}: W {W.shape}, x {x.shape}, {args.dtype}, seed {args.seed}, are in {args.out}\n", 0
 
 
 def _count(pairs: int) -> str:

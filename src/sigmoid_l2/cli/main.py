@@ -1,33 +1,44 @@
 """The command line: ``sigmoid-l2 info | trace | grad | sample``.
 
-Every command returns the text to print, so that there is one place where standard output can fail.
+Every command returns the text to print and the exit status, so that there is one place where standard output can fail.
 """
 
 import argparse
-import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from sigmoid_l2.cli import commands
-from sigmoid_l2.cli.files import InputError
+from sigmoid_l2.cli.arguments import Printed, at_least, html_file, numbers_or_file, wrt_names
+from sigmoid_l2.cli.source import InputError
+from sigmoid_l2.cli.trace import MAKE_A_FILE, trace
 from sigmoid_l2.dispatch import NAMES, PREFERENCES, BackendUnavailableError
-from sigmoid_l2.results import WRT
 from sigmoid_l2.version import __version__
 
 # Errors that are not a mistake of this program: they are reported in one line, without a traceback.
 _FAILURES = (InputError, BackendUnavailableError, ValueError, TypeError, OSError, MemoryError)
 
 
+_MORE_OF_TRACE = rf"""
+
+A file to begin with, to which you add dW, dx and steps of your own:
+  {MAKE_A_FILE}
+The same W and x as text:
+  printf '0.1 0.5\n-0.3 0.8\n0.2 0.4\n' > mine.txt
+What a program prints:
+  python mine.py | sigmoid-l2 trace
+
+The exit status is 1 where something of your own is wrong, 2 after an error,
+and else 0."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (default: the process's) and return the exit status; raises nothing.
 
-    0: done. 2: wrong usage, bad input, an unavailable backend, a full disk or no memory; one line on standard error
-    says which. 130: interrupted by Ctrl-C. 141: standard output was closed by its reader.
+    0: done. 1: ``trace`` found something wrong in the gradients or steps of the user's own that the input holds; those
+    of the built-in example do not count. 2: wrong usage, bad input, an unavailable backend, a full disk or no memory;
+    one line on standard error says which. 130: interrupted by Ctrl-C. 141: standard output was closed by its reader.
     """
     try:
         return _main(argv)
@@ -40,7 +51,7 @@ def _main(argv: Sequence[str] | None) -> int:
     text, status = "", 0
     try:
         args = _parser().parse_args(argv)
-        text = args.run(args)
+        text, status = args.run(args)
     except SystemExit as stop:  # from argparse, after --help, --version or a usage error that it has explained
         status = int(stop.code or 0)
     except _FAILURES as error:
@@ -67,34 +78,6 @@ def _fail(error: BaseException) -> int:
     return 2
 
 
-def _at_least(least: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        with contextlib.suppress(ValueError):
-            if (number := int(text)) >= least:
-                return number
-        raise argparse.ArgumentTypeError(f"a whole number of at least {least} is needed, not {text!r}")
-
-    return parse
-
-
-def _numbers_or_file(text: str) -> Any:
-    """Numbers with commas between them as an array; anything else is the name of a file."""
-    try:
-        numbers = [float(number) for number in text.split(",")]
-    except ValueError:
-        return text
-    return np.array(numbers if len(numbers) > 1 else numbers[0])
-
-
-def _wrt(text: str) -> tuple[str, ...]:
-    names = tuple(text.split(","))
-    if not set(names) <= set(WRT) or len(set(names)) < len(names):
-        raise argparse.ArgumentTypeError(
-            f"some of W, x and q are needed, each once, with commas between them, not {text!r}"
-        )
-    return names
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="sigmoid-l2",
@@ -105,12 +88,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"sigmoid-l2 {__version__}")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(name: str, run: Callable[[argparse.Namespace], str], help: str, example: str) -> argparse.ArgumentParser:
+    def add(
+        name: str, run: Callable[[argparse.Namespace], Printed], help: str, example: str, more: str = ""
+    ) -> argparse.ArgumentParser:
         command = subparsers.add_parser(
             name,
             help=help,
             description=help[0].upper() + help[1:] + ".",
-            epilog=f"example:\n  sigmoid-l2 {name} {example}".rstrip(),
+            epilog=f"example:\n  sigmoid-l2 {name} {example}".rstrip() + more,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         command.set_defaults(run=run)
@@ -125,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             f"--{name}",
             metavar="VALUES",
-            type=_numbers_or_file,
+            type=numbers_or_file,
             help=f"{purpose}: a number for all, or numbers with commas between them, or an .npy file; of shape {shape} "
             f"or what broadcasts to it. Used instead of {name} in an .npz or .json file",
         )
@@ -137,41 +122,51 @@ def _parser() -> argparse.ArgumentParser:
     )
     cotangent = "cotangent", "c, by default 1: the gradients are those of the sum of c times loss", "(...)"
 
-    inputs = "one .npz or .json file with W and x, or two .npy files, W first: W (..., m, n), x (..., n)"
-    more = "an .npz or .json file may also hold"
+    inputs = (
+        "one .npz or .json file with W (..., m, n) and x (..., n); or two .npy files, W first; or one text of lines of "
+        "numbers: each line is a row of W, and the last line is x. For standard input write -. An .npz or .json "
+        "file may also hold"
+    )
 
     add("info", commands.info, "show the versions in use and which backends can run here", "")
 
-    command = add("trace", commands.trace, "show every intermediate of the computation, with its shape", "mine.json")
+    purpose = "show every step with its shape, and check gradients of your own"
+    command = add("trace", trace, purpose, "mine.json --html mine.html", _MORE_OF_TRACE)
     command.add_argument(
         "files",
         metavar="FILE",
         nargs="*",
-        help=f"{inputs}; {more} target, and dW or dx, a gradient of your own, which is checked. "
-        "Without a file: a 3x3 example, with a gradient that was written by hand",
+        help=f"{inputs} target (or y), and dW, dx or any step of your own (q, s, e, loss, dloss_ds, ds_dq, dloss_dq): "
+        "these are checked. Without FILE: standard input where it is a pipe or a file, else a built-in example",
     )
     add_option(command, *target)
+    command.add_argument(
+        "--html",
+        metavar="HTML",
+        type=html_file,
+        help="also write a page that shows the same as a graph; ends in .html",
+    )
 
     purpose = "compute loss, dW and dx of every pair in a file"
     command = add("grad", commands.grad, purpose, "batch.npz -o gradients.npz")
-    command.add_argument("files", metavar="IN", nargs="+", help=f"{inputs}; {more} target and cotangent")
+    command.add_argument("files", metavar="IN", nargs="+", help=f"{inputs} target (or y) and cotangent")
     add_out(command, "loss (...), and dW and dx of the shapes of W and x, or those of --wrt; dq is (..., m)")
     add_option(command, *target)
     add_option(command, *cotangent)
     wrt = "what the gradients are with respect to: some of W, x and q = W x, with commas between them (default: W,x)"
-    command.add_argument("--wrt", metavar="NAMES", type=_wrt, default=("W", "x"), help=wrt)
+    command.add_argument("--wrt", metavar="NAMES", type=wrt_names, default=("W", "x"), help=wrt)
     backends = f"where to compute: {', '.join((*PREFERENCES, *NAMES))} (default: auto)"
     command.add_argument("--backend", metavar="NAME", default="auto", help=backends)
 
     purpose = "write random pairs, standard normal, to try the other commands on"
     command = add("sample", commands.sample, purpose, "--batch 1000000 --shape 3 3 -o batch.npz")
-    command.add_argument("--batch", metavar="B", type=_at_least(0), required=True, help="the number of pairs")
+    command.add_argument("--batch", metavar="B", type=at_least(0), required=True, help="the number of pairs")
     command.add_argument(
-        "--shape", metavar=("M", "N"), nargs=2, type=_at_least(1), required=True, help="rows and columns of each W"
+        "--shape", metavar=("M", "N"), nargs=2, type=at_least(1), required=True, help="rows and columns of each W"
     )
     add_out(command, "W (B, M, N) and x (B, N)")
     command.add_argument("--dtype", choices=("float32", "float64"), default="float64", help="default: float64")
     command.add_argument(
-        "--seed", metavar="S", type=_at_least(0), default=0, help="the same seed gives the same pairs (default: 0)"
+        "--seed", metavar="S", type=at_least(0), default=0, help="the same seed gives the same pairs (default: 0)"
     )
     return parser

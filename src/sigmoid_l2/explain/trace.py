@@ -15,7 +15,7 @@ from sigmoid_l2.problem import validate
 
 Array = npt.NDArray[Any]
 
-_WIDTH = 100  # columns of the printed trace
+_WIDTH = 80  # columns of the printed trace
 
 # Each step: name, axes, formula, and what the formula means for one element. A string alone is a heading. {e} is the
 # error: e where there is a target, else s. Steps whose array a trace does not have are left out.
@@ -95,7 +95,7 @@ class Trace:
     dx: Array
 
     def __str__(self) -> str:
-        return "\n".join(self._lines())
+        return "\n".join(short for line in self._lines() for short in _fit(line))
 
     __repr__ = __str__  # what the REPL shows
 
@@ -106,7 +106,7 @@ class Trace:
 
     def _lines(self) -> Iterator[str]:
         e, minus_y = ("s", "") if self.e is None else ("e", " - y")
-        yield _line(f"f(W, x) = ||sigmoid(W x){minus_y}||²", str(self.loss.dtype))
+        yield from _titled(f"f(W, x) = ||sigmoid(W x){minus_y}||²", str(self.loss.dtype))
         for step in STEPS:
             if isinstance(step, str):
                 yield from ("", step, "-" * len(step))
@@ -116,7 +116,9 @@ class Trace:
             if array is None:
                 continue
             yield ""
-            yield _line(f"  {name} = {formula.format(e=e)}" if formula else f"  {name}", self._shape(axes, array))
+            yield from _titled(
+                f"  {name} = {formula.format(e=e)}" if formula else f"  {name}", self._shape(axes, array)
+            )
             if meaning:
                 yield f"      {meaning.format(e=e)}"
             if name in ("dW", "dx") and self._batch(axes, array) != self.loss.shape:
@@ -126,10 +128,10 @@ class Trace:
             values = np.array2string(
                 array, precision=6, suppress_small=False, max_line_width=_WIDTH - 6, threshold=100, edgeitems=edge
             )
-            yield textwrap.indent(values, "      ")
+            yield from textwrap.indent(values, "      ").splitlines()
         yield ""
         for reason in _WHY:
-            yield textwrap.fill(reason, _WIDTH, subsequent_indent="  ")
+            yield from textwrap.wrap(reason, _WIDTH, subsequent_indent="  ")
 
     def _pair_axes(self, axes: str) -> list[str]:
         """The letters of the axes of one pair: those of a column have a 1."""
@@ -227,5 +229,17 @@ def _sum_to(shape: tuple[int, ...], a: Array) -> Array:
     return np.asarray(a.sum(axis=axes, dtype=np.float64)).astype(a.dtype).reshape(shape)
 
 
-def _line(left: str, right: str) -> str:
-    return f"{left}{right:>{_WIDTH - len(left)}}"
+def _titled(left: str, right: str) -> Iterator[str]:
+    """``left``, and ``right`` at the right margin: on a line of its own where both do not fit on one."""
+    if len(left) + len(right) < _WIDTH:
+        yield f"{left}{right:>{_WIDTH - len(left)}}"
+    else:
+        yield left
+        yield f"      {right}"
+
+
+def _fit(line: str) -> list[str]:
+    """``line`` in lines of at most ``_WIDTH``: a long shape, or values in more brackets than fit before them."""
+    if len(line) <= _WIDTH:
+        return [line]
+    return textwrap.wrap(line, _WIDTH, subsequent_indent="      ", break_on_hyphens=False)

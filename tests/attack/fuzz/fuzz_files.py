@@ -1,7 +1,8 @@
 """A fuzz target: bytes as a file, which must be refused in one line or read as NumPy reads it.
 
-They are read as a whole file (.npy, .npz, .json), and as the member W of an archive, because a mutation of an archive
-hardly ever has the right checksum. No pickle is ever loaded. Memory: see ../test_fuzz.py and libFuzzer's -rss_limit_mb.
+They are read as a whole file (.npy, .npz, .json, text), and as the member W of an archive, because a mutation of an
+archive hardly ever has the right checksum. No pickle is ever loaded. Memory: see ../test_fuzz.py and libFuzzer's
+-rss_limit_mb.
 """
 
 import contextlib
@@ -15,14 +16,16 @@ from unittest import mock
 import numpy as np
 
 from sigmoid_l2.cli import main as cli
-from sigmoid_l2.cli.files import InputError, read_arrays
+from sigmoid_l2.cli.files import read_arrays
+from sigmoid_l2.cli.source import InputError
+from sigmoid_l2.cli.trace import STEPS
 
 X = np.array([0.5, -1.0, 2.0])
 SMALL = 1000  # elements: what the commands compute and print for this many takes a millisecond
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # quicker than a disk
 PARSER = cli._parser()  # making one takes longer than all the rest
 
-OPTIONAL = {"trace": ("target", "dW", "dx"), "grad": ("target", "cotangent")}  # arrays that a command reads, if there
+OPTIONAL = {"trace": ("target", *STEPS), "grad": ("target", "cotangent")}  # arrays that a command reads, if there
 
 
 def run(data: bytes) -> bool:
@@ -63,7 +66,7 @@ def check(paths: list[str]) -> bool:
         ):
             warnings.simplefilter("always")
             status = cli.main([command, *paths, *options[command]])
-        assert status in ([2] if arrays is None else [0, 2]), status
+        assert status in ([2] if arrays is None else [0, 2] if command == "grad" else [0, 1, 2]), status
         assert err.getvalue().count("\n") == (status == 2), err.getvalue()
         assert err.getvalue().rstrip("\n").isprintable(), err.getvalue()
     return good
@@ -88,7 +91,7 @@ def read(paths: list[str], optional: tuple[str, ...]) -> dict[str, np.ndarray] |
 def assert_as_numpy(paths: list[str], arrays: dict[str, np.ndarray]) -> None:
     content = Path(paths[0]).read_bytes()
     if not content.startswith((b"PK", np.lib.format.MAGIC_PREFIX)):
-        return  # JSON
+        return  # JSON or text
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Python 2 wrote it
         loaded = np.load(io.BytesIO(content), allow_pickle=False)

@@ -3,6 +3,7 @@
 The seeds of calls are inputs that the fuzzer found, one for each way through the code; see run.py.
 """
 
+import gzip
 import io
 import json
 import pickle
@@ -84,6 +85,11 @@ GOOD = {
     "target-shared.json": b'{"W": [[1, 0.5], [-2.5, 2]], "x": [[1, -1], [0, 1], [2, 3]], "target": [[0.5]], "dx": 1}',
     "target-unfit.json": b'{"W": [[1, 0.5], [-2.5, 2]], "x": [1, -1], "target": [1, 0, 1], "cotangent": [[1e400]]}',
     "batch.json": json.dumps({"W": W.tolist(), "x": X.tolist()}).encode(),
+    "blanks.txt": b"# W\n0.1  0.5\t-0.3\n\n0.2 inf NaN # a comment\n# x\n1e400 -2 3\n",
+    "excel.csv": "\ufeff0.1;0.5;\r\n-0.3;0.8;\r\n1;2;\r\n".encode(),
+    "utf-16.txt": "1, 2\n\N{MINUS SIGN}3, 4".encode("utf-16"),
+    "latin-1.txt": b"# \xe4\n1 2\r3 4",
+    "bom.json": b'\xef\xbb\xbf{"W": [[1, 2]], "x": [3, 4], "y": [1]}',
     "pair.json": b'{"W": [[1, true], [-2.5e1, NaN]], "x": [[1], [Infinity]], "dx": [0.25, 0.5]}',
 }
 BAD = {
@@ -130,5 +136,14 @@ BAD = {
     "huge-integer.json": b'{"W": [[1%s]], "x": [1]}' % (b"0" * 400),
     "not-utf-8.json": b'{"W": "\xff"}',
     "text.csv": b"1,2,3\n",
+    "decimal-commas.csv": b"0,1;0,5\n0,2;0,3\n",
+    "decimal-commas.txt": b"0,1\t0,5\n0,2\t0,3\n",
+    "gzip.txt": gzip.compress(b"1 2\n3 4\n", mtime=0),
+    "header.csv": b"a,b,c\n1,2,3\n4,5,6\n",
+    "missing.csv": b"1,2,3\n1,,2\n4,5,6\n",
+    "nul-later.txt": b"1 2 " * 40 + b"\n" + bytes(100),
+    "only-comments.txt": b"# 1 2\n\n# 3 4\n",
+    "ragged.txt": b"\n1 2 3\n4 5 6\n7 8\n",
+    "underscores.txt": b"1 2\n1_0 2\n3 4\n",
     "empty": b"",
 }
