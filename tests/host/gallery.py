@@ -69,7 +69,7 @@ def tables() -> str:
             notes = ["without a y"] * (kind.target is False)
             notes += [NOTES[key] for key in (kind.program, kind.data) if key in NOTES]
             note = f"<br>({'; '.join(notes)})" if notes else ""
-            said = "<br>".join(sentence.replace("|", "\\|") for sentence in says(kind)) or "(nothing that it knows)"
+            said = "<br>".join(sentence.replace("|", "\\|") for sentence in says(kind)) or "No known mistake explains it."
             parts.append(f"| {code(kind.lines)}{note} | {said} | {code(kind.right)} |\n")
         parts.append("\n")
     return "".join(parts)

@@ -198,8 +198,9 @@ GROUPS["Another function forward"] = (
     kind(
         "ReLU, with its derivative",
         ("s = np.maximum(q, 0)", "ds_dq = (q > 0) * 1.0"),
-        ("ReLU|s is q", "the derivative of the ReLU"),
+        ("ReLU", "left out|the derivative of the ReLU"),
         found="another activation",
+        target=False,
     ),
     kind("the root", ("loss = np.sqrt(np.sum(e**2))", "dloss_ds = e / loss"), "root"),
     kind("no square", ("loss = np.sum(e)", "dloss_ds = np.ones(m)"), "left out", found="differences of the sum of s"),
@@ -464,7 +465,7 @@ GROUPS["Numbers"] = (
     kind(
         "float16 W",
         "q = (W.astype(np.float16) @ x.astype(np.float16)).astype(float)",
-        "digits are lost|only the",
+        "digits are lost|only the|are wrong",
         fact=True,
     ),
     kind("float16 at the end", "dW = np.outer(dloss_dq, x).astype(np.float16).astype(float)", "float16"),
