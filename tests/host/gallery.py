@@ -23,19 +23,14 @@ BEGIN, END = "<!-- written by tests/host/gallery.py -->\n", "<!-- end -->\n"
 
 
 def says(kind: Kind) -> list[str]:
-    """What the report of ``kind`` says: the sentences on each gradient, once where they are the same."""
+    """What the report of ``kind`` says, of one wrong gradient, or of both where a line of each is wrong."""
     with np.errstate(all="ignore"):
         result = run(kind, target=kind.target is not False)
-    report = sl2.check_grad(*result.arguments, **{name: result.steps[name] for name in kind.check})
-    sentences = {
-        name: [*getattr(report, name).mistakes, *getattr(report, name).known]
-        for name in ("dW", "dx")
-        if name in kind.check
-    }
-    first, *others = sentences.values()
-    if all(other == first for other in others):
-        return first
-    return [f"{name}: {sentence}" for name, each in sentences.items() for sentence in each]
+    both = {"dW", "dx"} <= {line.split()[0] for line in kind.lines} and len(kind.lines) == 2
+    names = kind.check if both else kind.check[:1]
+    report = sl2.check_grad(*result.arguments, **{name: result.steps[name] for name in names})
+    checks = [check for check in (report.dW, report.dx) if check]
+    return [f"{check.name}: " * both + sentence for check in checks for sentence in (*check.mistakes, *check.known)]
 
 
 # What a row says of W, x and y, where they are not those of one pair with a target.
@@ -69,7 +64,9 @@ def tables() -> str:
             notes = ["without a y"] * (kind.target is False)
             notes += [NOTES[key] for key in (kind.program, kind.data) if key in NOTES]
             note = f"<br>({'; '.join(notes)})" if notes else ""
-            said = "<br>".join(sentence.replace("|", "\\|") for sentence in says(kind)) or "(nothing that it knows)"
+            said = (
+                "<br>".join(sentence.replace("|", "\\|") for sentence in says(kind)) or "No known mistake explains it."
+            )
             parts.append(f"| {code(kind.lines)}{note} | {said} | {code(kind.right)} |\n")
         parts.append("\n")
     return "".join(parts)

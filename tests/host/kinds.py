@@ -198,8 +198,9 @@ GROUPS["Another function forward"] = (
     kind(
         "ReLU, with its derivative",
         ("s = np.maximum(q, 0)", "ds_dq = (q > 0) * 1.0"),
-        ("ReLU|s is q", "the derivative of the ReLU"),
+        ("ReLU|every value is 0", "left out|the derivative of the ReLU|every value is 0"),
         found="another activation",
+        target=False,
     ),
     kind("the root", ("loss = np.sqrt(np.sum(e**2))", "dloss_ds = e / loss"), "root"),
     kind("no square", ("loss = np.sum(e)", "dloss_ds = np.ones(m)"), "left out", found="differences of the sum of s"),
@@ -257,7 +258,7 @@ GROUPS["A constant factor, or a term added"] = (
         check=("dW",),
         found="divided in the loss and in the update",
     ),
-    kind("a learning rate", "dW = 0.1 * np.outer(dloss_dq, x)", "learning rate"),
+    kind("a learning rate", "dW = 0.1 * np.outer(dloss_dq, x)", "learning rate|divided by 2 m"),
     kind("a learning rate, 0.03", "dx = 0.03 * (W.T @ dloss_dq)", "learning rate"),
     kind("a step", "dW = -0.1 * np.outer(dloss_dq, x)", "step"),
     kind("a step of 0.5", "dx = -0.5 * (W.T @ dloss_dq)", ("step|factor 2 is missing", "step|opposite sign")),
@@ -464,7 +465,7 @@ GROUPS["Numbers"] = (
     kind(
         "float16 W",
         "q = (W.astype(np.float16) @ x.astype(np.float16)).astype(float)",
-        "digits are lost|only the",
+        "digits are lost|only the|are wrong",
         fact=True,
     ),
     kind("float16 at the end", "dW = np.outer(dloss_dq, x).astype(np.float16).astype(float)", "float16"),
