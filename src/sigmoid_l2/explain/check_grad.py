@@ -12,7 +12,7 @@ from sigmoid_l2.arguments import broadcast_axes
 from sigmoid_l2.explain.facts import facts
 from sigmoid_l2.explain.mistakes import name_mistakes
 from sigmoid_l2.explain.program import Inputs
-from sigmoid_l2.explain.recipe import true_values
+from sigmoid_l2.explain.recipe import eps_of, true_values
 from sigmoid_l2.explain.report import ArrayCheck, GradCheck
 from sigmoid_l2.explain.steps import STEPS
 from sigmoid_l2.explain.trace import trace
@@ -167,23 +167,21 @@ class _Tolerance(NamedTuple):
     rtol: float
     atol: float
     dtype: np.dtype[Any]  # that it was computed in
-    eps: float  # of the dtype that it has
 
 
 def _tolerance(a: Array, problem: Problem, rtol: float | None, atol: float) -> _Tolerance:
     # Numbers computed in float32 may be given as float64, as those of a list are.
-    dtype = a.dtype if a.dtype.kind == "f" and a.dtype != np.float64 else problem.computed
-    is_bfloat16 = a.dtype.name == "bfloat16"  # for which np.finfo has no numbers
-    eps = 2.0**-7 if is_bfloat16 else float(np.finfo(dtype).eps)
-    return _Tolerance(max(1e-5, eps**0.5) if rtol is None else rtol, atol, dtype, eps)
+    is_float = a.dtype.kind == "f" or a.dtype.name == "bfloat16"
+    dtype = a.dtype if is_float and a.dtype != np.float64 else problem.computed
+    return _Tolerance(max(1e-5, eps_of(dtype) ** 0.5) if rtol is None else rtol, atol, dtype)
 
 
 def _truth(name: str, problem: Problem, own: dict[str, Array], tolerance: _Tolerance) -> _Truth:
     inputs, order, kept = _inputs(name, problem, own)
-    rtol, atol, dtype, eps = tolerance
+    rtol, atol, dtype = tolerance
     values, allowed = (a.reshape(_shape(name, problem)) for a in true_values(name, inputs, rtol, dtype))
     largest = float(np.max(np.abs(values), initial=0, where=np.isfinite(values)))
-    return _Truth(inputs, order, kept, values, allowed + atol + 4 * eps * largest)
+    return _Truth(inputs, order, kept, values, allowed + atol + 4 * eps_of(dtype) * largest)
 
 
 def _check(

@@ -115,7 +115,8 @@ def wrong_precisions(
         yield _float16()
     if given.shape == true.shape and np.all(given == np.trunc(true)) and not np.all(given == true):
         yield _whole()
-    ulp = float(np.spacing(dtype.type(loss.max()))) / 2 if loss.size and np.isfinite(loss).all() else 0.0
+    has_ulp = dtype.itemsize > 2 and loss.size and np.isfinite(loss).all()
+    ulp = float(np.spacing(dtype.type(loss.max()))) / 2 if has_ulp else 0.0
     if ulp and (step := _step_of_differences(given, ulp)):
         yield _noise(step, ulp)
 

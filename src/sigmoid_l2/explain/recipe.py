@@ -191,7 +191,14 @@ def _factor_words(factor: float, length: float) -> str:
 
 
 def eps_of(dtype: DType) -> float:
-    return float(np.finfo(dtype).eps) + float(np.finfo(np.float64).eps)  # of the user, and of the true values
+    """The rounding of the user, and that of the true values."""
+    own = 2.0**-7 if dtype.name == "bfloat16" else float(np.finfo(dtype).eps)  # np.finfo does not know bfloat16
+    return own + float(np.finfo(np.float64).eps)
+
+
+def smallest_of(dtype: DType) -> float:
+    """The smallest normal number."""
+    return float(np.finfo(np.float32 if dtype.name == "bfloat16" else dtype).smallest_normal)
 
 
 def true_values(name: str, inputs: Inputs, rtol: float, dtype: DType) -> tuple[Array, Array]:
@@ -204,4 +211,4 @@ def true_values(name: str, inputs: Inputs, rtol: float, dtype: DType) -> tuple[A
     steps = run(steps_of(name), {}, inputs)
     values, _ = right.values(steps, inputs)
     error = right.error(steps, inputs, exact, eps_of(dtype))
-    return values, rtol * np.abs(values) + error + float(np.finfo(dtype).smallest_normal)
+    return values, rtol * np.abs(values) + error + smallest_of(dtype)

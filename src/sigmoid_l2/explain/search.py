@@ -26,7 +26,7 @@ from sigmoid_l2.explain.products import (
     places_of,
 )
 from sigmoid_l2.explain.program import Inputs, Step, Values, Way, run, start, take
-from sigmoid_l2.explain.recipe import FREE, ONE, DType, Recipe, eps_of, steps_of, true_values
+from sigmoid_l2.explain.recipe import FREE, ONE, DType, Recipe, eps_of, smallest_of, steps_of, true_values
 from sigmoid_l2.explain.steps import STEPS
 
 Array = npt.NDArray[Any]
@@ -95,7 +95,9 @@ class Search:
         with_error = float(np.max(allowed, initial=0)) / (float(np.max(np.abs(right_values), initial=0)) or 1.0)
         largest = float(np.max(np.abs(self.given), initial=0))
         near = largest * min(max(_NEAR, 10 * with_error), _MOST_NEAR)
-        self.near = max(near, *(3 * precision.coarse for precision in self.precisions))
+        for precision in self.with_others:
+            near = max(near, largest * _MOST_NEAR * bool(precision.coarse), 3 * precision.coarse)
+        self.near = near
         self.tried: Counter[int] = Counter()  # recipes by the cost of their deviations
 
     def explanation(self) -> tuple[str, ...] | None:
@@ -276,7 +278,7 @@ class Search:
         recipe = recipe._replace(factor=factor, by=by)
         result = factor * values + by * added
         size = np.abs(factor * values) + np.abs(by * added)
-        smallest = float(np.finfo(self.dtype).smallest_normal)
+        smallest = smallest_of(self.dtype)
         near = self.rtol * size + abs(factor) * recipe.error(steps, pairs, exact, self.eps, places) + smallest
         tolerance = near
         if recipe.precision is not exact:
