@@ -15,7 +15,7 @@ FOLDERS = ("bench", "docs", "examples", "kernels", "src", "tests")
 FILES = {path.name for folder in FOLDERS for path in (ROOT / folder).rglob("*.*")}
 PATH = re.compile(rf"(?<![\w/])(?:(?:{'|'.join(FOLDERS)})/[\w./*-]*|[\w./*-]*\w\.(?:py|cuh|c|md|txt|toml|json|png)\b)")
 # Named although they are not in the repository: what commands write, and files that the reader writes.
-NOT_HERE = re.compile(r"build/|summary\.md$|mine\.json$|kernels/cpu/one_row\.py$")
+NOT_HERE = re.compile(r"build/|summary\.md$|mine\.(json|py|html)$|trace\.html$|kernels/cpu/one_row\.py$")
 # An sdist and the copies in which mutants are planted leave some of them out.
 COMPLETE = "CONTRIBUTING.md" in DOCUMENTS and (ROOT / "bench" / "results").is_dir()
 pytestmark = pytest.mark.skipif(not COMPLETE, reason="some of the documents or what they name are not here")

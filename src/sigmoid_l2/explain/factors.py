@@ -62,7 +62,7 @@ def constants(inputs: Inputs) -> list[tuple[float, Constant]]:
             2.0,
             Constant(
                 "an extra factor 2",
-                "the only 2 is the one in df/ds = 2{e}; was it put in twice, or the gradient added up twice?",
+                "the only 2 is the one in df/ds = 2{e}; it was put in twice, or the gradient was added up twice",
                 "write dloss_ds = 2 * {e}",
             ),
         ),

@@ -112,7 +112,7 @@ class Search:
             return None
         cost = best[0].recipe.cost
         closest = min((fit for fit in best if fit.recipe.cost == cost), key=lambda fit: fit.deviation)
-        twins = [closest.recipe]
+        twins = []  # in the order of their costs, and then of the tables
         for fit in best:
             # What costs more and gives the same for every W and x says the same in more words.
             is_own = fit.recipe.cost == cost or (not fit.recipe.free and self._differ(closest.recipe, fit.recipe))

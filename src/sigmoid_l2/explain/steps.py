@@ -304,7 +304,7 @@ _G = Step(
     "dloss_dq",
     ("dloss_ds", "ds_dq"),
     "the chain rule multiplies, g = df/ds · ds/dq",
-    "g = dloss_ds * ds_dq",
+    "dloss_dq = dloss_ds * ds_dq",
     (
         Way("", lambda v: v.dloss_ds * v.ds_dq),
         Way(

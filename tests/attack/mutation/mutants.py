@@ -585,10 +585,10 @@ MUTANTS = (
         STEPS,
     ),
     Mutant(
-        "check_grad: rounding in one step alone",
+        "check_grad: rounding acts on its own step alone",
         "sigmoid_l2/explain/program.py",
-        "for step in steps[place + 1 :]:",
-        "for step in ():",
+        "here[names.index(name)] += step_of[name]",
+        "pass",
         MISTAKES,
     ),
     Mutant(
