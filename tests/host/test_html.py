@@ -31,6 +31,13 @@ def traced(W, x, target=None, wrong=(), **given):
     return trace, sl2.check_grad(W, x, target, **given) if given else None
 
 
+def first_of(*shape):
+    """Zeros, but for a first value that is worse than any other."""
+    a = np.zeros(shape)
+    a.flat[0] = 1e6
+    return a
+
+
 def columns(batch, m, n):
     W, x = pairs(batch, m, n)
     return W, x[..., None]
@@ -65,7 +72,7 @@ MADE = {
     "batch": lambda: traced(*pairs((1000,), 3, 4), None, ["s", "dW", "loss"]),
     "batch of columns": lambda: traced(*columns((2, 5), 3, 4), 1, ["e"]),
     "one W": lambda: traced(W, pairs((6,), 3, 4)[1], None, ["dW"]),
-    "one x": lambda: traced(pairs((2, 1), 3, 4)[0], pairs((3,), 3, 4)[1], 1, ["dW", "dx"]),
+    "one x": lambda: traced(pairs((2, 1), 3, 4)[0], pairs((3,), 3, 4)[1], 1, ["dx"], dW=first_of(2, 1, 3, 4)),
     "no pairs": lambda: traced(np.zeros((0, 3, 4)), x, 1),
     "no pairs, wrong": lambda: traced(np.zeros((0, 3, 4)), x, dW=np.zeros((3, 4)), dx=np.ones(4)),
     "nan and inf": lambda: traced(BAD, [1.0, 1e300, 1e-300], 1, ["q"]),

@@ -91,7 +91,7 @@ def _by_pair(
     sentences: list[str] = []
     for _ in range(_MOST_GROUPS):
         for group in (left, left[:1]):  # all that are left may have one mistake
-            found = _explain(name, given[group], true[group], _cells(inputs, group), rtol, dtype)
+            found = _explain(name, given[group], true[group], inputs.at(group), rtol, dtype)
             found = found or ((_ZERO,) if group.size and not given[group].any() else None)
             if found or len(group) < 2:
                 break
@@ -100,11 +100,6 @@ def _by_pair(
         sentences += [f"{_named(group, place)}: {mistake}" for mistake in found]
         left = np.setdiff1d(left, group)
     return tuple(sentences)
-
-
-def _cells(inputs: Inputs, cells: Array) -> Inputs:
-    pairs = (cells[:, None] * inputs.terms + np.arange(inputs.terms)).ravel()
-    return inputs.take(pairs, len(cells), inputs.terms)
 
 
 def _named(group: Array, place: Callable[[int], str]) -> str:

@@ -56,9 +56,10 @@ class Inputs(NamedTuple):
         given = {name: a[pairs] for name, a in self.given.items()}
         return Inputs(self.W[pairs], self.x[pairs], self.y[pairs], self.target, cells, terms, given)
 
-    def first(self, cells: int) -> "Inputs":
-        cells = min(cells, self.cells)
-        return self.take(slice(0, cells * self.terms), cells, self.terms)
+    def at(self, cells: Array) -> "Inputs":
+        """Some of the cells, by their numbers."""
+        pairs = (cells[:, None] * self.terms + np.arange(self.terms)).ravel()
+        return self.take(pairs, len(cells), self.terms)
 
     def summed(self, a: Array) -> Array:
         """The sum of ``a`` (B, ...) over the pairs of each cell: (cells, ...)."""

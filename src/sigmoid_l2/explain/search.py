@@ -5,6 +5,7 @@ Those that come near the given values, up to a factor, are compared with all of 
 least cost is the explanation.
 """
 
+import contextlib
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from sigmoid_l2.explain.products import (
     ADDED,
     PRODUCTS,
     Places,
+    Product,
     at_places,
     axis_sizes,
     evaluate,
@@ -38,7 +40,7 @@ _CHANCE = 1e-2
 _MOST_WRONG = 2
 # The most cost of two wrong steps: two that few people take are not tried together.
 _MOST_COST = 5
-# The most values of a step, in what is compared first, for which two wrong steps are tried together.
+# The most values of a step, in what is compared first, for which two deviations are tried; of more only one is.
 _MOST_TOGETHER = 20_000
 # An explanation of this much more cost is told, too, where only this W and x make it give the same numbers.
 _MARGIN = 1
@@ -72,6 +74,20 @@ class Fit(NamedTuple):
     near: Array  # values closer than this cannot be told apart
 
 
+class Programs(NamedTuple):
+    """Programs, those with fewer wrong ways first."""
+
+    ways: list[Ways]  # the wrong ones of each
+    costs: Array
+    wrong: Array  # how many are wrong
+    values: Values  # with an axis of programs in front of the others
+
+    def first(self, most: int) -> "Programs":
+        """Those with up to ``most`` wrong ways."""
+        count = int(np.sum(self.wrong <= most))
+        return Programs(self.ways[:count], self.costs[:count], self.wrong[:count], _part(self.values, slice(count)))
+
+
 class Search:
     """What made the wrong values ``given`` of ``name``, of any size, which are in the order of the pairs of ``inputs``.
 
@@ -90,8 +106,13 @@ class Search:
         self.precisions = [exact, *wrong]
         self.with_others = [precision for precision in self.precisions if not precision.alone]
         # Right values have errors of this size, relative to the largest; wrong ones may have some more.
-        few = inputs.first(_FEW_CELLS)
-        right_values, allowed = true_values(name, few, self.rtol, dtype)
+        self.worst = np.zeros(
+            0, int
+        )  # the cells of the largest errors, where there are as many values as there should be
+        if self.given.size == true.size > 0:
+            off = np.abs(self.given - true.ravel()).reshape(inputs.cells, -1).max(axis=1)
+            self.worst = np.argsort(off, kind="stable")[-_FEW_CELLS // 2 :]
+        right_values, allowed = true_values(name, inputs.at(self._cells(inputs)), self.rtol, dtype)
         with_error = float(np.max(allowed, initial=0)) / (float(np.max(np.abs(right_values), initial=0)) or 1.0)
         largest = float(np.max(np.abs(self.given), initial=0))
         near = largest * min(max(_NEAR, 10 * with_error), _MOST_NEAR)
@@ -140,7 +161,7 @@ class Search:
         if m * n > _MOST_PROBED:
             return False
         rng = np.random.default_rng(0)
-        probe = self.inputs.first(1)
+        probe = self.inputs.at(np.zeros(1, int))
         B = len(probe.W)
         y = rng.random((B, m)) if probe.target else np.zeros((B, m))
         probe = probe._replace(W=rng.standard_normal((B, m, n)), x=rng.standard_normal((B, n)), y=y, given={})
@@ -164,36 +185,58 @@ class Search:
                 pairs = own_sum.of(self.inputs)
             except ValueError:  # there are no such pairs
                 continue
-            few = pairs.first(_FEW_CELLS)
-            found, values_of_all = programs(self.steps, few)
-            wrong = np.array([len(ways) for ways in found])
-            costs = np.array([sum(way.cost for way in ways.values()) for ways in found])
-            for product in PRODUCTS[self.name]:
-                recipe = Recipe(self.name, product, own_sum)
-                deviations = bool(product.done) + bool(own_sum.done)
-                count = int(np.sum(wrong <= _MOST_WRONG - deviations))
-                part = _part(values_of_all, slice(count))
-                try:
-                    given, places = self._few(pairs, axis_sizes(product.formula, part), _FEW)
-                    values = evaluate(product.formula, part, few, places)
-                except ValueError:  # there is no such product, or it has another size
-                    continue
-                self.tried.update((costs[:count] + recipe.deviations).tolist())
-                values = values.reshape(-1, given.size)
-                for k in near_multiples(given, values, self.near):
-                    yield from self._with_factors(recipe._replace(ways=found[k]), given, values[k])
-                if not deviations:
-                    yield from (recipe._replace(precision=precision) for precision in self.precisions)
-                    count = int(np.sum(wrong <= 1))
-                    part = _part(values_of_all, slice(count))
-                    yield from self._with_additions(recipe, found[:count], part, few, given, places)
+            few = pairs.at(self._cells(pairs))
+            products = self._products(pairs)
+            most = _MOST_WRONG if few.y.size <= _MOST_TOGETHER else 1
+            for programs in _programs(self.steps, few, most) if products else ():
+                for product in products:
+                    recipe = Recipe(self.name, product, own_sum)
+                    yield from self._with_programs(recipe, programs, most, pairs, few)
             yield from self._differences(own_sum, pairs)
+
+    def _products(self, pairs: Inputs) -> list[Product]:
+        """The products that have as many values as were given."""
+        one = run(self.steps, {}, pairs.at(np.zeros(1, int)))
+        found = []
+        for product in PRODUCTS[self.name]:
+            try:
+                if self.given.size == pairs.cells * math.prod(axis_sizes(product.formula, one)):
+                    found.append(product)
+            except ValueError:  # there is no such product of these pairs
+                continue
+        return found
+
+    def _with_programs(
+        self, recipe: Recipe, programs: Programs, most: int, pairs: Inputs, few: Inputs
+    ) -> Iterator[Recipe]:
+        """The programs, with the product and the sum of ``recipe``, and up to ``most`` deviations."""
+        deviations = bool(recipe.product.done) + bool(recipe.sum.done)
+        tried = programs.first(most - deviations)
+        if not tried.ways:
+            return
+        try:
+            given, places = self._few(pairs, axis_sizes(recipe.product.formula, tried.values), _FEW)
+            values = evaluate(recipe.product.formula, tried.values, few, places).reshape(-1, given.size)
+        except ValueError:  # there is no such product of these programs
+            return
+        self.tried.update((tried.costs + recipe.deviations).tolist())
+        for k in near_multiples(given, values, self.near):
+            yield from self._with_factors(recipe._replace(ways=tried.ways[k]), given, values[k])
+        if not deviations:
+            if not tried.ways[0]:
+                yield from (recipe._replace(precision=precision) for precision in self.precisions)
+            yield from self._with_additions(recipe, tried.first(1), few, given, places)
+
+    def _cells(self, pairs: Inputs) -> Array:
+        """The numbers of the sums that are compared first: the worst, and others."""
+        worst = self.worst if pairs.cells == self.inputs.cells else ()
+        return np.unique([*worst, *range(min(pairs.cells, _FEW_CELLS - len(worst)))])
 
     def _few(self, pairs: Inputs, sizes: Sequence[int], count: int) -> tuple[Array, Places]:
         """The given values that are compared first, flat, and their places; ValueError where there are others."""
         if self.given.size != pairs.cells * math.prod(sizes):
             raise ValueError("another number of values")
-        given = self.given.reshape(pairs.cells, *sizes)[:_FEW_CELLS]
+        given = self.given.reshape(pairs.cells, *sizes)[self._cells(pairs)]
         places = places_of(given, count)
         return at_places(given, places).ravel(), places
 
@@ -208,20 +251,21 @@ class Search:
                 yield recipe._replace(precision=precision, factor=best)
 
     def _with_additions(
-        self, recipe: Recipe, found: Sequence[Ways], part: Values, few: Inputs, given: Array, places: Places
+        self, recipe: Recipe, programs: Programs, few: Inputs, given: Array, places: Places
     ) -> Iterator[Recipe]:
-        """The programs ``found``, whose values are ``part``, and something added to them."""
+        """The programs, and something added to their gradients."""
         if given.size < 3 or not np.isfinite(given).all():
             return
-        values = evaluate(recipe.product.formula, part, few, places).reshape(-1, given.size)
+        values = evaluate(recipe.product.formula, programs.values, few, places).reshape(-1, given.size)
         for added in ADDED.get(self.name, ()):
-            self.tried.update(FREE + sum(way.cost for way in ways.values()) for ways in found)
-            more = np.broadcast_to(evaluate(added.formula, part, few, places).reshape(-1, given.size), values.shape)
+            self.tried.update((programs.costs + FREE).tolist())
+            more = evaluate(added.formula, programs.values, few, places).reshape(-1, given.size)
+            more = np.broadcast_to(more, values.shape)
             factors, bys = _two_multiples(given, values, more)
             off = np.abs(factors[:, None] * values + bys[:, None] * more - given).max(axis=1)
             for k in np.flatnonzero(off <= self.near).tolist():
                 factor, by = float(factors[k]), float(bys[k])
-                near = recipe._replace(ways=found[k], added=added, factor=factor, by=by)
+                near = recipe._replace(ways=programs.ways[k], added=added, factor=factor, by=by)
                 for precision in self.with_others:
                     if added.whole and abs(by * few.terms - 1) < 0.1:
                         yield near._replace(by=1 / few.terms, precision=precision)
@@ -231,7 +275,7 @@ class Search:
                             yield near._replace(factor=signed, constant=constant, precision=precision)
 
     def _differences(self, own_sum: Sum, pairs: Inputs) -> Iterator[Recipe]:
-        few = pairs.first(_FEW_CELLS)
+        few = pairs.at(self._cells(pairs))
         sizes = {"dW": pairs.W.shape[1:], "dx": pairs.W.shape[2:]}.get(self.name)
         if sizes is None or few.W.size > _MOST_DIFFERENCES or self.given.size != pairs.cells * math.prod(sizes):
             return
@@ -249,7 +293,7 @@ class Search:
         pairs = recipe.sum.of(self.inputs)
         if self._numbers(recipe, pairs) <= 0 and not recipe.only_rounds:
             return None
-        few = pairs.first(_FEW_CELLS)
+        few = pairs.at(self._cells(pairs))
         sizes = axis_sizes(recipe.product.formula, run(self.steps, recipe.ways, few))
         given, places = self._few(pairs, sizes, _MORE)
         if given.size < self.given.size and self._compare(recipe, few, given, math.inf, places) is None:
@@ -323,36 +367,51 @@ class Search:
         return int(pairs.cells * min(pairs.W.shape[1], self.given.size // pairs.cells)) - recipe.free
 
 
-def programs(steps: Sequence[Step], inputs: Inputs) -> tuple[list[Ways], Values]:
-    """All programs with up to two wrong ways, the right one first, then by their number; and the values of all of them.
+def _programs(steps: Sequence[Step], inputs: Inputs, most: int) -> Iterator[Programs]:
+    """All programs with up to ``most`` wrong ways, one or two: together, or one by one where there may be one alone.
 
-    The values have an axis of programs in front of the others. A step that the user gave, and the steps before it, have
-    no wrong ways: what they did is in what was given.
+    The right program comes first, then those with one wrong way. A step that the user gave, and the steps before it,
+    have no wrong ways: what they did is in what was given.
     """
     done = {step.name for step in steps if step.name in inputs.given}
     for step in reversed(steps):
         done.update(step.inputs if step.name in done else ())
-    most = _MOST_WRONG if inputs.y.size <= _MOST_TOGETHER else 1
+    open_steps = [step for step in steps if step.name not in done]
+    if most > 1:
+        yield _together(steps, open_steps, inputs, most)
+        return
+    for ways in ({}, *({step.name: way} for step in open_steps for way in step.ways[1:])):
+        with contextlib.suppress(ValueError):  # this way does not exist here
+            values = run(steps, ways, inputs)
+            own = Values(**{k: a[None] if k in _STACKED else a for k, a in values.__dict__.items()})
+            costs = np.array([sum(way.cost for way in ways.values())])
+            yield Programs([ways], costs, np.array([len(ways)]), own)
+
+
+def _together(steps: Sequence[Step], open_steps: Sequence[Step], inputs: Inputs, most: int) -> Programs:
+    """All programs, each way of a step computed at once for all programs that take it."""
     found: list[Ways] = [{}]
+    costs, wrong = np.zeros(1, int), np.zeros(1, int)
     values = start(inputs)
     for step in steps:
-        costs = np.array([sum(way.cost for way in ways.values()) for ways in found])
-        count = np.array([len(ways) for ways in found])
-        taken, parts = [], []
-        for way in step.ways[: 1 if step.name in done else None]:
-            is_open = (count == 0) | ((count < most) & (costs + way.cost <= _MOST_COST))
+        taken: list[Ways] = []
+        parts, new_costs, new_wrong = [], [], []
+        for way in step.ways[: None if step in open_steps else 1]:
+            is_open = (wrong == 0) | ((wrong < most) & (costs + way.cost <= _MOST_COST))
             own = np.flatnonzero(is_open) if way.done else np.arange(len(found))
             try:
                 after = take(step, way, _part(values, own), inputs)
             except ValueError:  # this way does not exist here
                 continue
             taken += [{**found[k], step.name: way} if way.done else found[k] for k in own]
+            new_costs.append(costs[own] + way.cost * bool(way.done))
+            new_wrong.append(wrong[own] + bool(way.done))
             shape = (len(own), *inputs.y.shape)
             parts.append({k: np.broadcast_to(a, shape) for k, a in after.__dict__.items() if k in _STACKED})
-        found = taken
+        found, costs, wrong = taken, np.concatenate(new_costs), np.concatenate(new_wrong)
         values = Values(**{**values.__dict__, **{k: np.concatenate([part[k] for part in parts]) for k in parts[0]}})
-    order = sorted(range(len(found)), key=lambda k: len(found[k]))
-    return [found[k] for k in order], _part(values, order)
+    order = np.argsort(wrong, kind="stable")
+    return Programs([found[k] for k in order], costs[order], wrong[order], _part(values, order))
 
 
 def _part(values: Values, programs: Any) -> Values:
