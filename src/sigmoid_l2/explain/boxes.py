@@ -32,7 +32,7 @@ BETWEEN = 46  # between columns, where the arrows turn
 _STACKED = 26  # between boxes that stand on each other
 _BANDS = 44  # between the forward and the backward steps
 PAD = 10  # between a box's border and what is in it
-_BADGE = 50  # the width of a verdict, "WRONG" or "right"
+_BADGE = 60  # the width of a verdict, "WRONG", "right" or "follows"
 _SIDE_BY_SIDE = 180  # the given and the true values stand side by side up to this width
 # Of each class of text the height of a line, and the width of a character, of common monospaced fonts the widest
 TEXT = {"name": (18, 9.3), "formula": (17, 8.0), "small": (15, 6.8), "bold": (16, 6.8)}
@@ -120,7 +120,7 @@ def _box(
     captions = list(dict.fromkeys(caption for picture in drawn for caption in picture.captions))
     if name in ("dW", "dx") and batch != trace.loss.shape:
         captions += ["summed over the", f"pairs that share {name[1]}"]
-    state = "" if check is None else "right" if check.ok else "wrong"
+    state = "" if check is None else "right" if check.ok else "follows" if check.follows else "wrong"
     return _written(name, meaning.format(e=e), lines, list(zip(titles, drawn, strict=True)), captions, state)
 
 
@@ -162,7 +162,7 @@ def _written(
         bottom = write("small", caption, 0, bottom)
     width += 2 * PAD
     if state:
-        x, word = width - _BADGE - 8, "WRONG" if state == "wrong" else "right"
+        x, word = width - _BADGE - 8, "WRONG" if state == "wrong" else state
         svg.append(f'<rect class="sl2-badge" x="{x:g}" y="8" width="{_BADGE}" height="18" rx="3"/>')
         svg.append(f'<text class="sl2-verdict" x="{x + _BADGE / 2:g}" y="21">{word}</text>')
     return Box(name, "".join(svg), width, bottom + PAD - 5, state)

@@ -3,13 +3,14 @@
 from __future__ import annotations  # help() then shows the name of a type
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from sigmoid_l2.arguments import broadcast_axes
-from sigmoid_l2.explain.facts import facts
+from sigmoid_l2.explain.facts import facts, same_g, where_to_look
 from sigmoid_l2.explain.mistakes import name_mistakes
 from sigmoid_l2.explain.program import Inputs
 from sigmoid_l2.explain.recipe import eps_of, true_values
@@ -106,8 +107,7 @@ def check_grad(
         before: dict[str, Array] = {}  # steps of the user's own, (*batch, m)
         for name, a in given.items():
             array: Array = np.asarray(on_host(name, a))
-            first = next((check.name for check in checks if not check.ok), None)
-            check = _check(name, array, problem, before, first, rtol, atol)
+            check = _check(name, array, problem, before, checks, rtol, atol)
             checks.append(check)
             if name in _STEP_NAMES and check.shape == check.expected_shape:
                 before[name] = check.given.reshape(*problem.batch, problem.m)
@@ -185,9 +185,15 @@ def _truth(name: str, problem: Problem, own: dict[str, Array], tolerance: _Toler
 
 
 def _check(
-    name: str, a: Array, problem: Problem, own: dict[str, Array], first: str | None, rtol: float | None, atol: float
+    name: str,
+    a: Array,
+    problem: Problem,
+    own: dict[str, Array],
+    checks: Sequence[ArrayCheck],
+    rtol: float | None,
+    atol: float,
 ) -> ArrayCheck:
-    """Check one array: ``own`` are the steps before it that were given, ``first`` the first of them that is wrong."""
+    """Check one array: ``own`` are the steps before it that were given, ``checks`` what was found out about them."""
     given = a.astype(np.float64)
     tolerance = _tolerance(a, problem, rtol, atol)
     truth = _truth(name, problem, {}, tolerance)
@@ -201,8 +207,16 @@ def _check(
             found |= dict(index=index, max_relative_error=relative if beyond[index] else 0.0)
             found |= dict(given_value=float(given[index]), true_value=float(truth.values[index]))
     ok = found["wrong"] == 0
+    first = next((check.name for check in checks if not check.ok), None)
     mine = truth if first is None else _truth(name, problem, own, tolerance)
-    mistakes, known = ((), ()) if ok else _diagnose(name, given, problem, mine, first, tolerance)
+    follows = None
+    if not ok and first is not None and given.shape == mine.values.shape and np.all(mine.beyond(given)[0] <= 1):
+        follows = first
+    mistakes: tuple[str, ...] = ()
+    known: tuple[str, ...] = ()
+    if not ok and follows is None:
+        mistakes = _mistakes(name, given, problem, mine, tolerance)
+        known = () if mistakes else _known(name, given, mine, checks)
     return ArrayCheck(
         name=name,
         ok=ok,
@@ -211,37 +225,32 @@ def _check(
         **found,
         mistakes=mistakes,
         known=known,
+        follows=follows,
         given=given,
         true=truth.values,
         column=problem.column and name not in ("loss", "dW"),
     )
 
 
-def _diagnose(
-    name: str, given: Array, problem: Problem, truth: _Truth, first: str | None, tolerance: _Tolerance
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The mistakes in a wrong array and, where none is known, what is known of it."""
-    wrong, shape = None, truth.values.shape
-    if given.shape == shape:
-        wrong = truth.beyond(given)[0] > 1
-        if first is not None and not wrong.any():
-            return (), (f"it follows from your {first}: nothing else is wrong here",)
-    elif _is_the_other(name, given, problem, tolerance):
-        other = _OTHER[name]
-        return (f"wrong shape {given.shape} instead of {shape}: this is {other}; dW and dx are swapped",), ()
-    ordered = _in_order(given, problem, truth.order)
-    kept = truth.kept
-    mistakes = name_mistakes(
-        name,
-        ordered,
-        truth.values,
-        wrong,
-        truth.inputs,
-        tolerance.rtol,
-        tolerance.dtype,
-        lambda cell: _place(cell, kept),
-    )
-    return mistakes, () if mistakes else facts(name, given, truth.values, truth.allowed, truth.inputs)
+def _mistakes(name: str, given: Array, problem: Problem, truth: _Truth, tolerance: _Tolerance) -> tuple[str, ...]:
+    """The mistakes in a wrong array."""
+    shape = truth.values.shape
+    if given.shape != shape and _is_the_other(name, given, problem, tolerance):
+        return (f"wrong shape {given.shape} instead of {shape}: this is {_OTHER[name]}; dW and dx are swapped",)
+    wrong = truth.beyond(given)[0] > 1 if given.shape == shape else None
+    ordered, kept = _in_order(given, problem, truth.order), truth.kept
+    rtol, _, dtype = tolerance
+    return name_mistakes(name, ordered, truth.values, wrong, truth.inputs, rtol, dtype, lambda cell: _place(cell, kept))
+
+
+def _known(name: str, given: Array, truth: _Truth, checks: Sequence[ArrayCheck]) -> tuple[str, ...]:
+    """What is known of a wrong array that no known mistake explains, and where to look."""
+    found = facts(name, given, truth.values, truth.allowed, truth.inputs)
+    dW = next((check for check in checks if check.name == "dW" and not check.ok), None)
+    if name == "dx" and dW is not None and given.shape == truth.values.shape:
+        found += same_g(dW.given, given, truth.inputs)
+    right = [check.name for check in checks if check.ok]
+    return (*found, where_to_look(name, right, [check.name for check in checks], truth.inputs.target))
 
 
 _OTHER = {"dW": "dx", "dx": "dW"}

@@ -1,15 +1,19 @@
 """What is known of a wrong array that no known mistake explains."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from sigmoid_l2.explain.products import RIGHT
 from sigmoid_l2.explain.program import Inputs, run
+from sigmoid_l2.explain.recipe import steps_of
 from sigmoid_l2.explain.steps import STEPS
 
 Array = npt.NDArray[Any]
 
+_EQUAL = 1e-6  # the relative error of what counts as one product
 _CLOSE = 0.01  # the relative error below which digits are lost, and no more
 _MOST_NAMED = 5  # rows that a sentence names
 _MOST_SORTED = 1000  # values whose order is looked at: among more, other values look like them
@@ -107,6 +111,41 @@ def _permutation(given: Array, true: Array, limit: float) -> Array | None:
     return order if is_order and np.all(np.abs(true[order] - given) <= limit) else None
 
 
+def same_g(dW: Array, dx: Array, inputs: Inputs) -> tuple[str, ...]:
+    """Whether a wrong dW and a wrong dx are made of one g."""
+    x, W = inputs.x[0], inputs.W[0]
+    if inputs.cells * inputs.terms != 1 or dW.shape != W.shape or not x.any():
+        return ()
+    u = dW @ x / (x @ x)
+    is_outer = np.all(np.abs(np.outer(u, x) - dW) <= _EQUAL * np.abs(dW).max())
+    if is_outer and np.all(np.abs(u @ W - dx.ravel()) <= _EQUAL * (np.abs(u) @ np.abs(W)).max()):
+        return ("dx is Wᵀ u with the same u as in your dW = u xᵀ, so one mistake, in g, made both",)
+    return ()
+
+
+def where_to_look(name: str, right: Sequence[str], given: Sequence[str], target: bool) -> str:
+    """Where the mistake is, or which steps would show it; ``right`` and ``given`` are names of steps before."""
+    e = "e" if target else "s"
+    needs = {
+        "q": (),
+        "e": ("s",),
+        "loss": (e,),
+        "dloss_ds": (e,),
+        "ds_dq": ("s",),
+        "dW": ("dloss_dq",),
+        "dx": ("dloss_dq",),
+    }
+    inputs = needs.get(name) or next((step.inputs for step in STEPS if step.name == name), ())
+    line = RIGHT[name][1].replace("{e}", e)
+    if name == "q" or set(inputs) <= set(right):
+        are = f"{' and '.join(inputs)} {'are' if len(inputs) > 1 else 'is'} right, so the" if inputs else "the"
+        return f"{are} mistake is in this line; right is {line}"
+    if name == "dx" and "dW" in right:
+        return f"dW is right, and so is g, so the mistake is in this line; right is {line}"
+    missing = [step.name for step in steps_of(name) if step.name not in (*given, name) and (target or step.name != "e")]
+    return f"give the steps before it, too, and the first wrong one is named: {', '.join(missing)}"
+
+
 def _outer(given: Array, inputs: Inputs) -> str:
     """Whether dW is an outer product with the right x, or with the right g."""
     values = run(STEPS, {}, inputs)
@@ -117,11 +156,13 @@ def _outer(given: Array, inputs: Inputs) -> str:
     ):
         vector, true = (x, g) if right == "x" else (g, x)
         own = matrix @ vector / float(vector @ vector or 1.0)
-        if np.all(np.abs(np.outer(own, vector) - matrix) <= 1e-6 * np.abs(matrix).max()):
-            shown = f"; u = {_vector(own)}, where {other} = {_vector(true)}" if len(own) <= 8 else ""
+        if np.all(np.abs(np.outer(own, vector) - matrix) <= _EQUAL * np.abs(matrix).max()):
+            shown = (
+                f"; your {other} is u = {_vector(own)}, but {other} = {_vector(true)} is right" if len(own) <= 8 else ""
+            )
             return f"dW is an outer product {product} with the right {right}, so the mistake is {place}{shown}"
     return ""
 
 
 def _vector(a: Array) -> str:
-    return f"[{', '.join(f'{v:.4g}' for v in a)}]"
+    return f"[{', '.join(f'{v:.6g}' for v in a)}]"

@@ -76,6 +76,8 @@ body.sl2 {{ margin: 0 auto; }}
 .sl2 .sl2-backward .sl2-edge, .sl2 .sl2-backward .sl2-box {{ stroke: var(--sl2-backward); stroke-dasharray: 6 4; }}
 .sl2 .sl2-forward .sl2-head, .sl2 .sl2-forward .sl2-name {{ fill: var(--sl2-forward); }}
 .sl2 .sl2-backward .sl2-head, .sl2 .sl2-backward .sl2-name {{ fill: var(--sl2-backward); }}
+.sl2 .sl2-follows .sl2-badge {{ stroke: var(--sl2-wrong); }}
+.sl2 .sl2-follows .sl2-verdict {{ fill: var(--sl2-wrong); }}
 .sl2 .sl2-wrong .sl2-box {{ stroke: var(--sl2-wrong); stroke-width: 5; }}
 .sl2 .sl2-backward.sl2-wrong .sl2-box {{ stroke-dasharray: 18 6; }}
 .sl2 .sl2-verdict {{ font-size: 12px; font-weight: 700; text-anchor: middle; }}
@@ -136,9 +138,11 @@ def _wrong(step: ArrayCheck) -> str:
     if step.wrong:
         place = f" at {place}" if (place := step.place()) else ""
         where = f"the worst{place}: given {step.given_value:.6g}, true {step.true_value:.6g}"
-        where = f": {step.wrong} of {step.true.size} values; {where}" if step.true.size > 1 else f": {where}"
-    reasons = [*step.mistakes, *step.known]
-    if not step.mistakes and not any("follows from" in fact for fact in step.known):
-        reasons.append("No known mistake explains it.")
+        where = f": {step.wrong} of {step.true.size} values are wrong, {where}" if step.true.size > 1 else f": {where}"
+    if step.follows is not None:
+        return (
+            f"<li><b>{escape(step.name)}</b> is wrong because {escape(step.follows)} is; the step itself is right</li>"
+        )
+    reasons = [*step.mistakes, *(["No known mistake explains it."] * (not step.mistakes)), *step.known]
     items = "".join(f"<li>{escape(reason)}</li>" for reason in reasons)
     return f'<li><b>{escape(step.name)}</b> <b class="sl2-no">WRONG</b>{escape(where)}<ul>{items}</ul></li>'

@@ -63,6 +63,8 @@ def operand(name: str, v: Values) -> Any:
             return np.linalg.pinv(only(v.m * v.n <= _MOST_INVERTED, v.W))
         case "last_W":
             return v.W[:, -1]
+        case "reversed_g":
+            return v.dloss_dq[..., ::-1]
         case "first_W":
             return v.W[:, 0]
         case "first_g":
@@ -148,6 +150,7 @@ PRODUCTS: dict[str, tuple[Product, ...]] = {
             "only the first row of W counts: = stands where += is needed, or the loop ends too early",
             "j = first_W_j first_g_k",
         ),
+        Product("g is taken in the reverse order, or the rows of W are", "j = W_ij reversed_g_i", cost=RARE),
         Product("x(1 - x) is a factor too, as if x came out of a sigmoid", "j = W_ij g_i x(1-x)_j"),
         Product(
             "dx has a value for a bias, which x has not, behind the others",
@@ -246,7 +249,7 @@ def operands(formula: str) -> set[str]:
 
 
 # The factors that a program computes; all others are of W and x alone.
-COMPUTED = {*(step.name for step in STEPS), "g", "E", "first_g", "last_g", "all_g", "sum_g"}
+COMPUTED = {*(step.name for step in STEPS), "g", "E", "reversed_g", "first_g", "last_g", "all_g", "sum_g"}
 
 
 Places = Sequence[Array]  # for each axis of a product, the places that are computed

@@ -45,7 +45,9 @@ class ArrayCheck:
     mistakes : tuple of str
         What was done, why it is wrong, and the right line; empty where no known mistake explains it.
     known : tuple of str
-        What is known of a wrong array where no mistake explains it: a factor, the rows that are right, the order.
+        What is known of a wrong array where no mistake explains it: the rows that are right, the order, where to look.
+    follows : str, or None
+        The first wrong step, where this one is what follows from it, and so right itself.
     given : array
         What was given, in float64.
     true : array, of the expected shape
@@ -73,6 +75,7 @@ class ArrayCheck:
     true_value: float | None
     mistakes: tuple[str, ...]
     known: tuple[str, ...]
+    follows: str | None
     given: Array
     true: Array
 
@@ -85,16 +88,22 @@ class ArrayCheck:
         if self.ok:
             yield f"{self.name}: right"
             return
+        if self.follows is not None:
+            yield _wrap("", f"{self.name}: WRONG, because your {self.follows} is; this step itself is right")
+            return
         yield f"{self.name}: WRONG"
         if self.wrong:
             values = f"given {self.given_value:.6g}, true {self.true_value:.6g}"
             place = f" at {place}" if (place := self.place()) else ""
             worst = f"the worst{place}: {values}, relative error {self.max_relative_error:.2g}"
-            yield _wrap("  ", f"{self.wrong} of {self.true.size} values; {worst}" if self.true.size > 1 else worst)
-        for mistake in (*self.mistakes, *self.known):
+            count = f"{self.wrong} of {self.true.size} values are wrong, " if self.true.size > 1 else ""
+            yield _wrap("  ", f"{count}{worst}")
+        for mistake in self.mistakes:
             yield _wrap("  - ", mistake)
-        if not self.mistakes and not any("follows from" in fact for fact in self.known):
-            yield _wrap("  ", "No known mistake explains it." + _ADVICE.get(self.name, ""))
+        if not self.mistakes:
+            yield "  No known mistake explains it. What is known:"
+        for fact in self.known:
+            yield _wrap("  - ", fact)
         for title, a in (("your", self.given), ("the true", self.true)):
             if a.size <= _SMALL:
                 yield f"  {title} {self.name}:"
@@ -114,13 +123,6 @@ class ArrayCheck:
         return ", ".join([*pair, *(f"{letter} = {k}" for letter, k in zip(letters, own, strict=False))])
 
     column: bool = False
-
-
-_ADVICE = {
-    name: " Check values that are not rounded, and check your steps before it, too: q, s, dloss_ds, ds_dq, dloss_dq. "
-    "The first wrong one then is named."
-    for name in ("dW", "dx")
-}
 
 
 def _wrap(indent: str, text: str) -> str:

@@ -97,6 +97,7 @@ _S = Step(
             "f is the sum of the sigmoid(q_i)², or of (sigmoid(q_i) - y_i)²",
         ),
         Way("s is (1 + e)^-q, with the brackets in another place", lambda v: (1 + np.e) ** -v.q, cost=RARE),
+        Way("s is 1/(1 + 2^-q), with 2 in the place of e", lambda v: 1 / (1 + np.exp2(-v.q)), cost=RARE),
         Way("s is rounded to 0 or 1", lambda v: np.round(_sigmoid(v.q)), "s is any number between 0 and 1", cost=RARE),
         Way(
             "s is rounded to float16, of about 3 digits",
@@ -123,6 +124,12 @@ _E = Step(
         Way("the error is taken of q, before the sigmoid", lambda v: only(v.target, v.q - v.y), cost=RARE),
         Way("y is added, e = s + y", lambda v: only(v.target, v.s + v.y), cost=RARE),
         Way("the error is |s - y|, without its sign", lambda v: only(v.target, np.abs(v.s - v.y))),
+        Way(
+            "the mean of y stands in the place of y",
+            lambda v: only(v.target and v.m > 1, v.s - v.y.mean(axis=-1, keepdims=True)),
+            "each s_i is compared with its own y_i",
+            cost=RARE,
+        ),
         Way("y is turned round, 1 - y", lambda v: only(v.target, v.s - (1 - v.y))),
         Way(
             "y is 2y - 1, targets of -1 and 1",
