@@ -16,7 +16,7 @@ PRINTED = {
         r"df/dx came out as \(3, 3\)",
         r"dx: WRONG",
         r"wrong shape \(3, 3\) instead of \(3, 1\)",
-        r"use W\.T @ g",
+        r"write dx = W\.T\s+@ g",
         r"applied twice",
         r"rounded to 3 digits",
         r"dW: right\ndx: right\n",

@@ -210,12 +210,14 @@ def test_what_is_wrong_is_marked_and_nothing_else(name):
     if {step.name for step in steps} - {"dW", "dx"}:
         first = check.first_wrong
         assert first is None or f"; the first wrong step is {first}" in "".join(root.itertext())
-    verdicts = {step.name: "right" if step.ok else "WRONG" for step in steps}
+    verdicts = {step.name: "right" if step.ok else "follows" if step.follows else "WRONG" for step in steps}
     for step, (texts, classes) in drawn(root).items():
-        assert [word for word in texts if word in ("right", "WRONG")] == [verdicts[s] for s in verdicts if s == step]
+        assert [word for word in texts if word in ("right", "follows", "WRONG")] == [
+            verdicts[s] for s in verdicts if s == step
+        ]
         assert ("sl2-wrong" in classes) == (verdicts.get(step) == "WRONG")
         assert ("first wrong step" in texts) == (step == first)
-        compared = verdicts.get(step) == "WRONG"
+        compared = verdicts.get(step) in ("follows", "WRONG")
         assert [text.split(" (")[0] for text in texts if text.startswith(("given", "true"))] == [
             *["given", "true"] * compared
         ]

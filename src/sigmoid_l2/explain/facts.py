@@ -113,9 +113,9 @@ def _permutation(given: Array, true: Array, limit: float) -> Array | None:
 
 def same_g(dW: Array, dx: Array, inputs: Inputs) -> tuple[str, ...]:
     """Whether a wrong dW and a wrong dx are made of one g."""
-    x, W = inputs.x[0], inputs.W[0]
-    if inputs.cells * inputs.terms != 1 or dW.shape != W.shape or not x.any():
+    if inputs.cells * inputs.terms != 1 or dW.shape != inputs.W.shape[1:] or not inputs.x.any():
         return ()
+    x, W = inputs.x[0], inputs.W[0]
     u = dW @ x / (x @ x)
     is_outer = np.all(np.abs(np.outer(u, x) - dW) <= _EQUAL * np.abs(dW).max())
     if is_outer and np.all(np.abs(u @ W - dx.ravel()) <= _EQUAL * (np.abs(u) @ np.abs(W)).max()):

@@ -108,7 +108,7 @@ def wrong_precisions(
         return
     if digits := _digits(given, true, 4 * eps, _decimal):
         yield _decimals(digits)
-    if leading := _digits(given, true, 4 * eps, _leading):
+    if (leading := _digits(given, true, 4 * eps, _leading)) > 2:  # fewer fit nearly anything
         coarse = 5 * 10.0**-leading * float(np.abs(given).max())
         yield _significant(leading)._replace(alone=digits > 0, coarse=coarse)
     if dtype.itemsize > 2 and np.all(given == given.astype(np.float16)) and not np.all(given == np.trunc(given)):

@@ -56,7 +56,7 @@ def operand(name: str, v: Values) -> Any:
         case "I":
             return np.broadcast_to(np.eye(v.m), (len(v.x), v.m, v.m))
         case "E":  # df/ds of s_i and y_k
-            return 2 * (only(v.target, v.s)[..., None] - v.y[:, None, :])
+            return 2 * (only(v.target and v.m <= 100, v.s)[..., None] - v.y[:, None, :])
         case "sign_W" | "sign_x":
             return np.sign(getattr(v, name[-1]))
         case "inverse":
@@ -303,15 +303,19 @@ def evaluate(
     return np.asarray(result)
 
 
-def places_of(given: Array, count: int) -> Places:
-    """Places along each axis of ``given`` (cells, ...) but the first: half of them with the largest values."""
+def places_of(given: Array, off: Array, count: int) -> Places:
+    """Places along each axis of ``given`` (cells, ...) but the first: half of them with the largest values.
+
+    One more is where ``off``, of the same shape, is largest.
+    """
+    worst = np.unravel_index(np.argmax(off), off.shape)
     found = []
     for axis in range(1, given.ndim):
         size = given.shape[axis]
         if size > count:
             largest = np.abs(given).max(axis=tuple(k for k in range(given.ndim) if k != axis))
             spread = np.linspace(0, size - 1, count - count // 2).astype(int)
-            found.append(np.unique([*spread, *np.argpartition(largest, -(count // 2))[-(count // 2) :]]))
+            found.append(np.unique([worst[axis], *spread, *np.argpartition(largest, -(count // 2))[-(count // 2) :]]))
         else:
             found.append(np.arange(size))
     return found

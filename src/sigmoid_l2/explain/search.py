@@ -35,7 +35,7 @@ Array = npt.NDArray[Any]
 Ways = Mapping[str, Way]  # the wrong ways of a program
 
 # The largest accepted probability that a random wrong gradient fits the explanation, or one tried before it.
-_CHANCE = 1e-2
+_CHANCE = 3e-3
 # The most deviations of the steps, the product and the sum together; a factor and a precision can come on top.
 _MOST_WRONG = 2
 # The most cost of two wrong steps: two that few people take are not tried together.
@@ -99,6 +99,7 @@ class Search:
         self.rtol, self.eps = min(max(rtol, 1e-5), 1e-3), eps_of(dtype)
         self.name, self.given, self.inputs, self.dtype = name, given.ravel(), inputs, dtype
         self.steps = steps_of(name)
+        self.off = np.nan_to_num(np.abs(self.given - true.ravel())) if true.size == self.given.size else np.zeros(0)
         right = run(self.steps, {}, inputs)
         loss = inputs.summed((right.e**2).sum(axis=1)) if hasattr(right, "e") else np.zeros(0)
         c = getattr(right, "c", np.ones(1))
@@ -237,7 +238,8 @@ class Search:
         if self.given.size != pairs.cells * math.prod(sizes):
             raise ValueError("another number of values")
         given = self.given.reshape(pairs.cells, *sizes)[self._cells(pairs)]
-        places = places_of(given, count)
+        off = self.off.reshape(-1, *sizes)[self._cells(pairs)] if self.off.size == self.given.size else np.abs(given)
+        places = places_of(given, off, count)
         return at_places(given, places).ravel(), places
 
     def _with_factors(self, recipe: Recipe, given: Array, values: Array, free: bool = True) -> Iterator[Recipe]:
