@@ -138,7 +138,8 @@ def _inputs(name: str, problem: Problem, before: dict[str, Array]) -> tuple[Inpu
     has_target = problem.target is not None
     y = flat(problem.target, m) if has_target else np.zeros((cells * terms, m))
     steps = {step: flat(a, m) for step, a in before.items()}
-    return Inputs(flat(problem.W, m, n), flat(problem.x, n), y, has_target, cells, terms, steps), order, kept
+    inputs = Inputs.of(flat(problem.W, m, n), flat(problem.x, n), y, has_target, cells, terms, steps)
+    return inputs, order, kept
 
 
 def _shape(name: str, problem: Problem) -> tuple[int, ...]:

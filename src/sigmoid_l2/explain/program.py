@@ -46,18 +46,30 @@ class Inputs(NamedTuple):
     W: Array  # (B, m, n)
     x: Array  # (B, n)
     y: Array  # (B, m)     0 without a target
+    q: Array  # (B, m)     W x
+    q_size: Array  # (B, m)     sum over j of |W_ij x_j|, which the error of q is relative to
     target: bool
     cells: int
     terms: int
-    given: Mapping[str, Array] = {}  # each (B, m)
+    given: Mapping[str, Array]  # each (B, m)
+
+    @classmethod
+    def of(
+        cls, W: Array, x: Array, y: Array, target: bool, cells: int, terms: int, given: Mapping[str, Array]
+    ) -> "Inputs":
+        q, q_size = np.einsum("bij,bj->bi", W, x), np.einsum("bij,bj->bi", np.abs(W), np.abs(x))
+        return cls(W, x, y, q, q_size, target, cells, terms, given)
 
     def take(self, pairs: Any, cells: int, terms: int) -> "Inputs":
         """The pairs of an index, as so many cells and terms."""
         given = {name: a[pairs] for name, a in self.given.items()}
-        return Inputs(self.W[pairs], self.x[pairs], self.y[pairs], self.target, cells, terms, given)
+        W, x, y, q, q_size = (a[pairs] for a in (self.W, self.x, self.y, self.q, self.q_size))
+        return Inputs(W, x, y, q, q_size, self.target, cells, terms, given)
 
     def at(self, cells: Array) -> "Inputs":
-        """Some of the cells, by their numbers."""
+        """Some of the cells, by their numbers, in order."""
+        if len(cells) == self.cells:
+            return self
         pairs = (cells[:, None] * self.terms + np.arange(self.terms)).ravel()
         return self.take(pairs, len(cells), self.terms)
 
@@ -78,10 +90,9 @@ def only(condition: bool, a: Any) -> Any:
 
 def start(inputs: Inputs) -> Values:
     """The values before the first step."""
-    # What the error of q, a sum of n terms, is relative to.
-    q_size = np.einsum("bij,bj->bi", np.abs(inputs.W), np.abs(inputs.x))
-    size = dict(m=inputs.W.shape[1], n=inputs.W.shape[2], cells=inputs.cells, terms=inputs.terms)
-    return Values(W=inputs.W, x=inputs.x, y=inputs.y, target=inputs.target, q_size=q_size, **size)
+    m, n = inputs.W.shape[1:]
+    arrays: dict[str, Any] = dict(W=inputs.W, x=inputs.x, y=inputs.y, right_q=inputs.q, q_size=inputs.q_size)
+    return Values(**arrays, target=inputs.target, m=m, n=n, cells=inputs.cells, terms=inputs.terms)
 
 
 def take(step: Step, way: Way, values: Values, inputs: Inputs) -> Values:

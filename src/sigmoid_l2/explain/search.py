@@ -120,6 +120,7 @@ class Search:
         for precision in self.with_others:
             near = max(near, largest * _MOST_NEAR * bool(precision.coarse), 3 * precision.coarse)
         self.near = near
+        self.compared: dict[tuple[int, ...], tuple[Array, Places]] = {}  # what _few has found
         self.tried: Counter[int] = Counter()  # recipes by the cost of their deviations
 
     def explanation(self) -> tuple[str, ...] | None:
@@ -165,7 +166,8 @@ class Search:
         probe = self.inputs.at(np.zeros(1, int))
         B = len(probe.W)
         y = rng.random((B, m)) if probe.target else np.zeros((B, m))
-        probe = probe._replace(W=rng.standard_normal((B, m, n)), x=rng.standard_normal((B, n)), y=y, given={})
+        W, x = rng.standard_normal((B, m, n)), rng.standard_normal((B, n))
+        probe = Inputs.of(W, x, y, probe.target, probe.cells, probe.terms, {})
         sizes = probe._replace(cells=self.inputs.cells)
         known = {constant.place: factor for factor, constant in constants(sizes)}  # 1/m is another number for another m
         values = []
@@ -235,12 +237,16 @@ class Search:
 
     def _few(self, pairs: Inputs, sizes: Sequence[int], count: int) -> tuple[Array, Places]:
         """The given values that are compared first, flat, and their places; ValueError where there are others."""
-        if self.given.size != pairs.cells * math.prod(sizes):
-            raise ValueError("another number of values")
-        given = self.given.reshape(pairs.cells, *sizes)[self._cells(pairs)]
-        off = self.off.reshape(-1, *sizes)[self._cells(pairs)] if self.off.size == self.given.size else np.abs(given)
-        places = places_of(given, off, count)
-        return at_places(given, places).ravel(), places
+        key = (pairs.cells, *sizes, count)
+        if key not in self.compared:
+            if self.given.size != pairs.cells * math.prod(sizes):
+                raise ValueError("another number of values")
+            cells = self._cells(pairs)
+            given = self.given.reshape(pairs.cells, *sizes)[cells]
+            has_off = self.off.size == self.given.size
+            places = places_of(given, self.off.reshape(-1, *sizes)[cells] if has_off else np.abs(given), count)
+            self.compared[key] = at_places(given, places).ravel(), places
+        return self.compared[key]
 
     def _with_factors(self, recipe: Recipe, given: Array, values: Array, free: bool = True) -> Iterator[Recipe]:
         """The recipe with each known factor near the one that fits best and, if it is ``free``, with that one."""

@@ -46,7 +46,7 @@ _Q = Step(
     "q_i is the sum over j of W_ij x_j, along a row of W",
     "q = W @ x",
     (
-        Way("", lambda v: np.einsum("bij,bj->bi", v.W, v.x)),
+        Way("", lambda v: v.right_q),
         Way("q is Wᵀ x instead of W x", lambda v: np.einsum("bij,bi->bj", v.W, v.x)),
         Way(
             "q is W x in whole numbers, which cut the fractions off",
@@ -55,13 +55,13 @@ _Q = Step(
         ),
         Way(
             "q is a whole number, an integer array cut the fractions off",
-            lambda v: np.trunc(np.einsum("bij,bj->bi", v.W, v.x)),
+            lambda v: np.trunc(v.right_q),
             "q_i is any number; compute in float32 or float64",
             cost=RARE,
         ),
         Way(
             "q is rounded to float16, of about 3 digits",
-            lambda v: np.einsum("bij,bj->bi", v.W, v.x).astype(np.float16).astype(float),
+            lambda v: v.right_q.astype(np.float16).astype(float),
             "compute in float32 or float64",
             cost=RARE,
         ),
