@@ -8,16 +8,16 @@ from sigmoid_l2.explain.steps import RARE
 
 
 class Sum(NamedTuple):
-    done: str
+    done: str  # {what}: gradients, losses or values
     of: Callable[[Inputs], Inputs]
     why: str = ""
 
 
-_EACH = "dW and dx are the sums over all pairs that share a W or an x"
+_EACH = "a gradient is the sum over all pairs that share its input"
 SUMS: tuple[Sum, ...] = (
     Sum("", lambda p: p),
     Sum(
-        "the gradients of the pairs are not summed",
+        "the {what} of the pairs are not summed",
         lambda p: only(p.terms > 1, p)._replace(cells=p.cells * p.terms, terms=1),
         _EACH,
     ),
@@ -28,9 +28,9 @@ SUMS: tuple[Sum, ...] = (
     ),
     Sum("only the first pair counts", lambda p: p.take(slice(0, None, only(p.terms > 1, p.terms)), p.cells, 1), _EACH),
     Sum(
-        "the gradients of all pairs are summed",
+        "the {what} of all pairs are summed",
         lambda p: only(p.cells > 1, p)._replace(cells=1, terms=p.cells * p.terms),
-        "each pair has its own input here, and so its own gradient",
+        "each pair has its own",
     ),
 )
 
@@ -77,19 +77,19 @@ def constants(inputs: Inputs) -> list[tuple[float, Constant]]:
             ),
         ),
     ]
-    sizes = [("m", f"m = {m}, the values of a pair", m)]
-    if inputs.terms > 1:
-        sizes.append(("B", f"B = {inputs.terms}, the pairs that are summed", inputs.terms))
-        sizes.append(("m B", f"m B = {m * inputs.terms}, all values", m * inputs.terms))
-    elif inputs.cells > 1:
-        sizes.append(("B", f"B = {inputs.cells}, the number of pairs", inputs.cells))
-        sizes.append(("m B", f"m B = {m * inputs.cells}, all values", m * inputs.cells))
+    B = inputs.terms if inputs.terms > 1 else inputs.cells
+    sizes = [("m", "the values of a pair", m)]
+    if B > 1:
+        meaning = "the pairs that are summed" if inputs.terms > 1 else "the number of pairs"
+        sizes += [("B", meaning, B), ("m B", "all values", m * B)]
     mean, line = "a mean instead of the sum: it is divided by", "write loss = ({e} ** 2).sum(), without a mean"
-    for letters, words, size in sizes:
+    for letters, meaning, size in sizes:
         if size > 1:
+            words = f"{letters} = {size}, {meaning}"
+            twice = f"{half}, and {mean} 2 {letters} = {2 * size}, twice {meaning}"
             known += [
                 (1 / size, Constant(f"{mean} {words}", _BARE, line, place=f"1/{letters}")),
-                (0.5 / size, Constant(f"{half}, and {mean} 2 {words}", _BARE, f"{line} or ½", RARE, f"1/2{letters}")),
+                (0.5 / size, Constant(twice, _BARE, f"{line} or ½", RARE, f"1/2{letters}")),
                 (float(size), Constant(f"it is multiplied by {words}", _BARE, "take the factor out", RARE, letters)),
             ]
     return [

@@ -77,6 +77,7 @@ def operand(name: str, v: Values) -> Any:
 
 
 _OUTER = "W_ij is in q_i alone, times x_j, so dW_ij = g_i x_j, an outer product"
+_SHAPES = "all steps have one value for each i, so they need one shape: (m,), or (m, 1) for all"
 _MATRIX = "x_j is in every q_i, times W_ij, so dx_j is the sum over i of W_ij g_i"
 RIGHT = {  # why a product is the right one, and its line
     "loss": ("f is the sum over i of {e}_i²", "loss = ({e} ** 2).sum()"),
@@ -127,9 +128,10 @@ PRODUCTS: dict[str, tuple[Product, ...]] = {
         Product(
             "df/ds is left as a column and ds/dq as a row, so that g has grown to (m, m)",
             "ij = dloss_ds_i ds_dq_j x_j",
+            _SHAPES,
             cost=RARE,
         ),
-        Product("s - y of the shapes (m, 1) and (m,) has grown to (m, m)", "ij = E_ij ds_dq_i x_j"),
+        Product("s - y of the shapes (m, 1) and (m,) has grown to (m, m)", "ij = E_ij ds_dq_i x_j", _SHAPES),
     ),
     "dx": (
         Product("", "j = W_ij g_i"),
@@ -173,13 +175,15 @@ PRODUCTS: dict[str, tuple[Product, ...]] = {
         Product(
             "df/ds is left as a column and ds/dq as a row, so that g has grown to (m, m)",
             "jk = W_ij dloss_ds_i ds_dq_k",
+            _SHAPES,
         ),
         Product(
             "ds/dq is left as a column and df/ds as a row, so that g has grown to (m, m)",
             "jk = W_ij ds_dq_i dloss_ds_k",
+            _SHAPES,
             cost=RARE,
         ),
-        Product("s - y of the shapes (m, 1) and (m,) has grown to (m, m)", "jk = W_ij E_ik ds_dq_i"),
+        Product("s - y of the shapes (m, 1) and (m,) has grown to (m, m)", "jk = W_ij E_ik ds_dq_i", _SHAPES),
     ),
 }
 

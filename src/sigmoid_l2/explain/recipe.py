@@ -84,7 +84,8 @@ class Recipe(NamedTuple):
     @property
     def free(self) -> int:
         """How many numbers in it are fitted to the given values."""
-        return int(self.constant is None and abs(self.factor) != 1) + bool(self.added)
+        factor = self.constant is None and abs(self.factor) != 1
+        return int(factor) + int(self.added is not None and not self.added.whole)
 
     @property
     def only_rounds(self) -> bool:
@@ -131,8 +132,9 @@ class Recipe(NamedTuple):
         if self.product.done:
             say(self.product.done, self.product.why or why, f"write {line}{each}")
         if self.sum.done:
-            right = "add up the gradients of the pairs" if inputs.terms > 1 else "give one gradient for each pair"
-            say(self.sum.done, self.sum.why, right)
+            right = "add up the gradients of the pairs" if inputs.terms > 1 else "give one for each pair"
+            what = {"dW": "gradients", "dx": "gradients", "loss": "losses"}.get(self.name, "values")
+            say(self.sum.done.format(what=what), self.sum.why, right)
         is_gradient = self.name in ("dW", "dx", "dloss_dq")
         if self.factor != 1 and not is_gradient and (self.name != "e" or self.factor != -1):
             say(f"every value is {self.factor:.5g} times the right one", why, f"write {line}")
