@@ -73,7 +73,7 @@ def test_one_wrong_value_is_pointed_at():
     assert (report.wrong, report.index) == (1, (1, 2))
     assert report.max_relative_error == pytest.approx(0.01, rel=1e-6)
     assert (report.given_value, report.true_value) == pytest.approx((1.01 * true, true))
-    assert "1 of 12 values are wrong, the worst at i = 1, j = 2:" in str(report)
+    assert "1 of 12 values wrong, the worst at i = 1, j = 2:" in str(report)
     assert "No known mistake" in str(report)
     assert check("dW", W, x, dW, rtol=0.02).ok
 

@@ -59,16 +59,19 @@ def _some_right(name: str, right: Array, given: Array, true: Array, inputs: Inpu
     if inputs.cells > 1:
         wrong = ~right.reshape(inputs.cells, -1).all(axis=1)
         return "" if wrong.all() else f"{int(wrong.sum())} of {inputs.cells} pairs are wrong, the others right"
+    ratios = given[~right] / np.where(true[~right] == 0, np.nan, true[~right])
+    is_one = bool(np.all(np.abs(ratios - ratios[0]) <= _EQUAL * np.abs(ratios[0])))
+    times = f", by a factor {ratios[0]:.5g}" if is_one and ratios[0] != 0 else ""
     if name != "dW":
-        return f"only {_list('value', 'j' if name == 'dx' else 'i', ~right.ravel())}; the others are right"
+        return f"only {_list('value', 'j' if name == 'dx' else 'i', ~right.ravel())}{times}; the others are right"
     matrix = right.reshape(right.shape[-2:])
     rows, columns = (np.asarray(~matrix.all(axis=axis)) for axis in (1, 0))
     if (~right).sum() == 1:
         return f"only the value i = {rows.argmax()}, j = {columns.argmax()} is wrong; the others are right"
     if not rows.all() and rows.sum() <= columns.sum():
-        return f"only {_list('row', 'i', rows)}; the others are right: look at how g_i is made there"
+        return f"only {_list('row', 'i', rows)}{times}; the others are right: look at how g_i is made there"
     if not columns.all():
-        return f"only {_list('column', 'j', columns)}; the others are right: look at the x_j that is used there"
+        return f"only {_list('column', 'j', columns)}{times}; the others are right: look at the x_j that is used there"
     return f"{int((~right).sum())} of {right.size} values are wrong, in all rows and columns"
 
 

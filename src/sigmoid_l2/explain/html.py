@@ -138,7 +138,7 @@ def _wrong(step: ArrayCheck) -> str:
     if step.wrong:
         place = f" at {place}" if (place := step.place()) else ""
         where = f"the worst{place}: given {step.given_value:.6g}, true {step.true_value:.6g}"
-        where = f": {step.wrong} of {step.true.size} values are wrong, {where}" if step.true.size > 1 else f": {where}"
+        where = f": {step.wrong} of {step.true.size} values wrong, {where}" if step.true.size > 1 else f": {where}"
     if step.follows is not None:
         return (
             f"<li><b>{escape(step.name)}</b> is wrong because {escape(step.follows)} is; the step itself is right</li>"

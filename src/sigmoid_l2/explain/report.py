@@ -96,7 +96,7 @@ class ArrayCheck:
             values = f"given {self.given_value:.6g}, true {self.true_value:.6g}"
             place = f" at {place}" if (place := self.place()) else ""
             worst = f"the worst{place}: {values}, relative error {self.max_relative_error:.2g}"
-            count = f"{self.wrong} of {self.true.size} values are wrong, " if self.true.size > 1 else ""
+            count = f"{self.wrong} of {self.true.size} values wrong, " if self.true.size > 1 else ""
             yield _wrap("  ", f"{count}{worst}")
         for mistake in self.mistakes:
             yield _wrap("  - ", mistake)
