@@ -5,10 +5,9 @@ Those that come near the given values, up to a factor, are compared with all of 
 least cost is the explanation.
 """
 
-import contextlib
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,19 +26,16 @@ from sigmoid_l2.explain.products import (
     evaluate,
     places_of,
 )
-from sigmoid_l2.explain.program import Inputs, Step, Values, Way, run, start, take
+from sigmoid_l2.explain.program import Inputs, run
+from sigmoid_l2.explain.programs import Programs, programs
 from sigmoid_l2.explain.recipe import FREE, ONE, DType, Recipe, eps_of, smallest_of, steps_of, true_values
-from sigmoid_l2.explain.steps import STEPS
 
 Array = npt.NDArray[Any]
-Ways = Mapping[str, Way]  # the wrong ways of a program
 
 # The largest accepted probability that a random wrong gradient fits the explanation, or one tried before it.
 _CHANCE = 3e-3
 # The most deviations of the steps, the product and the sum together; a factor and a precision can come on top.
 _MOST_WRONG = 2
-# The most cost of two wrong steps: two that few people take are not tried together.
-_MOST_COST = 5
 # The most values of a step, in what is compared first, for which two deviations are tried; of more only one is.
 _MOST_TOGETHER = 20_000
 # An explanation of this much more cost is told, too, where only this W and x make it give the same numbers.
@@ -62,8 +58,6 @@ _MOST_DIFFERENCES = 100_000
 # The most values of W of which others of that size are computed, to see whether two explanations differ there.
 _MOST_PROBED = 10_000
 
-_STACKED = {*(step.name for step in STEPS), "c"}
-
 
 class Fit(NamedTuple):
     """A recipe that gives all given values."""
@@ -72,20 +66,6 @@ class Fit(NamedTuple):
     deviation: float  # sum over all values
     values: Array
     near: Array  # values closer than this cannot be told apart
-
-
-class Programs(NamedTuple):
-    """Programs, those with fewer wrong ways first."""
-
-    ways: list[Ways]  # the wrong ones of each
-    costs: Array
-    wrong: Array  # how many are wrong
-    values: Values  # with an axis of programs in front of the others
-
-    def first(self, most: int) -> "Programs":
-        """Those with up to ``most`` wrong ways."""
-        count = int(np.sum(self.wrong <= most))
-        return Programs(self.ways[:count], self.costs[:count], self.wrong[:count], _part(self.values, slice(count)))
 
 
 class Search:
@@ -107,9 +87,8 @@ class Search:
         self.precisions = [exact, *wrong]
         self.with_others = [precision for precision in self.precisions if not precision.alone]
         # Right values have errors of this size, relative to the largest; wrong ones may have some more.
-        self.worst = np.zeros(
-            0, int
-        )  # the cells of the largest errors, where there are as many values as there should be
+        # The cells of the largest errors, where there are as many values as there should be.
+        self.worst = np.zeros(0, int)
         if self.given.size == true.size > 0:
             off = np.abs(self.given - true.ravel()).reshape(inputs.cells, -1).max(axis=1)
             self.worst = np.argsort(off, kind="stable")[-_FEW_CELLS // 2 :]
@@ -191,10 +170,10 @@ class Search:
             few = pairs.at(self._cells(pairs))
             products = self._products(pairs)
             most = _MOST_WRONG if few.y.size <= _MOST_TOGETHER else 1
-            for programs in _programs(self.steps, few, most) if products else ():
+            for found in programs(self.steps, few, most) if products else ():
                 for product in products:
                     recipe = Recipe(self.name, product, own_sum)
-                    yield from self._with_programs(recipe, programs, most, pairs, few)
+                    yield from self._with_programs(recipe, found, most, pairs, few)
             yield from self._differences(own_sum, pairs)
 
     def _products(self, pairs: Inputs) -> list[Product]:
@@ -210,11 +189,11 @@ class Search:
         return found
 
     def _with_programs(
-        self, recipe: Recipe, programs: Programs, most: int, pairs: Inputs, few: Inputs
+        self, recipe: Recipe, found: Programs, most: int, pairs: Inputs, few: Inputs
     ) -> Iterator[Recipe]:
         """The programs, with the product and the sum of ``recipe``, and up to ``most`` deviations."""
         deviations = bool(recipe.product.done) + bool(recipe.sum.done)
-        tried = programs.first(most - deviations)
+        tried = found.first(most - deviations)
         if not tried.ways:
             return
         try:
@@ -259,21 +238,21 @@ class Search:
                 yield recipe._replace(precision=precision, factor=best)
 
     def _with_additions(
-        self, recipe: Recipe, programs: Programs, few: Inputs, given: Array, places: Places
+        self, recipe: Recipe, found: Programs, few: Inputs, given: Array, places: Places
     ) -> Iterator[Recipe]:
         """The programs, and something added to their gradients."""
         if given.size < 3 or not np.isfinite(given).all():
             return
-        values = evaluate(recipe.product.formula, programs.values, few, places).reshape(-1, given.size)
+        values = evaluate(recipe.product.formula, found.values, few, places).reshape(-1, given.size)
         for added in ADDED.get(self.name, ()):
-            self.tried.update((programs.costs + FREE).tolist())
-            more = evaluate(added.formula, programs.values, few, places).reshape(-1, given.size)
+            self.tried.update((found.costs + FREE).tolist())
+            more = evaluate(added.formula, found.values, few, places).reshape(-1, given.size)
             more = np.broadcast_to(more, values.shape)
             factors, bys = _two_multiples(given, values, more)
             off = np.abs(factors[:, None] * values + bys[:, None] * more - given).max(axis=1)
             for k in np.flatnonzero(off <= self.near).tolist():
                 factor, by = float(factors[k]), float(bys[k])
-                near = recipe._replace(ways=programs.ways[k], added=added, factor=factor, by=by)
+                near = recipe._replace(ways=found.ways[k], added=added, factor=factor, by=by)
                 for precision in self.with_others:
                     if added.whole and abs(by * few.terms - 1) < 0.1:
                         yield near._replace(by=1 / few.terms, precision=precision)
@@ -346,11 +325,9 @@ class Search:
             deviation[same] = 0
         fit = Fit(recipe, float(deviation.sum()), result, near)
         # That only the precision is wrong can be said of the values in any case.
-        return (
-            fit
-            if recipe.only_rounds or self._odds(recipe, pairs, given, result, tolerance) <= math.log(chance)
-            else None
-        )
+        if recipe.only_rounds or self._odds(recipe, pairs, given, result, tolerance) <= math.log(chance):
+            return fit
+        return None
 
     def _odds(self, recipe: Recipe, pairs: Inputs, given: Array, result: Array, tolerance: Array) -> float:
         """The logarithm of the probability that random values would fit as well; 0 where nothing can be said.
@@ -373,58 +350,6 @@ class Search:
         These are the g_i of a pair or, where a pair's gradient has fewer values, those; a sum over pairs has no more.
         """
         return int(pairs.cells * min(pairs.W.shape[1], self.given.size // pairs.cells)) - recipe.free
-
-
-def _programs(steps: Sequence[Step], inputs: Inputs, most: int) -> Iterator[Programs]:
-    """All programs with up to ``most`` wrong ways, one or two: together, or one by one where there may be one alone.
-
-    The right program comes first, then those with one wrong way. A step that the user gave, and the steps before it,
-    have no wrong ways: what they did is in what was given.
-    """
-    done = {step.name for step in steps if step.name in inputs.given}
-    for step in reversed(steps):
-        done.update(step.inputs if step.name in done else ())
-    open_steps = [step for step in steps if step.name not in done]
-    if most > 1:
-        yield _together(steps, open_steps, inputs, most)
-        return
-    for ways in ({}, *({step.name: way} for step in open_steps for way in step.ways[1:])):
-        with contextlib.suppress(ValueError):  # this way does not exist here
-            values = run(steps, ways, inputs)
-            own = Values(**{k: a[None] if k in _STACKED else a for k, a in values.__dict__.items()})
-            costs = np.array([sum(way.cost for way in ways.values())])
-            yield Programs([ways], costs, np.array([len(ways)]), own)
-
-
-def _together(steps: Sequence[Step], open_steps: Sequence[Step], inputs: Inputs, most: int) -> Programs:
-    """All programs, each way of a step computed at once for all programs that take it."""
-    found: list[Ways] = [{}]
-    costs, wrong = np.zeros(1, int), np.zeros(1, int)
-    values = start(inputs)
-    for step in steps:
-        taken: list[Ways] = []
-        parts, new_costs, new_wrong = [], [], []
-        for way in step.ways[: None if step in open_steps else 1]:
-            is_open = (wrong == 0) | ((wrong < most) & (costs + way.cost <= _MOST_COST))
-            own = np.flatnonzero(is_open) if way.done else np.arange(len(found))
-            try:
-                after = take(step, way, _part(values, own), inputs)
-            except ValueError:  # this way does not exist here
-                continue
-            taken += [{**found[k], step.name: way} if way.done else found[k] for k in own]
-            new_costs.append(costs[own] + way.cost * bool(way.done))
-            new_wrong.append(wrong[own] + bool(way.done))
-            shape = (len(own), *inputs.y.shape)
-            parts.append({k: np.broadcast_to(a, shape) for k, a in after.__dict__.items() if k in _STACKED})
-        found, costs, wrong = taken, np.concatenate(new_costs), np.concatenate(new_wrong)
-        values = Values(**{**values.__dict__, **{k: np.concatenate([part[k] for part in parts]) for k in parts[0]}})
-    order = np.argsort(wrong, kind="stable")
-    return Programs([found[k] for k in order], costs[order], wrong[order], _part(values, order))
-
-
-def _part(values: Values, programs: Any) -> Values:
-    """The values of some of the programs."""
-    return Values(**{k: a[programs] if k in _STACKED else a for k, a in values.__dict__.items()})
 
 
 def multiple(given: Array, values: Array) -> float:
