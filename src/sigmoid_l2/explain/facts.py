@@ -139,12 +139,16 @@ def where_to_look(name: str, right: Sequence[str], given: Sequence[str], target:
         "dx": ("dloss_dq",),
     }
     inputs = needs.get(name) or next((step.inputs for step in STEPS if step.name == name), ())
-    line = RIGHT[name][1].replace("{e}", e)
-    if name == "q" or set(inputs) <= set(right):
-        are = f"{' and '.join(inputs)} {'are' if len(inputs) > 1 else 'is'} right, so the" if inputs else "the"
-        return f"{are} mistake is in this line; right is {line}"
+    other = {"q": ", or in its W or x", "e": ", or in its y", "dW": ", or in its x", "dx": ", or in its W"}.get(
+        name, ""
+    )
+    line = f"mistake is in this line{other}; right is {RIGHT[name][1].replace('{e}', e)}"
+    if name == "q":
+        return f"the {line}"
+    if set(inputs) <= set(right):
+        return f"{' and '.join(inputs)} {'are' if len(inputs) > 1 else 'is'} right, so the {line}"
     if name == "dx" and "dW" in right:
-        return f"dW is right, and so is g, so the mistake is in this line; right is {line}"
+        return f"dW is right, and so is g, so the {line}"
     missing = [step.name for step in steps_of(name) if step.name not in (*given, name) and (target or step.name != "e")]
     return f"give the steps before it, too, and the first wrong one is named: {', '.join(missing)}"
 
