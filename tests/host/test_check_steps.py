@@ -5,7 +5,7 @@ import pytest
 from arrays import pairs
 
 import sigmoid_l2 as sl2
-from host.test_mistakes import by_hand, check
+from host.test_mistakes import by_hand, check, says
 
 STEPS = ("q", "s", "e", "loss", "dloss_ds", "ds_dq", "dloss_dq", "dW", "dx")
 
@@ -196,3 +196,62 @@ def test_the_report_fits_80_columns_and_shows_what_it_judges():
 
 def test_a_notebook_shows_the_graph():
     assert "<svg" in sl2.check_grad(W3, X, dW=W3)._repr_html_()
+
+
+def test_what_follows_is_told_of_the_last_wrong_step_that_it_needs():
+    W, x = pairs((), 4, 3)
+    right = sl2.trace(W, x)
+    report = sl2.check_grad(W, x, loss=right.loss + 1, ds_dq=right.s, dW=np.outer(right.dloss_ds * right.s, x))
+    assert [step.follows for step in report.steps] == [None, None, "ds_dq"]  # no gradient is made of the loss
+    assert sl2.check_grad(W, x, loss=right.loss + 1, dW=2 * right.dW).dW.follows is None
+
+
+@pytest.mark.parametrize("shape", [(30_000, 1), (1, 30_000)])
+def test_long_pairs_make_no_square_arrays(shape):
+    rng = np.random.default_rng(0)
+    W, x = rng.random(shape), rng.random(shape[1])
+    report = check("dW", W, x, rng.random(shape), 0.3)
+    assert (report.ok, report.mistakes) == (False, ())
+    assert says(check("dW", W, x, 2 * sl2.trace(W, x, 0.3).dW, 0.3).mistakes)
+
+
+@pytest.mark.parametrize("given", [[0.7, 0.7, 0.7], [1.0, 0.0, 0.0], [1.0, 1.0, 1.0], [-1.0, 1.0, 1.0]])
+def test_numbers_of_one_digit_are_no_rounding_of_others(given):
+    rng = np.random.default_rng(4)
+    for _ in range(10):
+        W, x, y = rng.standard_normal((3, 3)), rng.standard_normal(3), rng.random(3)
+        assert not any("rounded" in mistake for mistake in check("dx", W, x, given, y).mistakes)
+
+
+@pytest.mark.parametrize("name", ["ds_dq", "dW", "e", "dloss_dq"])
+def test_whole_numbers_are_no_differences(name):
+    step = sl2.check_grad(np.eye(4), np.ones(4), 0.3, **{name: np.eye(4) if name == "dW" else [1, 0, 1, 0]}).steps[0]
+    assert not any("differences" in mistake for mistake in step.mistakes)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_where_the_truth_is_no_number_nothing_is_looked_for(bad):
+    W, x = np.array([[bad, 0.5], [-0.3, 1.0]]), np.array([0.2, 0.4])
+    report = check("dx", W, x, [1.0, 2.0])
+    assert not report.ok
+    assert report.mistakes == ()
+    assert report.known == ("W, x or the target holds NaN or infinity, and so do the right values",)
+
+
+def test_zeros_of_a_step_are_not_blamed_on_another():
+    for name in ("q", "s", "e", "dloss_ds"):
+        (step,) = sl2.check_grad(W3, X, 0.5, **{name: np.zeros(3)}).steps
+        assert "ds_dq" not in " ".join(step.mistakes)
+
+
+def test_a_wrong_shape_of_one_number_has_advice_that_runs():
+    loss = sl2.value(W3, X)
+    (step,) = sl2.check_grad(W3, X, loss=[loss]).steps
+    assert step.mistakes[0].endswith("give them the right shape with .reshape(())")
+
+
+@pytest.mark.parametrize("tolerance", ["rtol", "atol"])
+@pytest.mark.parametrize("bad", ["a", [1e-3], np.ones(3), 1j])
+def test_a_tolerance_is_a_number(tolerance, bad):
+    with pytest.raises(TypeError, match=f"{tolerance} must be a number"):
+        sl2.check_grad(W3, X, dx=X, **{tolerance: bad})

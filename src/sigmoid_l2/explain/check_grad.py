@@ -3,6 +3,7 @@
 from __future__ import annotations  # help() then shows the name of a type
 
 import math
+import numbers
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from sigmoid_l2.arguments import broadcast_axes
 from sigmoid_l2.explain.facts import facts, same_g, where_to_look
 from sigmoid_l2.explain.mistakes import name_mistakes
 from sigmoid_l2.explain.program import Inputs
-from sigmoid_l2.explain.recipe import eps_of, true_values
+from sigmoid_l2.explain.recipe import eps_of, steps_of, true_values
 from sigmoid_l2.explain.report import ArrayCheck, GradCheck
 from sigmoid_l2.explain.steps import STEPS
 from sigmoid_l2.explain.trace import trace
@@ -77,7 +78,7 @@ def check_grad(
     Raises
     ------
     TypeError
-        W, x and target in different places; a dtype that is complex or not numeric.
+        W, x and target in different places; a dtype that is complex or not numeric; rtol or atol that is no number.
     ValueError
         Shapes of W, x and target that do not fit; nothing given to check; e without a target; rtol or atol negative or
         not finite.
@@ -100,6 +101,8 @@ def check_grad(
     if e is not None and target is None:
         raise ValueError("e = s - y is a step only where there is a target; without one s stands in its place")
     for name, tolerance in (("rtol", rtol), ("atol", atol)):
+        if not isinstance(tolerance, numbers.Real) and not (name == "rtol" and tolerance is None):
+            raise TypeError(f"{name} must be a number, not {type(tolerance).__name__}")
         if tolerance is not None and not 0 <= tolerance < math.inf:
             raise ValueError(f"{name} must be at least 0 and finite, not {tolerance}")
     with np.errstate(all="ignore"):
@@ -208,7 +211,10 @@ def _check(
             found |= dict(index=index, max_relative_error=relative if beyond[index] else 0.0)
             found |= dict(given_value=float(given[index]), true_value=float(truth.values[index]))
     ok = found["wrong"] == 0
-    first = next((check.name for check in checks if not check.ok), None)
+    # The last wrong step that this one is computed from, and that is not wrong because of another one alone.
+    needed = {step.name for step in steps_of(name)}
+    wrong = [check.name for check in checks if not check.ok and check.follows is None and check.name in needed]
+    first = wrong[-1] if wrong else None
     mine = truth if ok or not own else _truth(name, problem, own, tolerance)
     follows = None
     if not ok and first is not None and given.shape == mine.values.shape and np.all(mine.beyond(given)[0] <= 1):
@@ -246,6 +252,10 @@ def _mistakes(name: str, given: Array, problem: Problem, truth: _Truth, toleranc
 
 def _known(name: str, given: Array, truth: _Truth, checks: Sequence[ArrayCheck]) -> tuple[str, ...]:
     """What is known of a wrong array that no known mistake explains, and where to look."""
+    if not np.isfinite(truth.values).all():
+        return ("W, x or the target holds NaN or infinity, and so do the right values",)
+    if truth.inputs.terms == 0:
+        return ("there are no pairs, so every value is 0",)
     found = facts(name, given, truth.values, truth.allowed, truth.inputs)
     dW = next((check for check in checks if check.name == "dW" and not check.ok), None)
     if name == "dx" and dW is not None and given.shape == truth.values.shape:

@@ -15,10 +15,14 @@ DType = np.dtype[Any]
 # The most groups of pairs, each with mistakes of its own, that are told of a batch.
 _MOST_GROUPS = 3
 
-_ZERO = (
-    "every value is 0: not computed, rounded away, in an array of integers, or s(1 - s) is 0, because s is rounded to "
-    "0 or 1 or the brackets are lost; write ds_dq = s * (1 - s)"
-)
+
+def _zero(name: str) -> str:
+    if name in ("q", "s", "e", "loss", "dloss_ds"):
+        return "every value is 0: not computed, or rounded away"
+    return (
+        "every value is 0: not computed, rounded away, in an array of integers, or s(1 - s) is 0, because s is rounded "
+        "to 0 or 1 or the brackets are lost; write ds_dq = s * (1 - s)"
+    )
 
 
 def name_mistakes(
@@ -43,11 +47,13 @@ def name_mistakes(
             f"{len(broken)} of {given.size} values are NaN or infinite, the first at {at}: look for a division by "
             "zero, an overflow of exp, or a value never computed",
         )
+    if not np.isfinite(true).all():
+        return (f"wrong shape {given.shape} instead of {true.shape}",) if wrong is None else ()
     found = _explain(name, given, true, inputs, rtol, dtype)
     if wrong is None:
         return (_about_shape(name, given.shape, true.shape, inputs, is_right=found == ()), *(found or ()))
     if not given.any():
-        return found or (_ZERO,)
+        return found or (_zero(name),)
     return found or _by_pair(name, given, true, wrong, inputs, rtol, dtype, place)
 
 
@@ -56,7 +62,7 @@ def _about_shape(name: str, shape: tuple[int, ...], expected: tuple[int, ...], i
     wrong = f"wrong shape {shape} instead of {expected}: "
     if is_right:
         row = " (x was given as a row)" * (name == "dx" and expected[-2:] == (1, n) and shape[-2:] == (n, 1) and n > 1)
-        return f"{wrong}the values are right{row}; give them the right shape with .reshape{expected}"
+        return f"{wrong}the values are right{row}; give them the right shape with .reshape{expected or '(())'}"
     if name not in ("dW", "dx"):
         return f"{wrong}each pair has {'one loss' if name == 'loss' else 'one value for each row of W'}"
     rule = f"{wrong}a gradient has exactly the shape of its input, here of {name[1]}"
@@ -92,7 +98,7 @@ def _by_pair(
     for _ in range(_MOST_GROUPS):
         for group in (left, left[:1]):  # all that are left may have one mistake
             found = _explain(name, given[group], true[group], inputs.at(group), rtol, dtype)
-            found = found or ((_ZERO,) if group.size and not given[group].any() else None)
+            found = found or ((_zero(name),) if group.size and not given[group].any() else None)
             if found or len(group) < 2:
                 break
         if not found:

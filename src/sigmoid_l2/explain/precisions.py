@@ -54,7 +54,9 @@ def _decimals(digits: int) -> Precision:
         return own_error(name, values, eps) + unit * (not is_exact)
 
     text = f"rounded to {digits} digit{'s' * (digits > 1)}: {_KEEP}"
-    return Precision((text,), error, lambda a: np.full_like(a, unit), complement=False, cost=_COST, coarse=unit)
+    return Precision(
+        (text,), error, lambda a: np.full_like(a, unit), complement=False, cost=_COST, coarse=unit, certain=digits > 1
+    )
 
 
 def _significant(digits: int) -> Precision:
@@ -65,7 +67,7 @@ def _significant(digits: int) -> Precision:
         return np.asarray(own_error(name, values, eps) + unit * np.abs(getattr(values, name)) * (not is_exact))
 
     text = f"rounded to {digits} significant digit{'s' * (digits > 1)}, as by %.{digits - 1}e: {_KEEP}"
-    return Precision((text,), error, lambda a: unit * np.abs(a), complement=False, cost=_COST + 1)
+    return Precision((text,), error, lambda a: unit * np.abs(a), complement=False, cost=_COST + 1, certain=digits > 1)
 
 
 def _float16() -> Precision:
@@ -91,7 +93,13 @@ def _noise(step: float, ulp: float) -> Precision:
         "1e-5, and compare with atol=1e-9"
     )
     return Precision(
-        (text,), own_error, lambda a: np.full_like(a, 8 * ulp / step), complement=True, cost=_COST + 1, alone=True
+        (text,),
+        own_error,
+        lambda a: np.full_like(a, 8 * ulp / step),
+        complement=True,
+        cost=_COST + 1,
+        alone=True,
+        certain=False,
     )
 
 
@@ -141,14 +149,13 @@ def _digits(given: Array, true: Array, tolerance: float, rounded: Any) -> int:
 def _step_of_differences(given: Array, ulp: float) -> float:
     """The step h where all given values are differences of two numbers with the spacing ``ulp``, divided by h or 2h."""
     a = given[np.isfinite(given)]
-    if a.size < 3:
+    if len(np.unique(np.abs(a[a != 0]))) < 3:
         return 0.0
     for k in range(16, 4, -1):  # multiples of the step fit, too, so the smallest comes first
         for h in (10.0**-k, 2 * 10.0**-k):
             whole = a * h / ulp
             most = np.abs(whole).max()
-            # Rounding of the quotient moves these numbers by less than 1e-3, and random ones are not this near to whole
-            # ones; they are not all 0.
-            if 1 <= most < 1e11 and np.abs(whole - np.round(whole)).max() < 1e-2:
+            # Rounding of the quotient moves these numbers by less than 1e-4; others are not this near to whole ones.
+            if 1 <= most < 1e11 and np.abs(whole - np.round(whole)).max() < 1e-4:
                 return h if h == 10.0**-k else h / 2
     return 0.0

@@ -17,6 +17,7 @@ Array = npt.NDArray[Any]
 
 _LARGE = 10_000  # values of a product's factors from which it pays to look for the best order
 _MOST_INVERTED = 10_000  # values of a W that is inverted
+_MOST_SQUARED = 100  # rows of a W for which (m, m) arrays are made
 
 
 class Product(NamedTuple):
@@ -54,9 +55,9 @@ def operand(name: str, v: Values) -> Any:
         case "1n":
             return np.ones_like(v.x)
         case "I":
-            return np.broadcast_to(np.eye(v.m), (len(v.x), v.m, v.m))
+            return np.broadcast_to(np.eye(only(v.m <= _MOST_SQUARED, v.m)), (len(v.x), v.m, v.m))
         case "E":  # df/ds of s_i and y_k
-            return 2 * (only(v.target and v.m <= 100, v.s)[..., None] - v.y[:, None, :])
+            return 2 * (only(v.target and v.m <= _MOST_SQUARED, v.s)[..., None] - v.y[:, None, :])
         case "sign_W" | "sign_x":
             return np.sign(getattr(v, name[-1]))
         case "inverse":

@@ -31,10 +31,11 @@ class Step(NamedTuple):
     """A step of the computation, and the ways in which people take it; the first is right."""
 
     name: str
-    inputs: tuple[str, ...]  # the steps that it is computed from
+    inputs: tuple[str, ...]  # the steps that it is computed from, in the right way
     why: str  # the rule that a wrong way breaks
     line: str  # the right line of NumPy
     ways: tuple[Way, ...]
+    also: tuple[str, ...] = ()  # what wrong ways use besides
 
 
 class Inputs(NamedTuple):
@@ -128,6 +129,7 @@ class Precision(NamedTuple):
     cost: int = 0
     coarse: float = 0.0  # the error of values of the size 1, about
     alone: bool = False  # whether it is looked for only where nothing else is wrong
+    certain: bool = True  # whether values that it explains need not be told from chance
 
 
 def errors(steps: Sequence[Step], ways: Ways, inputs: Inputs, precision: Precision, eps: float) -> Values:

@@ -33,16 +33,16 @@ class Programs(NamedTuple):
         return Programs(self.ways[:count], self.costs[:count], self.wrong[:count], _part(self.values, slice(count)))
 
 
-def programs(steps: Sequence[Step], inputs: Inputs, most: int) -> Iterator[Programs]:
+def programs(steps: Sequence[Step], needed: Sequence[Step], inputs: Inputs, most: int) -> Iterator[Programs]:
     """All programs with up to ``most`` wrong ways, one or two: together, or one by one where there may be one alone.
 
-    The right program comes first, then those with one wrong way. A step that the user gave, and the steps before it,
-    have no wrong ways: what they did is in what was given.
+    Wrong are some of the steps that are ``needed``. The right program comes first, then those with one wrong way. A
+    step that the user gave, and the steps before it, have no wrong ways: what they did is in what was given.
     """
     done = {step.name for step in steps if step.name in inputs.given}
     for step in reversed(steps):
         done.update(step.inputs if step.name in done else ())
-    open_steps = [step for step in steps if step.name not in done]
+    open_steps = [step for step in needed if step.name not in done]
     if most > 1:
         yield _together(steps, open_steps, inputs, most)
         return

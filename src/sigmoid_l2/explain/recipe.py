@@ -42,11 +42,11 @@ _ERROR_SIGN = (
 )
 
 
-def steps_of(name: str) -> tuple[Step, ...]:
-    """The steps that ``name`` is computed from, itself included, in order."""
+def steps_of(name: str, also: bool = False) -> tuple[Step, ...]:
+    """The steps that ``name`` is computed from, itself included, in order; ``also`` those that wrong ways use."""
     names = {{"dW": STEPS[-1].name, "dx": STEPS[-1].name, "loss": "e"}.get(name, name)}
     for step in reversed(STEPS):
-        names.update(step.inputs if step.name in names else ())
+        names.update((*step.inputs, *(step.also if also else ())) if step.name in names else ())
     return tuple(step for step in STEPS if step.name in names)
 
 
@@ -108,7 +108,7 @@ class Recipe(NamedTuple):
         self, steps: Values, inputs: Inputs, precision: Precision, eps: float, places: Places | None = None
     ) -> Array:
         """The largest error of ``values``, flat: that of the steps, and that of the sums."""
-        off = errors(steps_of(self.name), self.ways, inputs, precision, eps)
+        off = errors(steps_of(self.name, also=True), self.ways, inputs, precision, eps)
         sizes = Values(**{k: np.abs(a) if isinstance(a, np.ndarray) else a for k, a in steps.__dict__.items()})
         off = Values(**{**sizes.__dict__, **off.__dict__, "y": np.zeros_like(steps.y)})
         formula = self.product.formula
@@ -127,10 +127,10 @@ class Recipe(NamedTuple):
         def say(done: str, why: str, right: str) -> None:
             said.append(f"{done}: {why}; {right}")
 
-        each = " for each pair" * (inputs.cells * inputs.terms > 1)
         why, line = RIGHT[self.name]
+        line += _each(line, inputs)
         if self.product.done:
-            say(self.product.done, self.product.why or why, f"write {line}{each}")
+            say(self.product.done, self.product.why or why, f"write {line}")
         if self.sum.done:
             right = "add up the gradients of the pairs" if inputs.terms > 1 else "give one for each pair"
             what = {"dW": "gradients", "dx": "gradients", "loss": "losses"}.get(self.name, "values")
@@ -147,7 +147,7 @@ class Recipe(NamedTuple):
         for step in steps_of(self.name):
             if way := self.ways.get(step.name):
                 done = way.done if inputs.target else way.plain or way.done
-                say(done, way.why or step.why, f"write {step.line}")
+                say(done, way.why or step.why, f"write {step.line}{_each(step.line, inputs)}")
         if self.added:
             say(self.added.done.format(k=self._added_factor(inputs)), self.added.why, self.added.right)
         if self.difference:
@@ -173,6 +173,11 @@ def _with_error(place: int, off: Values) -> Callable[[str, Values], Array]:
     """The factors of a product, which are asked for in order: that at ``place`` is ``off``."""
     calls = itertools.count()
     return lambda name, values: _size(name, off if next(calls) == place else values)
+
+
+def _each(line: str, inputs: Inputs) -> str:
+    """What a line of NumPy for one pair needs to be right for several."""
+    return " for each pair" * (inputs.cells * inputs.terms > 1 and any(word in line for word in ("@", "sum", "outer")))
 
 
 def _signed(k: float) -> str:
@@ -210,7 +215,7 @@ def true_values(name: str, inputs: Inputs, rtol: float, dtype: DType) -> tuple[A
     normal number do not count.
     """
     right = Recipe(name, PRODUCTS[name][0], Sum("", lambda pairs: pairs))
-    steps = run(steps_of(name), {}, inputs)
+    steps = run(steps_of(name, also=True), {}, inputs)
     values, _ = right.values(steps, inputs)
     error = right.error(steps, inputs, exact, eps_of(dtype))
     return values, rtol * np.abs(values) + error + smallest_of(dtype)

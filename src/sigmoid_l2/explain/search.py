@@ -34,6 +34,10 @@ Array = npt.NDArray[Any]
 
 # The largest accepted probability that a random wrong gradient fits the explanation, or one tried before it.
 _CHANCE = 3e-3
+# The same for one that is only rounded in its steps.
+_CHANCE_OF_ROUNDING = 0.02
+# The largest factor that no table has, and one over the smallest.
+_MOST_FACTOR = 1e6
 # The most deviations of the steps, the product and the sum together; a factor and a precision can come on top.
 _MOST_WRONG = 2
 # The most values of a step, in what is compared first, for which two deviations are tried; of more only one is.
@@ -78,10 +82,13 @@ class Search:
         # A large rtol would accept nearly every recipe, and an explanation need not be better than single precision.
         self.rtol, self.eps = min(max(rtol, 1e-5), 1e-3), eps_of(dtype)
         self.name, self.given, self.inputs, self.dtype = name, given.ravel(), inputs, dtype
-        self.steps = steps_of(name)
+        self.steps = steps_of(name, also=True)
+        self.needed = steps_of(name)
+        self.different = len(np.unique(self.given[:: max(1, given.size // _MOST_ODDS)]))
         self.off = np.nan_to_num(np.abs(self.given - true.ravel())) if true.size == self.given.size else np.zeros(0)
         right = run(self.steps, {}, inputs)
-        loss = inputs.summed((right.e**2).sum(axis=1)) if hasattr(right, "e") else np.zeros(0)
+        # Of a gradient, which may be differences of the loss.
+        loss = inputs.summed((right.e**2).sum(axis=1)) if name in ("dW", "dx") else np.zeros(0)
         c = getattr(right, "c", np.ones(1))
         wrong = wrong_precisions(self.given, true.ravel(), loss, inputs, c, self.eps, self.rtol, dtype)
         self.precisions = [exact, *wrong]
@@ -170,7 +177,7 @@ class Search:
             few = pairs.at(self._cells(pairs))
             products = self._products(pairs)
             most = _MOST_WRONG if few.y.size <= _MOST_TOGETHER else 1
-            for found in programs(self.steps, few, most) if products else ():
+            for found in programs(self.steps, self.needed, few, most) if products else ():
                 for product in products:
                     recipe = Recipe(self.name, product, own_sum)
                     yield from self._with_programs(recipe, found, most, pairs, few)
@@ -234,7 +241,7 @@ class Search:
             for factor, constant in [(1.0, None), *constants(self.inputs)]:
                 if abs(abs(best) - factor) <= 0.1 * factor:
                     yield recipe._replace(precision=precision, factor=math.copysign(factor, best), constant=constant)
-            if free and given.size > 1:
+            if free and given.size > 1 and 1 / _MOST_FACTOR < abs(best) < _MOST_FACTOR:
                 yield recipe._replace(precision=precision, factor=best)
 
     def _with_additions(
@@ -324,10 +331,18 @@ class Search:
                 return None
             deviation[same] = 0
         fit = Fit(recipe, float(deviation.sum()), result, near)
-        # That only the precision is wrong can be said of the values in any case.
-        if recipe.only_rounds or self._odds(recipe, pairs, given, result, tolerance) <= math.log(chance):
-            return fit
-        return None
+        if recipe.only_rounds:
+            # That only the precision is wrong can be said of the rounded truth in any case, and of what rounding in the
+            # steps may have made where not nearly anything may be that.
+            precision = recipe.precision
+            is_certain = precision.certain or bool(
+                np.all(deviation <= 0.92 * precision.last(result) + self.rtol * size)
+            )
+            chance = _CHANCE_OF_ROUNDING if math.isfinite(chance) else chance
+            return (
+                fit if is_certain or self._odds(recipe, pairs, given, result, tolerance) <= math.log(chance) else None
+            )
+        return fit if self._odds(recipe, pairs, given, result, tolerance) <= math.log(chance) else None
 
     def _odds(self, recipe: Recipe, pairs: Inputs, given: Array, result: Array, tolerance: Array) -> float:
         """The logarithm of the probability that random values would fit as well; 0 where nothing can be said.
@@ -348,8 +363,10 @@ class Search:
         """How many of the given numbers are independent, and not used up by what is fitted.
 
         These are the g_i of a pair or, where a pair's gradient has fewer values, those; a sum over pairs has no more.
+        Equal values are one number.
         """
-        return int(pairs.cells * min(pairs.W.shape[1], self.given.size // pairs.cells)) - recipe.free
+        numbers = int(pairs.cells * min(pairs.W.shape[1], self.given.size // pairs.cells))
+        return min(numbers, self.different) - recipe.free
 
 
 def multiple(given: Array, values: Array) -> float:

@@ -222,7 +222,7 @@ _DS = Step(
 _TANH = "1 - s² is the derivative of tanh; that of the sigmoid is ds/dq = s(1 - s)"
 _DQ = Step(
     "ds_dq",
-    ("s", "e"),  # e in a wrong way alone
+    ("s",),
     "the derivative of the sigmoid is ds/dq = s(1 - s)",
     "ds_dq = s * (1 - s)",
     (
@@ -305,6 +305,7 @@ _DQ = Step(
             cost=5,
         ),
     ),
+    ("e",),
 )
 
 _G = Step(
