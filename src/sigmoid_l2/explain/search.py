@@ -28,7 +28,7 @@ from sigmoid_l2.explain.products import (
 )
 from sigmoid_l2.explain.program import Inputs, run
 from sigmoid_l2.explain.programs import Programs, programs
-from sigmoid_l2.explain.recipe import FREE, ONE, DType, Recipe, eps_of, smallest_of, steps_of, true_values
+from sigmoid_l2.explain.recipe import FREE, ONE, DType, Recipe, eps_of, smallest_of, steps_of
 
 Array = npt.NDArray[Any]
 
@@ -99,8 +99,7 @@ class Search:
         if self.given.size == true.size > 0:
             off = np.abs(self.given - true.ravel()).reshape(inputs.cells, -1).max(axis=1)
             self.worst = np.argsort(off, kind="stable")[-_FEW_CELLS // 2 :]
-        right_values, allowed = true_values(name, inputs.at(self._cells(inputs)), self.rtol, dtype)
-        with_error = float(np.max(allowed, initial=0)) / (float(np.max(np.abs(right_values), initial=0)) or 1.0)
+        with_error = self._right_error(true)
         largest = float(np.max(np.abs(self.given), initial=0))
         near = largest * min(max(_NEAR, 10 * with_error), _MOST_NEAR)
         for precision in self.with_others:
@@ -108,6 +107,17 @@ class Search:
         self.near = near
         self.compared: dict[tuple[int, ...], tuple[Array, Places]] = {}  # what _few has found
         self.tried: Counter[int] = Counter()  # recipes by the cost of their deviations
+
+    def _right_error(self, true: Array) -> float:
+        """The largest error of the right values at a few places, relative to the largest of them."""
+        recipe = Recipe(self.name, PRODUCTS[self.name][0], SUMS[0])
+        few = self.inputs.at(self._cells(self.inputs))
+        steps = run(self.steps, {}, few)
+        true = true.reshape(self.inputs.cells, *axis_sizes(recipe.product.formula, steps))[self._cells(self.inputs)]
+        places = places_of(true, np.abs(true), _FEW)
+        values, _ = recipe.values(steps, few, places)
+        allowed = self.rtol * np.abs(values) + recipe.error(steps, few, exact, self.eps, places)
+        return float(np.max(allowed, initial=0)) / (float(np.max(np.abs(values), initial=0)) or 1.0)
 
     def explanation(self) -> tuple[str, ...] | None:
         """The mistakes, a sentence each; () where the values are right, None where nothing known fits."""
