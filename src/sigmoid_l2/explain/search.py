@@ -40,8 +40,10 @@ _CHANCE_OF_ROUNDING = 0.02
 _MOST_FACTOR = 1e6
 # The most deviations of the steps, the product and the sum together; a factor and a precision can come on top.
 _MOST_WRONG = 2
-# The most values of a step, in what is compared first, for which two deviations are tried; of more only one is.
-_MOST_TOGETHER = 20_000
+# The most values of W and of all programs with two wrong steps, of which there are about so many, for which these are
+# computed; of larger problems one deviation is tried. It keeps a W of 2000x2000 below 2 s.
+_MOST_VALUES = 5_000_000
+_PROGRAMS = 700
 # An explanation of this much more cost is told, too, where only this W and x make it give the same numbers.
 _MARGIN = 1
 # The most explanations that are told as "one of these".
@@ -186,7 +188,8 @@ class Search:
                 continue
             few = pairs.at(self._cells(pairs))
             products = self._products(pairs)
-            most = _MOST_WRONG if few.y.size <= _MOST_TOGETHER else 1
+            is_small = few.W.size + _PROGRAMS * few.y.size <= _MOST_VALUES
+            most = _MOST_WRONG if is_small else 1
             for found in programs(self.steps, self.needed, few, most) if products else ():
                 for product in products:
                     recipe = Recipe(self.name, product, own_sum)
