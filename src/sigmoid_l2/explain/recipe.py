@@ -33,12 +33,12 @@ ONE = 2  # the cost of one usual mistake
 FREE = 5  # the cost of a number that no table has: a factor, or that of what is added
 
 _SIGN = (
-    "the opposite sign: the gradient points to where f grows; take the minus out, which belongs to the step "
-    "W - rate * dW"
+    "the opposite sign: the gradient points to where f grows, and ds/dq is s(1 - s), not -s(1 - s) as of 1/(1 + e^q); "
+    "take the minus out, which belongs to the step W - rate * dW"
 )
 _ERROR_SIGN = (
-    "the opposite sign: the error is e = s - y, not y - s, and no minus stands in front; take the minus out, which "
-    "belongs to the step W - rate * dW"
+    "the opposite sign: the error is e = s - y, not y - s, and ds/dq is s(1 - s), not -s(1 - s) as of 1/(1 + e^q); "
+    "take the minus out, which belongs to the step W - rate * dW"
 )
 
 
