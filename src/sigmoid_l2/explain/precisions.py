@@ -90,7 +90,7 @@ def _noise(step: float, ulp: float) -> Precision:
     text = (
         f"differences of the loss with a step of about {step:.0e}, which is too small: the loss has "
         f"{-math.log10(2 * ulp):.0f} digits after the point, and rounding eats up the difference; use a step of about "
-        "1e-5, and compare with atol=1e-9"
+        "1e-5, and allow for an error of 1e-9"
     )
     return Precision(
         (text,),
