@@ -113,7 +113,8 @@ def vectors(W: Any, x: Any) -> Any:
     n, batches = W.shape[-1], []
     is_vector, is_column = x.shape[-1:] == (n,), x.shape[-2:] == (n, 1)
     readings = [x] if is_vector else []
-    if is_column and x.shape[:-1] != W.shape[:-2]:
+    # One vector for each W, with n = 1, is read as that alone.
+    if is_column and not (is_vector and x.shape[:-1] == W.shape[:-2]):
         readings.append(x[..., 0])
     for reading in readings:
         try:
