@@ -47,7 +47,8 @@ def check_grad(
 
     The true gradient is computed in float64. A value is right if its error is at most ``rtol`` times the true value,
     plus ``atol``, plus what rounding in the given array's own dtype may cause: as much as the accuracy contract of this
-    library allows, and 4 eps of the largest true value, which other formulas lose where 1 - s is small.
+    library allows, and 4 eps of the largest true value, which other formulas lose where 1 - s is small. A float64 array
+    counts as float32 where W and x are, because lists of float32 numbers come as float64.
 
     Parameters
     ----------
