@@ -465,7 +465,7 @@ GROUPS["Numbers"] = (
     kind(
         "float16 W",
         "q = (W.astype(np.float16) @ x.astype(np.float16)).astype(float)",
-        "digits are lost|only the|are wrong",
+        "digits may be lost|only the|are wrong",
         fact=True,
     ),
     kind("float16 at the end", "dW = np.outer(dloss_dq, x).astype(np.float16).astype(float)", "float16"),

@@ -33,8 +33,8 @@ def facts(name: str, given: Array, true: Array, allowed: Array, inputs: Inputs) 
     if np.all(error <= _CLOSE * np.abs(true)):
         most = float(np.max(error / np.abs(true)))
         return (
-            f"all values are within {most:.1g} of the right ones, relative to them: digits are lost; look for float16, "
-            "for numbers that were printed, and for differences",
+            f"all values are within {most:.1g} of the right ones, relative to them: digits may be lost; look for "
+            "float16, for numbers that were printed, and for differences",
         )
     if (
         name == "dW"
